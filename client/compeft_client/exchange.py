@@ -1,0 +1,219 @@
+"""EdgeClient: sync an expert from an aggregator, submit a task vector to it. The SDK; no Flower, no torch.
+
+Nothing that arrives is used before its signature, its place in the log and its state digest are checked. A client never goes
+back to an older version than the one it has unless told to.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compeft_client import trust
+from compeft_client.state import Memory, Pending, StateDirectory, settle
+from compeft_core import Compression, Layout, Vector, compress, encode, parse, state_digest
+from compeft_core.errors import FormatError
+from compeft_proto import envelope as dsse
+from compeft_proto import manifest as mf
+from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.task import Origin, RoundTask
+from compeft_proto.transport import Dialogue, SubmitDialogue, Tls, open_channel, upload
+from compeft_proto.v1 import exchange_pb2 as xp
+from compeft_proto.v1 import exchange_pb2_grpc as rpc
+from compeft_proto.v1 import expert_pb2 as pb
+
+NONCE_BYTES = 16
+LIFETIME_MS = 60 * 60 * 1000
+"""How long a sealed update may be under way."""
+
+SyncDialogue = Dialogue[xp.SyncCall, xp.SyncReply]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback."""
+
+    address: str
+    key: SigningKey
+    aggregator: PublicKey
+    state: Path
+    tls: Tls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """An expert at one version. `vector` is float32 of shape (layout.size,), the state that the version's digest names."""
+
+    expert: str
+    version: int
+    layout: Layout
+    vector: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What local training produced: the task vector (tuned minus synced, float32 of shape (layout.size,)), the number of examples
+    behind it, metrics by name, and the SHA-256 of the base model and adapter configuration it was trained with.
+    """
+
+    task_vector: Vector
+    num_examples: int
+    metrics: Mapping[str, float]
+    origin: Origin = Origin()
+
+
+class EdgeClient:
+    """One edge client of one aggregator; a context manager, because it holds a connection."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._channel = open_channel(edge.address, edge.tls)
+        self._stub = rpc.ExpertExchangeStub(self._channel)
+
+    def __enter__(self) -> "EdgeClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def sync(self, expert: str, version: int | None = None, run: str = "", round_number: int = 0) -> Synced:
+        """Bring the local copy of `expert` to `version` (the newest by default) and settle the pending update.
+
+        `run` and `round_number` say on whose behalf, for the ledger. Errors: UnreachableError; UnknownExpertError; SignatureError,
+        WrongBaseError, ReplayError, FormatError or ChunkMismatchError if the answer cannot be trusted. After an error the local
+        copy is what it was.
+        """
+        directory = StateDirectory(self._edge.state / mf.check_name(expert, "expert"))
+        with directory.lock():
+            memory = directory.load()
+            trust.check_goal(expert, memory.version, version)
+            request = pb.SyncRequest(
+                expert=expert,
+                keyid=self._edge.key.keyid,
+                have_version=memory.version if memory.version >= 0 else None,
+                want_version=version,
+                nonce=secrets.token_bytes(NONCE_BYTES),
+                issued_at_ms=_now_ms(),
+                run=run,
+                round=round_number,
+            )
+            with SyncDialogue(self._stub.Sync, self._edge.address) as dialogue:
+                statement, manifests = self._ask(dialogue, request, memory)
+                payloads = [b"".join(_fetch(dialogue, ref) for ref in m.chunks) for m in manifests]
+            memory, synced = _follow(directory, memory, expert, manifests, payloads)
+            settle(directory, memory, synced.layout, statement.merged_sequence, statement.waiting_sequence)
+        return synced
+
+    def submit(self, task: RoundTask, trained: Trained) -> pb.Receipt:
+        """Compress the task vector plus the residual, seal it and send it for one round; the aggregator's receipt.
+
+        What compression leaves behind is kept for the next round. Errors: WrongBaseError if another version was synced last;
+        ConflictError while an earlier update waits for its round to close; NotFiniteError; the aggregator's refusal;
+        UnreachableError. After an error of the exchange the update stays pending, and the next `sync` settles it.
+        """
+        directory = StateDirectory(self._edge.state / mf.check_name(task.expert, "expert"))
+        with directory.lock():
+            memory = directory.load()
+            trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
+            layout = _layout(directory, memory)
+            payload, memory = _compress(directory, memory, layout, trained.task_vector, task.compression)
+            update = self._update(task, trained, payload, layout)
+            update.sequence = memory.sequence
+            update.base_state_digest = state_digest(layout, directory.vector(memory.synced, layout))
+            sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
+            with SubmitDialogue(self._stub.Submit, self._edge.address) as dialogue:
+                answer = upload(dialogue, sealed, update.chunks, payload)
+        receipt = dsse.open_envelope(answer, dsse.only(self._edge.aggregator), dsse.RECEIPT)
+        trust.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
+        return receipt
+
+    def _ask(
+        self, dialogue: SyncDialogue, request: pb.SyncRequest, memory: Memory
+    ) -> tuple[pb.SyncStatement, list[pb.VersionManifest]]:
+        """The signed statement, and the signed versions that `memory` lacks."""
+        trusted = dsse.only(self._edge.aggregator)
+        dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
+        statement = dsse.open_envelope(dialogue.receive().statement, trusted, dsse.SYNC_STATEMENT)
+        trust.check_statement(statement, request, memory.version)
+        manifests = []
+        while not (reply := dialogue.receive()).listed:
+            manifests.append(dsse.open_envelope(reply.version, trusted, dsse.VERSION))
+        trust.check_chain(manifests, request.expert, memory.version, statement.want_version)
+        return statement, manifests
+
+    def _update(self, task: RoundTask, trained: Trained, payload: bytes, layout: Layout) -> pb.UpdateManifest:
+        now = _now_ms()
+        return pb.UpdateManifest(
+            expert=task.expert,
+            base_version=task.version,
+            run=task.run,
+            round=task.round,
+            round_nonce=task.nonce,
+            keyid=self._edge.key.keyid,
+            base_model_digest=trained.origin.base_model_digest,
+            layout_digest=layout.digest,
+            adapter_config_digest=trained.origin.adapter_config_digest,
+            coding=mf.coding_of(parse(payload, max_size=layout.size), task.compression),
+            num_examples=trained.num_examples,
+            metrics=mf.metrics_to_proto(trained.metrics.items()),
+            issued_at_ms=now,
+            expires_at_ms=now + LIFETIME_MS,
+            chunks=mf.refs_of(payload),
+        )
+
+
+def _layout(directory: StateDirectory, memory: Memory) -> Layout:
+    return mf.layout_from_proto(pb.Genesis.FromString(directory.read(memory.genesis)).layout)
+
+
+def _follow(
+    directory: StateDirectory,
+    memory: Memory,
+    expert: str,
+    manifests: Sequence[pb.VersionManifest],
+    payloads: Sequence[bytes],
+) -> tuple[Memory, Synced]:
+    """Apply the versions in order, each checked against its signed digest, and save where they lead."""
+    if memory.version < 0:
+        memory = replace(memory, genesis=directory.write(manifests[0].genesis.SerializeToString()))
+    layout = _layout(directory, memory)
+    vector = directory.vector(memory.synced, layout)
+    for manifest, payload in zip(manifests, payloads, strict=True):
+        first = manifest.version == 0
+        vector = (
+            mf.initial_state(manifest.genesis, layout, payload) if first else mf.next_state(manifest, layout, vector, payload)
+        )
+    if manifests:
+        memory = replace(memory, version=manifests[-1].version, synced=directory.write_vector(vector))
+        directory.save(memory)
+    return memory, Synced(expert, memory.version, layout, vector)
+
+
+def _compress(
+    directory: StateDirectory, memory: Memory, layout: Layout, task_vector: Vector, compression: Compression
+) -> tuple[bytes, Memory]:
+    """The payload of the next update; it is pending, durably, before anything is sent."""
+    target = task_vector + directory.vector(memory.residual, layout)
+    payload = encode(compress(layout, target, compression))
+    pending = Pending(memory.sequence + 1, directory.write(payload), directory.write_vector(target))
+    memory = replace(memory, sequence=pending.sequence, pending=pending)
+    directory.save(memory)
+    return payload, memory
+
+
+def _fetch(dialogue: SyncDialogue, ref: pb.ChunkRef) -> bytes:
+    """One chunk of a version, checked."""
+    dialogue.send(xp.SyncCall(want=xp.NeededChunk(sha256=ref.sha256)))
+    data = bytearray()
+    while len(data) < ref.size:
+        part = dialogue.receive().data
+        if not part:
+            raise FormatError(f"the aggregator sent an empty part of chunk {ref.sha256.hex()[:16]}")
+        data += part
+    return mf.check_chunk(ref, bytes(data))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

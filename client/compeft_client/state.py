@@ -1,0 +1,134 @@
+"""What an edge client remembers of one expert between processes: its synced state, its residual, and the update under way.
+
+Files in one folder; `state.json` names the others by digest and is written last, so a crash leaves the old memory or the new one.
+
+The residual is what compression left behind. An update goes through three steps, each durable: *pending* (written before the
+first byte is sent: the update, and the task vector plus residual it was made from), *sent* by the exchange, *settled* at the next
+sync by what the aggregator signs:
+    merged      residual = (task vector + residual) - what the update carried
+    not merged  residual = (task vector + residual)
+So a lost, refused or repeated upload neither loses nor doubles anything. The residual is never touched anywhere else.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from compeft_client.files import write_durably
+from compeft_core import Layout, Vector, decode, densify, parse
+from compeft_core.errors import InputError
+from compeft_proto.errors import ConflictError
+
+INDEX = "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """An update that the aggregator may or may not have: file names of its payload and of the vector it was made from."""
+
+    sequence: int
+    payload: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The index: version of the synced state (-1: none), file names by SHA-256 ("" : none), newest sequence number used."""
+
+    version: int = -1
+    genesis: str = ""
+    synced: str = ""
+    residual: str = ""
+    sequence: int = 0
+    pending: Pending | None = None
+
+
+class StateDirectory:
+    """The memory of one expert in `folder`. One process at a time: take `lock` around everything."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder = folder
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder. Errors: ConflictError if another process holds it."""
+        with (self._folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConflictError(f"state directory {self._folder} is in use by another process") from error
+            yield
+
+    def load(self) -> Memory:
+        """The index; an empty one if there is none yet. Errors: InputError if it is damaged."""
+        path = self._folder / INDEX
+        if not path.exists():
+            return Memory()
+        try:
+            values = json.loads(path.read_text())
+            pending = values.pop("pending")
+            return Memory(pending=Pending(**pending) if pending else None, **values)
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is damaged: move the folder away to start from a fresh sync") from error
+
+    def read(self, name: str) -> bytes:
+        """A file that the index names. Errors: InputError if it is gone or altered."""
+        path = self._folder / name
+        data = path.read_bytes() if path.exists() else b""
+        if hashlib.sha256(data).hexdigest() != name:
+            raise InputError(f"{path} is damaged: move the folder away to start from a fresh sync")
+        return data
+
+    def write(self, data: bytes) -> str:
+        """Keep `data` under its SHA-256; returns that name. It counts once an index names it."""
+        name = hashlib.sha256(data).hexdigest()
+        write_durably(self._folder / name, data)
+        return name
+
+    def save(self, memory: Memory) -> None:
+        """Make `memory` the index, durably, and drop the files that it no longer names."""
+        write_durably(self._folder / INDEX, json.dumps(asdict(memory)).encode())
+        kept = {memory.genesis, memory.synced, memory.residual, INDEX, "lock"}
+        if memory.pending:
+            kept |= {memory.pending.payload, memory.pending.target}
+        for name in os.listdir(self._folder):
+            if name not in kept:
+                (self._folder / name).unlink()
+
+    def vector(self, name: str, layout: Layout) -> Vector:
+        """A vector that the index names, float32 of shape (layout.size,); zeros for no name. Errors: InputError."""
+        if not name:
+            return np.zeros(layout.size, np.float32)
+        data = self.read(name)
+        if len(data) != 4 * layout.size:
+            raise InputError(f"{self._folder / name} holds {len(data) // 4} parameters, the layout has {layout.size}")
+        return np.frombuffer(data, "<f4").astype(np.float32)
+
+    def write_vector(self, vector: Vector) -> str:
+        """Keep a vector; returns its name."""
+        return self.write(vector.astype("<f4").tobytes())
+
+
+def settle(directory: StateDirectory, memory: Memory, layout: Layout, merged_sequence: int, waiting_sequence: int) -> Memory:
+    """Settle the pending update, if any, by the aggregator's signed word; saves and returns the new memory.
+
+    It stays pending while its round is open (`waiting_sequence`). Nothing pending: the same memory back.
+    """
+    pending = memory.pending
+    if pending is None or pending.sequence == waiting_sequence:
+        return memory
+    residual = pending.target
+    if pending.sequence <= merged_sequence:
+        carried = densify(decode(parse(directory.read(pending.payload), max_size=layout.size)))
+        residual = directory.write_vector(directory.vector(pending.target, layout) - carried)
+    settled = replace(memory, residual=residual, pending=None)
+    directory.save(settled)
+    return settled

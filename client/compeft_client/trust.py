@@ -1,0 +1,56 @@
+"""What a client believes of an aggregator's answer: every check on the expert log, as plain functions that do no I/O.
+
+Signatures come first (`compeft_proto.envelope`), then these; the states are checked step by step in `compeft_proto.manifest`.
+"""
+
+from collections.abc import Sequence
+
+from compeft_core.errors import FormatError
+from compeft_proto.errors import ConflictError, ReplayError, WrongBaseError
+from compeft_proto.v1 import expert_pb2 as pb
+
+
+def check_goal(expert: str, have: int, want: int | None) -> None:
+    """A client does not go back. Errors: ReplayError if `want` is older than `have`."""
+    if want is not None and want < have:
+        raise ReplayError(f"{expert} is at version {have} here, asked was for {want}: a client does not go back")
+
+
+def check_statement(statement: pb.SyncStatement, request: pb.SyncRequest, have: int) -> None:
+    """The statement answers this very request, and does not lead back. Errors: ReplayError, WrongBaseError."""
+    if statement.nonce != request.nonce or statement.keyid != request.keyid:
+        raise ReplayError("the aggregator's statement answers another request: somebody may be replaying old answers")
+    if statement.expert != request.expert:
+        raise WrongBaseError(f"the aggregator's statement is of {statement.expert[:40]!a}, asked was for {request.expert!r}")
+    if statement.want_version < have or statement.head_version < statement.want_version:
+        raise ReplayError(
+            f"{request.expert} is at version {have} here, the aggregator offers {statement.want_version} of {statement.head_version}"
+        )
+    if request.HasField("want_version") and statement.want_version != request.want_version:
+        raise WrongBaseError(f"the aggregator offers version {statement.want_version}, asked was for {request.want_version}")
+
+
+def check_chain(manifests: Sequence[pb.VersionManifest], expert: str, have: int, want: int) -> None:
+    """The versions are those of `expert` from `have` + 1 to `want`, none missing. Errors: WrongBaseError, FormatError."""
+    numbers = [m.version for m in manifests]
+    if numbers != list(range(have + 1, want + 1)):
+        raise WrongBaseError(f"the aggregator sent versions {numbers[:8]}, needed are {have + 1} to {want}")
+    for manifest in manifests:
+        if manifest.expert != expert:
+            raise WrongBaseError(f"the aggregator sent a version of {manifest.expert[:40]!a}, asked was for {expert!r}")
+    if have < 0 and manifests and manifests[0].genesis.expert != expert:
+        raise FormatError(f"version 0 of {expert} carries no genesis of its own")
+
+
+def check_receipt(receipt: pb.Receipt, update_digest: bytes) -> None:
+    """The receipt is for this very update. Errors: ReplayError."""
+    if receipt.update_digest != update_digest:
+        raise ReplayError(f"receipt is for update {receipt.update_digest.hex()[:16]}, sent was {update_digest.hex()[:16]}")
+
+
+def check_ready(expert: str, have: int, task_version: int, pending: int | None) -> None:
+    """A client may submit: it has the round's version, and nothing under way. Errors: WrongBaseError, ConflictError."""
+    if have != task_version:
+        raise WrongBaseError(f"{expert} is at version {have} here, the round builds on {task_version}: sync first")
+    if pending is not None:
+        raise ConflictError(f"update {pending} of {expert} is still under way: sync first")

@@ -1,0 +1,40 @@
+"""The expert both sides agree on: which arrays it has and where they start. No torch here, so the server never imports it.
+
+The initial state is a recipe, not a draw from torch: the same seed gives the same bytes on every machine and torch version.
+"""
+
+from math import sqrt
+
+from compeft_core.initial import seeded_state
+from compeft_core.layout import Layout, Vector, layout_of, unflatten
+
+LABELS = ("neg", "pos")
+HEAD = ("head.bias", "head.weight")
+HIDDEN, INNER, LAYERS = 384, 1536, 6
+MODULES = {
+    "attention.self.query": (HIDDEN, HIDDEN),
+    "attention.self.key": (HIDDEN, HIDDEN),
+    "attention.self.value": (HIDDEN, HIDDEN),
+    "attention.output.dense": (HIDDEN, HIDDEN),
+    "intermediate.dense": (INNER, HIDDEN),
+    "output.dense": (HIDDEN, INNER),
+}
+"""Adapted modules of each encoder layer of all-MiniLM-L6-v2: (outputs, inputs)."""
+
+
+def layout(rank: int) -> Layout:
+    """LoRA A and B of every adapted module under PEFT's names, ternary; the head, dense."""
+    shapes: dict[str, tuple[int, ...]] = {"head.bias": (len(LABELS),), "head.weight": (len(LABELS), HIDDEN)}
+    for number in range(LAYERS):
+        for module, (outputs, inputs) in MODULES.items():
+            name = f"base_model.model.encoder.layer.{number}.{module}"
+            shapes[f"{name}.lora_A.weight"] = (rank, inputs)
+            shapes[f"{name}.lora_B.weight"] = (outputs, rank)
+    return layout_of(shapes, dense=HEAD)
+
+
+def initial_arrays(rank: int, seed: int) -> dict[str, Vector]:
+    """The arrays training starts from: A uniform as in PEFT (bound 1 / sqrt(inputs)), B and the head zero."""
+    expert = layout(rank)
+    bounds = [1 / sqrt(t.shape[1]) if t.name.endswith(".lora_A.weight") else 0.0 for t in expert.tensors]
+    return unflatten(expert, seeded_state(expert, seed, bounds))

@@ -1,0 +1,178 @@
+"""Errors of the exchange, below the root in `compeft_core.errors`, and the one table that maps them to gRPC status codes.
+
+CompeftError
+├── TrustError               who signed it, or what it claims to be, is not acceptable
+│   ├── SignatureError       the signature does not fit the bytes
+│   ├── UnknownKeyError      the key is not enrolled, or revoked
+│   ├── PayloadTypeError     a sealed message of another type than this door takes
+│   └── ForbiddenError       the key may not do this
+├── RefusedError             genuine, but against the rules: the aggregator's word is final
+│   ├── ExpiredError         issued in the future, or too long ago
+│   ├── ReplayError          seen before, in a round that is over
+│   ├── DuplicateError       a second, different update of one client for one round
+│   ├── RoundClosedError     no such round is open
+│   ├── WrongBaseError       trained on another base model or another version
+│   ├── WrongAdapterError    another adapter configuration
+│   ├── UnknownExpertError   no expert, or no version, of that name
+│   └── ConflictError        it exists already, and is different
+└── TransferError            bytes that did not arrive: try again
+├── TruncatedError       the stream ended before the chunk did
+├── ChunkMismatchError   a chunk that is not what its digest says
+└── UnreachableError     nobody answers at that address
+"""
+
+import grpc
+
+from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
+
+
+class TrustError(CompeftError):
+    """Who signed it, or what it claims to be, is not acceptable."""
+
+    code = "untrusted"
+
+
+class SignatureError(TrustError):
+    """The signature does not fit the bytes."""
+
+    code = "bad_signature"
+
+
+class UnknownKeyError(TrustError):
+    """The key is not enrolled, or is revoked."""
+
+    code = "unknown_key"
+
+
+class PayloadTypeError(TrustError):
+    """A sealed message of another type than this door takes."""
+
+    code = "wrong_payload_type"
+
+
+class ForbiddenError(TrustError):
+    """The key may not do this."""
+
+    code = "forbidden"
+
+
+class RefusedError(CompeftError):
+    """Genuine, but against the rules."""
+
+    code = "refused"
+
+
+class ExpiredError(RefusedError):
+    """Issued in the future, or too long ago."""
+
+    code = "expired"
+
+
+class ReplayError(RefusedError):
+    """Seen before, in a round that is over."""
+
+    code = "replay"
+
+
+class DuplicateError(RefusedError):
+    """A second, different update of one client for one round."""
+
+    code = "duplicate"
+
+
+class RoundClosedError(RefusedError):
+    """No such round is open."""
+
+    code = "round_closed"
+
+
+class WrongBaseError(RefusedError):
+    """Trained on another base model or on another version."""
+
+    code = "wrong_base"
+
+
+class WrongAdapterError(RefusedError):
+    """Trained with another adapter configuration."""
+
+    code = "wrong_adapter"
+
+
+class UnknownExpertError(RefusedError):
+    """No expert, or no version, of that name."""
+
+    code = "unknown_expert"
+
+
+class ConflictError(RefusedError):
+    """It exists already, and is different."""
+
+    code = "conflict"
+
+
+class TransferError(CompeftError):
+    """Bytes that did not arrive."""
+
+    code = "transfer"
+
+
+class TruncatedError(TransferError):
+    """The stream ended before the chunk did."""
+
+    code = "truncated"
+
+
+class ChunkMismatchError(TransferError):
+    """A chunk that is not what its digest says."""
+
+    code = "chunk_mismatch"
+
+
+class UnreachableError(TransferError):
+    """Nobody answers at that address."""
+
+    code = "unreachable"
+
+
+STATUS: dict[type[CompeftError], grpc.StatusCode] = {
+    CompeftError: grpc.StatusCode.UNKNOWN,
+    InputError: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFiniteError: grpc.StatusCode.INVALID_ARGUMENT,
+    LayoutMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
+    FormatError: grpc.StatusCode.INVALID_ARGUMENT,
+    LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TrustError: grpc.StatusCode.UNAUTHENTICATED,
+    SignatureError: grpc.StatusCode.UNAUTHENTICATED,
+    UnknownKeyError: grpc.StatusCode.UNAUTHENTICATED,
+    PayloadTypeError: grpc.StatusCode.INVALID_ARGUMENT,
+    ForbiddenError: grpc.StatusCode.PERMISSION_DENIED,
+    RefusedError: grpc.StatusCode.FAILED_PRECONDITION,
+    ExpiredError: grpc.StatusCode.FAILED_PRECONDITION,
+    ReplayError: grpc.StatusCode.ALREADY_EXISTS,
+    DuplicateError: grpc.StatusCode.ALREADY_EXISTS,
+    RoundClosedError: grpc.StatusCode.FAILED_PRECONDITION,
+    WrongBaseError: grpc.StatusCode.FAILED_PRECONDITION,
+    WrongAdapterError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnknownExpertError: grpc.StatusCode.NOT_FOUND,
+    ConflictError: grpc.StatusCode.ALREADY_EXISTS,
+    TransferError: grpc.StatusCode.ABORTED,
+    TruncatedError: grpc.StatusCode.ABORTED,
+    ChunkMismatchError: grpc.StatusCode.DATA_LOSS,
+    UnreachableError: grpc.StatusCode.UNAVAILABLE,
+}
+"""Every class of the tree and its gRPC status. The class itself travels as `ERROR_CODE_KEY` in the trailing metadata."""
+
+ERROR_CODE_KEY = "compeft-error-code"
+BY_CODE: dict[str, type[CompeftError]] = {cls.code: cls for cls in STATUS}
+
+
+def from_rpc(error: grpc.RpcError, peer: str) -> CompeftError:
+    """The typed error behind a failed call to `peer`; UnreachableError when the call never arrived."""
+    call: grpc.Call = error  # type: ignore[assignment]  # every RpcError that grpc raises is also a Call
+    trailing = dict(call.trailing_metadata() or ())
+    code = trailing.get(ERROR_CODE_KEY)
+    if isinstance(code, str) and code in BY_CODE:
+        return BY_CODE[code](call.details())
+    if call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return UnreachableError(f"aggregator {peer} cannot be reached: {call.details()}; is `compeft serve` running there?")
+    return TransferError(f"aggregator {peer} ended the call: {call.code().name}: {call.details()}")

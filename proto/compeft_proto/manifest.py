@@ -1,0 +1,200 @@
+"""Between signed messages and the values of core: conversions both ways, and the checks that a message must pass to become one.
+
+What a message claims is never trusted: sizes are capped, digests have 32 bytes, and what a manifest repeats of its payload
+must agree with the payload.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import numpy as np
+
+from compeft_core import Compression, Encoded, Layout, ScaleRule, Tensor, Vector, add_to, parse, seeded_state, state_digest
+from compeft_core.compress import Granularity
+from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
+from compeft_core.layout import Kind
+from compeft_proto.errors import ChunkMismatchError, WrongBaseError
+from compeft_proto.v1 import expert_pb2 as pb
+
+CHUNK_BYTES = 2**20
+"""Bytes of a chunk; the last one of a payload may be shorter."""
+MAX_CHUNKS = 2**16
+DIGEST_BYTES = 32
+MAX_NAME = 128
+CODEC = "rice"
+
+_KIND_TO_PROTO: dict[Kind, pb.TensorKind.ValueType] = {"ternary": pb.TENSOR_KIND_TERNARY, "dense": pb.TENSOR_KIND_DENSE}
+_KIND_FROM_PROTO: dict[int, Kind] = {number: kind for kind, number in _KIND_TO_PROTO.items()}
+
+
+def layout_to_proto(layout: Layout) -> pb.Layout:
+    """A layout as a message, tensors in canonical order."""
+    return pb.Layout(tensors=[pb.Tensor(name=t.name, shape=t.shape, kind=_KIND_TO_PROTO[t.kind]) for t in layout.tensors])
+
+
+def layout_from_proto(message: pb.Layout) -> Layout:
+    """A message as a layout. Errors: FormatError if it is none (order, repeated names, shapes), LimitError."""
+    try:
+        return Layout(tuple(Tensor(t.name, tuple(t.shape), _kind(t.kind)) for t in message.tensors))
+    except InputError as error:
+        raise FormatError(f"manifest's {error}") from error
+
+
+def compression_to_proto(compression: Compression) -> pb.Compression:
+    """Compression settings as a message."""
+    return pb.Compression(
+        density=compression.density,
+        scale_rule=compression.scale,
+        factor=compression.factor,
+        granularity=compression.granularity,
+    )
+
+
+def compression_from_proto(message: pb.Compression) -> Compression:
+    """A message as compression settings. Errors: InputError if out of range or of an unknown name."""
+    return compression_of(message.density, message.scale_rule, message.factor, message.granularity)
+
+
+def compression_of(density: float, scale: str, factor: float, granularity: str = "vector") -> Compression:
+    """Settings from words that come from outside. Errors: InputError if out of range or of an unknown name."""
+    return Compression(density, cast(ScaleRule, scale), factor, cast(Granularity, granularity))
+
+
+def coding_of(encoded: Encoded, compression: Compression) -> pb.Coding:
+    """What a manifest says of its payload."""
+    return pb.Coding(
+        codec=CODEC,
+        compression=compression_to_proto(compression),
+        ternary_size=encoded.ternary_size,
+        dense_size=encoded.dense_size,
+        kept=encoded.count,
+        scales=encoded.scales.tolist(),
+    )
+
+
+def read_payload(coding: pb.Coding, blob: bytes, layout: Layout) -> Encoded:
+    """Decode-check `blob` and hold it against the manifest and the layout.
+
+    Errors: FormatError if malformed or if the manifest says other counts; LayoutMismatchError; NotFiniteError if the manifest
+    names a scale that is NaN or infinite.
+    """
+    if not all(math.isfinite(s) for s in coding.scales):
+        raise NotFiniteError("manifest names a scale that is NaN or infinite")
+    encoded = parse(blob, max_size=layout.size)
+    found, expected = (encoded.ternary_size, encoded.dense_size), (layout.ternary_size, layout.dense_size)
+    if found != expected:
+        raise LayoutMismatchError(f"payload has {found[0]} ternary and {found[1]} dense parameters, the layout {expected}")
+    claimed = (coding.codec, coding.ternary_size, coding.dense_size, coding.kept, list(coding.scales))
+    actual = (CODEC, *found, encoded.count, encoded.scales.tolist())
+    if claimed != actual:
+        raise FormatError(f"manifest says coding {_short(claimed)}, its payload {_short(actual)}")
+    return encoded
+
+
+def chunks(blob: bytes) -> list[bytes]:
+    """A payload cut into chunks, in order."""
+    return [blob[i : i + CHUNK_BYTES] for i in range(0, len(blob), CHUNK_BYTES)]
+
+
+def refs_of(blob: bytes) -> list[pb.ChunkRef]:
+    """The references to a payload's chunks, in order."""
+    return [pb.ChunkRef(sha256=hashlib.sha256(part).digest(), size=len(part)) for part in chunks(blob)]
+
+
+def check_refs(refs: Sequence[pb.ChunkRef], max_bytes: int) -> int:
+    """Bytes in all of the chunks that `refs` name. Errors: FormatError, LimitError above `max_bytes`."""
+    if len(refs) > MAX_CHUNKS:
+        raise LimitError(f"manifest names {len(refs)} chunks, the cap is {MAX_CHUNKS}")
+    for ref in refs:
+        check_digest(ref.sha256, "chunk")
+        if not 0 < ref.size <= CHUNK_BYTES:
+            raise LimitError(f"chunk of {ref.size} bytes, allowed are 1 to {CHUNK_BYTES}")
+    if any(ref.size != CHUNK_BYTES for ref in refs[:-1]):
+        raise FormatError(f"a chunk before the last is not of {CHUNK_BYTES} bytes")
+    total = sum(ref.size for ref in refs)
+    if total > max_bytes:
+        raise LimitError(f"manifest names {total} bytes of chunks, the cap is {max_bytes}")
+    return total
+
+
+def check_chunk(ref: pb.ChunkRef, data: bytes) -> bytes:
+    """`data`, if it is what `ref` says. Errors: ChunkMismatchError."""
+    found = hashlib.sha256(data).digest()
+    if found != ref.sha256 or len(data) != ref.size:
+        raise ChunkMismatchError(
+            f"chunk {ref.sha256.hex()[:16]} of {ref.size} bytes arrived as {found.hex()[:16]} of {len(data)}: send it again"
+        )
+    return data
+
+
+def check_digest(digest: bytes, what: str) -> bytes:
+    """`digest`, if it has 32 bytes. Errors: FormatError."""
+    if len(digest) != DIGEST_BYTES:
+        raise FormatError(f"{what} digest of {len(digest)} bytes, SHA-256 has {DIGEST_BYTES}")
+    return digest
+
+
+def check_name(name: str, what: str) -> str:
+    """`name`, if it may name an expert, a run or a metric: 1 to 128 of letters, digits and `._/-`, no `..`. Errors: FormatError."""
+    allowed = name.isascii() and all(c.isalnum() or c in "._/-" for c in name)
+    if not 0 < len(name) <= MAX_NAME or not allowed or ".." in name or name.startswith("/"):
+        raise FormatError(f"{what} name {name[:40]!a}, allowed are 1 to {MAX_NAME} letters, digits and ._/-")
+    return name
+
+
+def initial_state(genesis: pb.Genesis, layout: Layout, snapshot: bytes = b"") -> Vector:
+    """Version 0: computed from its seed, or read from the bytes of its snapshot.
+
+    Shape (layout.size,), float32. Errors: FormatError if the manifest is wrong; NotFiniteError; WrongBaseError if the state is
+    not the one the manifest names.
+    """
+    if genesis.WhichOneof("initial") == "seeded":
+        try:
+            state = seeded_state(layout, genesis.seeded.seed, list(genesis.seeded.bounds))
+        except InputError as error:
+            raise FormatError(f"genesis of {genesis.expert}: {error}") from error
+    else:
+        if len(snapshot) != 4 * layout.size:
+            raise FormatError(f"snapshot of {len(snapshot)} bytes, the layout needs {4 * layout.size}")
+        state = np.frombuffer(snapshot, "<f4").astype(np.float32)
+        if not np.isfinite(state).all():
+            raise NotFiniteError(f"snapshot of {genesis.expert} holds NaN or infinity")
+    _check_state(genesis.expert, 0, genesis.state_digest, layout, state)
+    return state
+
+
+def next_state(manifest: pb.VersionManifest, layout: Layout, state: Vector, payload: bytes) -> Vector:
+    """The state that one version leads to, from its parent `state`; `state` itself is left alone.
+
+    Errors: WrongBaseError if the manifest builds on another state or leads to another one than it names; FormatError.
+    """
+    _check_state(manifest.expert, manifest.version - 1, manifest.parent_state_digest, layout, state)
+    following = state.copy()
+    add_to(read_payload(manifest.coding, payload, layout), following)
+    _check_state(manifest.expert, manifest.version, manifest.state_digest, layout, following)
+    return following
+
+
+def metrics_to_proto(metrics: Iterable[tuple[str, float]]) -> list[pb.Metric]:
+    """Named numbers as messages, sorted by name."""
+    return [pb.Metric(name=name, value=value) for name, value in sorted(metrics)]
+
+
+def _check_state(expert: str, version: int, expected: bytes, layout: Layout, state: Vector) -> None:
+    found = state_digest(layout, state)
+    if found != expected:
+        raise WrongBaseError(f"{expert} version {version} has state {found.hex()[:16]}, signed is {expected.hex()[:16]}")
+
+
+def _kind(number: int) -> Kind:
+    try:
+        return _KIND_FROM_PROTO[number]
+    except KeyError:
+        raise FormatError(f"manifest's layout has a tensor of kind {number}") from None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

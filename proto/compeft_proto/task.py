@@ -1,0 +1,74 @@
+"""What a conductor asks of a client, as plain values: they travel in Flower's ConfigRecord, or in any other string-keyed message."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from compeft_core import Compression
+from compeft_core.errors import FormatError
+from compeft_proto.manifest import check_name, compression_of
+
+T = TypeVar("T")
+Value = int | float | str | bytes
+RECORD = "compeft"
+"""Name of the record that carries a task to a client, and a receipt back."""
+UNSPECIFIED = hashlib.sha256(b"").digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an expert is trained with: SHA-256 of the base model and of the adapter configuration. By default nobody says."""
+
+    base_model_digest: bytes = UNSPECIFIED
+    adapter_config_digest: bytes = UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTask:
+    """Train `expert` from `version` for one round of a run, and compress the result like this."""
+
+    expert: str
+    run: str
+    round: int
+    nonce: bytes
+    version: int
+    compression: Compression
+
+    def to_values(self) -> dict[str, Value]:
+        """As plain values by name."""
+        return {
+            "expert": self.expert,
+            "run": self.run,
+            "round": self.round,
+            "nonce": self.nonce,
+            "version": self.version,
+            "density": self.compression.density,
+            "scale": self.compression.scale,
+            "factor": self.compression.factor,
+            "granularity": self.compression.granularity,
+        }
+
+
+def task_from_values(values: Mapping[str, object]) -> RoundTask:
+    """Plain values as a task. Errors: FormatError if one is missing or of another type; InputError if out of range."""
+    return RoundTask(
+        expert=check_name(_get(values, "expert", str), "expert"),
+        run=check_name(_get(values, "run", str), "run"),
+        round=_get(values, "round", int),
+        nonce=_get(values, "nonce", bytes),
+        version=_get(values, "version", int),
+        compression=compression_of(
+            _get(values, "density", float),
+            _get(values, "scale", str),
+            _get(values, "factor", float),
+            _get(values, "granularity", str),
+        ),
+    )
+
+
+def _get(values: Mapping[str, object], name: str, kind: type[T]) -> T:
+    value = values.get(name)
+    if not isinstance(value, kind):
+        raise FormatError(f"task has {name} of type {type(value).__name__}, needed is {kind.__name__}")
+    return value

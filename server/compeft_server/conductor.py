@@ -1,0 +1,115 @@
+"""The conductor's connection to an aggregator: publish an expert, open and close rounds, report quality. No Flower in here."""
+
+import secrets
+import time
+from dataclasses import dataclass
+
+import grpc
+
+from compeft_core import Compression
+from compeft_proto import envelope as dsse
+from compeft_proto.errors import from_rpc
+from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.manifest import compression_to_proto, refs_of
+from compeft_proto.transport import SubmitDialogue, Tls, open_channel, upload
+from compeft_proto.v1 import exchange_pb2_grpc as rpc
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server.facts import Arm
+
+NONCE_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """Who this conductor is and whom it trusts. Without TLS the address must be loopback."""
+
+    address: str
+    key: SigningKey
+    aggregator: PublicKey
+    tls: Tls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A task metric of one arm at one version, of one client."""
+
+    run: str
+    round: int
+    version: int
+    arm: Arm
+    client: str
+    metric: str
+    value: float
+    num_examples: int
+
+
+class Conductor:
+    """Commands to one aggregator. Every method raises the aggregator's typed refusal, or UnreachableError."""
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        self._stub = rpc.ExpertExchangeStub(open_channel(station.address, station.tls))
+        self._trusted = dsse.only(station.aggregator)
+
+    def publish(self, genesis: pb.Genesis, snapshot: bytes = b"") -> pb.VersionManifest:
+        """Create an expert with this version 0. Errors: ConflictError if the name is taken."""
+        genesis.keyid, genesis.issued_at_ms = self._station.key.keyid, _now_ms()
+        if genesis.WhichOneof("initial") == "snapshot":
+            genesis.snapshot.chunks.extend(refs_of(snapshot))
+        sealed = dsse.seal(self._station.key, dsse.GENESIS, genesis)
+        with SubmitDialogue(self._stub.Submit, self._station.address) as dialogue:
+            answer = upload(dialogue, sealed, genesis.snapshot.chunks, snapshot)
+        return dsse.open_envelope(answer, self._trusted, dsse.VERSION)
+
+    def open_round(self, expert: str, run: str, number: int, deadline_s: float) -> pb.RoundStatement:
+        """Collect updates for this round on top of the newest version, for at most `deadline_s` seconds."""
+        now = _now_ms()
+        opening = pb.RoundOpening(expert=expert, run=run, round=number, deadline_ms=now + int(1000 * deadline_s))
+        return self._conduct(dsse.ROUND_OPENING, opening, dsse.ROUND_STATEMENT)
+
+    def close_round(
+        self, expert: str, run: str, number: int, method: str, coefficient: float, compression: Compression
+    ) -> pb.RoundStatement:
+        """Merge what was accepted and publish the next version, compressed like this for the downlink."""
+        closing = pb.RoundClosing(
+            expert=expert,
+            run=run,
+            round=number,
+            merge_method=method,
+            coefficient=coefficient,
+            compression=compression_to_proto(compression),
+        )
+        return self._conduct(dsse.ROUND_CLOSING, closing, dsse.ROUND_STATEMENT)
+
+    def report(self, expert: str, measured: Measured) -> None:
+        """Put a task metric beside the bytes. The same again is nothing."""
+        report = pb.QualityReport(
+            expert=expert,
+            run=measured.run,
+            round=measured.round,
+            version=measured.version,
+            arm=measured.arm,
+            client=measured.client,
+            metric=pb.Metric(name=measured.metric, value=measured.value),
+            num_examples=measured.num_examples,
+        )
+        self._conduct(dsse.QUALITY, report, dsse.RECORDED)
+
+    def _conduct(
+        self,
+        kind: dsse.PayloadType[dsse.M],
+        command: dsse.M,
+        answer: dsse.PayloadType[dsse.N],
+    ) -> dsse.N:
+        command.keyid, command.nonce = self._station.key.keyid, secrets.token_bytes(NONCE_BYTES)  # type: ignore[attr-defined]
+        command.issued_at_ms = _now_ms()  # type: ignore[attr-defined]  # every command has these three
+        try:
+            reply: Envelope = self._stub.Conduct(dsse.seal(self._station.key, kind, command))
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._station.address) from error
+        return dsse.open_envelope(reply, self._trusted, answer)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,97 @@
+"""The expert log, read: from rows and chunks back to states. And the one step that extends it, as a pure function.
+
+A state is rebuilt by adding the updates of its versions in order, in float32, and every step is held against its signed digest;
+the newest state of each expert is kept in memory. Nothing is written here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compeft_core import Compression, Encoded, Layout, Vector, add_to, compress, densify, encode, merge, parse
+from compeft_proto import envelope as dsse
+from compeft_proto import manifest as mf
+from compeft_proto.keys import PublicKey
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server.facts import Expert, Submission, Version
+from compeft_server.ledger import Ledger
+from compeft_server.store import ChunkStore
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of an expert log: the payload, what it holds, the state it leads to, and what compression left behind."""
+
+    payload: bytes
+    encoded: Encoded
+    state: Vector
+    residual: Vector
+
+
+def compose(layout: Layout, state: Vector, residual: Vector, task_vector: Vector, compression: Compression) -> Step:
+    """The step from `state` that carries as much of `task_vector + residual` as `compression` lets through.
+
+    All vectors are float32 of shape (layout.size,). Errors: as `compeft_core.compress`.
+    """
+    target = task_vector + residual
+    update = compress(layout, target, compression)
+    payload = encode(update)
+    encoded = parse(payload, max_size=layout.size)
+    following = state.copy()
+    add_to(encoded, following)
+    return Step(payload, encoded, following, target - densify(update))
+
+
+class ExpertLog:
+    """States, residuals and manifests of one aggregator, whose own key is `public`."""
+
+    def __init__(self, public: PublicKey, store: ChunkStore, ledger: Ledger) -> None:
+        self._public, self._store, self._ledger = public, store, ledger
+        self._newest: dict[str, tuple[int, Vector]] = {}
+
+    def blob(self, refs: Sequence[pb.ChunkRef]) -> bytes:
+        """The payload that these chunks make up. Errors: UnknownExpertError, ChunkMismatchError."""
+        return b"".join(mf.check_chunk(ref, self._store.read(ref.sha256)) for ref in refs)
+
+    def version(self, expert: str, number: int) -> Version:
+        """One version that is known to exist."""
+        return self._ledger.versions(expert, number - 1, number)[0]
+
+    def manifest(self, version: Version) -> pb.VersionManifest:
+        """What the aggregator signed for this version."""
+        return dsse.open_envelope(Envelope.FromString(version.envelope), dsse.only(self._public), dsse.VERSION)
+
+    def state(self, expert: Expert, number: int) -> Vector:
+        """The state at one version, float32 of shape (layout.size,); do not write to it. Errors: WrongBaseError if the log is damaged."""
+        at, state = self._newest.get(expert.name, (-1, np.empty(0, np.float32)))
+        if at > number:
+            at = -1
+        for version in self._ledger.versions(expert.name, at, number):
+            manifest = self.manifest(version)
+            payload = self.blob(manifest.chunks)
+            if version.version == 0:
+                state = mf.initial_state(manifest.genesis, expert.layout, payload)
+            else:
+                state = mf.next_state(manifest, expert.layout, state, payload)
+        self._newest[expert.name] = (number, state)
+        return state
+
+    def residual(self, expert: Expert, number: int) -> Vector:
+        """What compression left behind on the downlink up to one version, float32 of shape (layout.size,)."""
+        chunks = self.version(expert.name, number).residual
+        if not chunks:
+            return np.zeros(expert.layout.size, np.float32)
+        return np.frombuffer(b"".join(map(self._store.read, chunks)), "<f4").astype(np.float32)
+
+    def merged(self, expert: Expert, accepted: Sequence[Submission], method: str, coefficient: float) -> Vector:
+        """The compressed updates of one round merged, weighted by their numbers of examples. Errors: as `compeft_core.merge`."""
+        encoded = [self._encoded(expert, submission) for submission in accepted]
+        return merge(method, encoded, [float(s.num_examples) for s in accepted], coefficient=coefficient)
+
+    def _encoded(self, expert: Expert, submission: Submission) -> Encoded:
+        member = self._ledger.member(submission.keyid)
+        lookup = dsse.only(member.public) if member is not None else lambda _: None
+        update = dsse.open_envelope(Envelope.FromString(submission.envelope), lookup, dsse.UPDATE)
+        return parse(self.blob(update.chunks), max_size=expert.layout.size)

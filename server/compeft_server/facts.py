@@ -1,0 +1,139 @@
+"""What the aggregator knows, as frozen values: the words that admission, the ledger, the report and the service share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from compeft_core import Layout
+from compeft_proto.keys import PublicKey
+
+Role = Literal["edge", "conductor", "reader"]
+ROLES: tuple[Role, ...] = ("edge", "conductor", "reader")
+"""edge: submits updates and syncs; conductor: publishes experts, opens and closes rounds, syncs; reader: syncs only."""
+
+Direction = Literal["up", "down"]
+Arm = Literal["base", "synced", "dense"]
+ARMS: tuple[Arm, ...] = ("base", "synced", "dense")
+"""base: the frozen base model, zero bytes; synced: the composed expert; dense: the uncompressed peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An enrolled key."""
+
+    name: str
+    public: PublicKey
+    role: Role
+    revoked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """What stays the same over all versions of an expert."""
+
+    name: str
+    base_model_digest: bytes
+    adapter_config_digest: bytes
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One place in an expert log. `residual` lists the SHA-256 of the chunks of the downlink residual after it."""
+
+    expert: str
+    version: int
+    envelope: bytes
+    state_digest: bytes
+    residual: tuple[bytes, ...]
+    run: str
+    round: int
+    payload_bytes: int
+    merge_seconds: float
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One collect-merge-publish cycle. `version` is what closing it led to, None while it is open."""
+
+    expert: str
+    run: str
+    round: int
+    nonce: bytes
+    base_version: int
+    deadline_ms: int
+    opened_at_ms: int
+    closed_at_ms: int | None = None
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One accepted update. `merged_in` is the version it went into, None while its round is open."""
+
+    update_digest: bytes
+    expert: str
+    run: str
+    round: int
+    keyid: str
+    sequence: int
+    num_examples: int
+    envelope: bytes
+    receipt: bytes
+    accepted_at_ms: int
+    merged_in: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """A client's newest sequence numbers, 0 for none: in a version, accepted for a round still open, accepted at all."""
+
+    merged: int
+    waiting: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Bytes that one call moved. dense: the same parameters as fp32 (bf16 is half); wire: counted by the kernel on the socket."""
+
+    at_ms: int
+    keyid: str
+    expert: str
+    run: str
+    round: int
+    version: int
+    direction: Direction
+    dense_fp32_bytes: int
+    payload_bytes: int
+    wire_received_bytes: int
+    wire_sent_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A submission that was not taken, and why."""
+
+    at_ms: int
+    peer: str
+    expert: str
+    round: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A task metric of one arm at one version; `client` is empty for the mean over clients."""
+
+    at_ms: int
+    expert: str
+    run: str
+    round: int
+    version: int
+    arm: Arm
+    client: str
+    metric: str
+    value: float
+    num_examples: int

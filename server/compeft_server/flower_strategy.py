@@ -1,0 +1,180 @@
+"""CompressedStrategy: wraps a Flower strategy so that its rounds run through an aggregator, and its messages carry no weights.
+
+The inner strategy still chooses nodes, configuration and metrics. Outgoing: the arrays of each message become a task record, and
+the client's mod fetches them from the aggregator. Incoming: replies carry receipts and metrics; the aggregator merges the compressed
+updates and publishes the next version. What a killed conductor leaves behind is one open round, which the next one abandons; a new run
+goes on from the expert's newest version.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from logging import INFO, WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
+
+from compeft_core import Compression, Layout, flatten, layout_of, seeded_state, state_digest
+from compeft_core.errors import InputError
+from compeft_proto.errors import ConflictError
+from compeft_proto.manifest import layout_to_proto
+from compeft_proto.task import RECORD, Origin, RoundTask
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.conductor import Conductor, Measured, Station
+from compeft_server.facts import Arm
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run does with one expert.
+
+    uplink, downlink: how clients and aggregator compress. merge_method, coefficient: `compeft_core.merge`. dense: names of arrays
+    kept as bfloat16 instead of ternary. seed: the initial arrays come from `compeft_core.seeded_state` with this seed and `bounds`
+    (one per array name; 0 or absent means zeros), so that no initial byte travels; None ships them once as a snapshot. metric: name
+    of the task metric in the clients' MetricRecord; `base-` before it marks the same for the frozen base model.
+    """
+
+    expert: str
+    origin: Origin
+    uplink: Compression
+    downlink: Compression
+    merge_method: str = "average"
+    coefficient: float = 1.0
+    dense: Collection[str] = ()
+    seed: int | None = None
+    bounds: dict[str, float] | None = None
+    metric: str = "accuracy"
+
+
+class CompressedStrategy(Strategy):
+    """A Flower strategy whose arrays travel compressed and signed.
+
+    inner: a FedAvg, or a subclass that leaves its `aggregate_train` alone (FedProx): the merge itself happens at the aggregator.
+    """
+
+    def __init__(self, inner: FedAvg, plan: Plan, station: Station) -> None:
+        if type(inner).aggregate_train is not FedAvg.aggregate_train:
+            raise InputError(f"{type(inner).__name__} aggregates by itself; the aggregator merges, so wrap a FedAvg or a FedProx")
+        self.inner, self.plan = inner, plan
+        self._conductor = Conductor(station)
+        self._run = ""
+        self._deadline_s = 3600.0
+        self._version = 0
+
+    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+        """As `Strategy.start`; the run's id and timeout also become those of the aggregator's rounds."""
+        self._run = str(grid.run.run_id)
+        self._deadline_s = float(kwargs.get("timeout", self._deadline_s))
+        return super().start(grid, *args, **kwargs)
+
+    def summary(self) -> None:
+        """Log what is wrapped and how it is compressed."""
+        log(
+            INFO,
+            "\t├──> CompressedStrategy: up %s, down %s, merge %s",
+            self.plan.uplink,
+            self.plan.downlink,
+            self.plan.merge_method,
+        )
+        self.inner.summary()
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Open a round at the aggregator; the inner strategy's messages, with a task instead of arrays."""
+        messages = list(self.inner.configure_train(server_round, arrays, config, grid))
+        if server_round == 1:
+            self._publish(arrays)
+        opened = self._conductor.open_round(self.plan.expert, self._run, server_round, self._deadline_s)
+        self._version = opened.base_version
+        return [self._with_task(message, server_round, opened.round_nonce) for message in messages]
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, MetricRecord | None]:
+        """Close the round at the aggregator. No arrays come back: the composed expert lies there, as its newest version."""
+        replies = list(replies)
+        self._report(server_round, replies)
+        plan = self.plan
+        closed = self._conductor.close_round(
+            plan.expert, self._run, server_round, plan.merge_method, plan.coefficient, plan.downlink
+        )
+        if not closed.accepted:
+            log(WARNING, "round %s: no update was accepted, version %s stays", server_round, closed.version)
+        self._version = closed.version
+        _, metrics = self.inner.aggregate_train(server_round, [_with_placeholder(m, self.inner.arrayrecord_key) for m in replies])
+        return None, metrics
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """The inner strategy's messages, with a task instead of arrays."""
+        return [self._with_task(m, server_round, b"") for m in self.inner.configure_evaluate(server_round, arrays, config, grid)]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The inner strategy's, with every client's metric reported to the aggregator."""
+        replies = list(replies)
+        self._report(server_round, replies)
+        return self.inner.aggregate_evaluate(server_round, replies)
+
+    def _publish(self, arrays: ArrayRecord) -> None:
+        """Create the expert from the initial arrays, unless it is there already: then this run goes on from its newest version."""
+        named = {name: array.numpy() for name, array in arrays.items()}
+        layout = layout_of({name: array.shape for name, array in named.items()}, self.plan.dense)
+        state = flatten(layout, named)
+        genesis = pb.Genesis(
+            expert=self.plan.expert,
+            base_model_digest=self.plan.origin.base_model_digest,
+            adapter_config_digest=self.plan.origin.adapter_config_digest,
+            layout=layout_to_proto(layout),
+            state_digest=state_digest(layout, state),
+        )
+        seeded = _seeded(layout, self.plan, genesis.state_digest)
+        if seeded is not None:
+            genesis.seeded.CopyFrom(seeded)
+        else:
+            genesis.snapshot.SetInParent()
+        try:
+            self._conductor.publish(genesis, b"" if seeded else state.astype("<f4").tobytes())
+        except ConflictError:
+            log(INFO, "expert %s is there already: this run continues it", self.plan.expert)
+
+    def _with_task(self, message: Message, server_round: int, nonce: bytes) -> Message:
+        task = RoundTask(self.plan.expert, self._run, server_round, nonce, self._version, self.plan.uplink)
+        content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
+        content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key})
+        meta = message.metadata
+        return Message(content, meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
+
+    def _report(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Put the metrics of each reply beside the bytes: of the version that the client measured, and of the frozen base."""
+        for reply in replies:
+            if reply.has_error() or RECORD not in reply.content.config_records:
+                continue
+            receipt = reply.content.config_records[RECORD]
+            for metrics in reply.content.metric_records.values():
+                self._measure(server_round, str(receipt["keyid"]), receipt["version"], metrics)
+
+    def _measure(self, server_round: int, client: str, version: object, metrics: MetricRecord) -> None:
+        arms: tuple[tuple[Arm, str], ...] = (("synced", self.plan.metric), ("base", f"base-{self.plan.metric}"))
+        count = metrics.get("test-examples", metrics.get(self.inner.weighted_by_key, 0))
+        for arm, name in arms:
+            value = metrics.get(name)
+            if isinstance(value, int | float) and isinstance(count, int | float) and isinstance(version, int):
+                measured = Measured(self._run, server_round, version, arm, client, self.plan.metric, float(value), int(count))
+                self._conductor.report(self.plan.expert, measured)
+
+
+def _seeded(layout: Layout, plan: Plan, digest: bytes) -> pb.SeededState | None:
+    """The recipe of the initial arrays, if there is one that gives exactly them."""
+    if plan.seed is None:
+        return None
+    bounds = [float(np.float32((plan.bounds or {}).get(t.name, 0.0))) for t in layout.tensors]
+    if state_digest(layout, seeded_state(layout, plan.seed, bounds)) != digest:
+        log(WARNING, "the initial arrays are not those of seed %s and its bounds: they travel once, as a snapshot", plan.seed)
+        return None
+    return pb.SeededState(seed=plan.seed, bounds=bounds)
+
+
+def _with_placeholder(reply: Message, key: str) -> Message:
+    """The reply as the inner strategy expects it: one ArrayRecord, whose average nobody reads."""
+    if not reply.has_error():
+        reply.content[key] = ArrayRecord({"merged-at-the-aggregator": Array(np.zeros(1, np.float32))})
+    return reply

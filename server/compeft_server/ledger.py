@@ -1,0 +1,238 @@
+"""The ledger: append-only facts about keys, experts, rounds and bytes, in one SQL database.
+
+Promises: when a method returns, what it recorded is durable; each method is one transaction, so a crash leaves all of it or
+none; rows are only ever added, or completed once (a round closes, a submission is merged, a key is revoked). Byte counts are
+stored, ratios are computed by whoever reads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from compeft_proto.errors import ConflictError
+from compeft_proto.keys import PublicKey
+from compeft_proto.manifest import layout_from_proto, layout_to_proto
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server import schema
+from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Submission, Transfer, Version
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """All tables of one aggregator."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = schema.open_engine(path)
+
+    def close(self) -> None:
+        """Let go of the database file."""
+        self._engine.dispose()
+
+    # Keys
+
+    def enrol(self, name: str, public: PublicKey, role: Role, now_ms: int) -> None:
+        """Add a key. The same again is nothing; another name, role or key under one of them is a ConflictError."""
+        known = [m for m in self.members() if m.name == name or m.public == public]
+        if known == [Member(name, public, role, revoked=False)]:
+            return
+        if known:
+            raise ConflictError(
+                f"{known[0].name!r} is enrolled with key {known[0].public.keyid} as {known[0].role}: revoke it first"
+            )
+        row = {"keyid": public.keyid, "public": public.raw, "name": name, "role": role, "enrolled_at_ms": now_ms}
+        self._insert(schema.keys, row)
+
+    def revoke(self, name: str, now_ms: int) -> bool:
+        """Refuse a member from now on. False if there is no such member."""
+        with self._engine.begin() as connection:
+            found = connection.execute(
+                sa.update(schema.keys).where(schema.keys.c.name == name, schema.keys.c.revoked_at_ms.is_(None)),
+                {"revoked_at_ms": now_ms},
+            )
+            return bool(found.rowcount)
+
+    def members(self) -> list[Member]:
+        """Everybody enrolled, by name."""
+        return [_member(row) for row in self._rows(sa.select(schema.keys).order_by(schema.keys.c.name))]
+
+    def member(self, keyid: str) -> Member | None:
+        """The member with this key, revoked or not."""
+        return _first([_member(row) for row in self._rows(sa.select(schema.keys).where(schema.keys.c.keyid == keyid))])
+
+    # Experts and their versions
+
+    def expert(self, name: str) -> Expert | None:
+        """The expert of this name."""
+        rows = self._rows(sa.select(schema.experts).where(schema.experts.c.expert == name))
+        return _first([_expert(row) for row in rows])
+
+    def experts(self) -> list[str]:
+        """All names, sorted."""
+        return [row.expert for row in self._rows(sa.select(schema.experts.c.expert).order_by(schema.experts.c.expert))]
+
+    def create(self, expert: Expert, first: Version) -> None:
+        """A new expert together with its version 0. Errors: ConflictError if the name is taken."""
+        row = {
+            "expert": expert.name,
+            "base_model_digest": expert.base_model_digest,
+            "adapter_config_digest": expert.adapter_config_digest,
+            "layout": layout_to_proto(expert.layout).SerializeToString(),
+            "layout_digest": expert.layout.digest,
+            "created_at_ms": first.created_at_ms,
+        }
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(schema.experts), row)
+                connection.execute(sa.insert(schema.versions), _version_row(first))
+        except sa.exc.IntegrityError as error:
+            raise ConflictError(f"expert {expert.name!r} exists already") from error
+
+    def versions(self, expert: str, after: int, upto: int) -> list[Version]:
+        """Versions `after` < v <= `upto`, oldest first."""
+        table = schema.versions
+        where = (table.c.expert == expert, table.c.version > after, table.c.version <= upto)
+        return [_version(row) for row in self._rows(sa.select(table).where(*where).order_by(table.c.version))]
+
+    def head(self, expert: str) -> int:
+        """The newest version number; the expert must exist."""
+        table = schema.versions
+        rows = self._rows(sa.select(sa.func.max(table.c.version).label("head")).where(table.c.expert == expert))
+        return int(rows[0].head)
+
+    # Rounds and submissions
+
+    def open_round(self, opened: Round) -> None:
+        """A new open round. Errors: ConflictError if it exists."""
+        try:
+            self._insert(schema.rounds, asdict(opened))
+        except sa.exc.IntegrityError as error:
+            raise ConflictError(f"round {opened.round} of run {opened.run!r} exists already") from error
+
+    def round(self, expert: str, run: str, number: int) -> Round | None:
+        """One round, open or closed."""
+        table = schema.rounds
+        where = (table.c.expert == expert, table.c.run == run, table.c.round == number)
+        return _first([Round(**row._mapping) for row in self._rows(sa.select(table).where(*where))])
+
+    def rounds(self, expert: str) -> list[Round]:
+        """All rounds of an expert, open or closed, in the order of their opening."""
+        table = schema.rounds
+        query = sa.select(table).where(table.c.expert == expert).order_by(table.c.opened_at_ms, table.c.round)
+        return [Round(**row._mapping) for row in self._rows(query)]
+
+    def accept(self, submission: Submission) -> None:
+        """One more update for an open round."""
+        self._insert(schema.submissions, asdict(submission))
+
+    def submission(self, update_digest: bytes) -> Submission | None:
+        """The accepted update of this digest."""
+        table = schema.submissions
+        rows = self._rows(sa.select(table).where(table.c.update_digest == update_digest))
+        return _first([Submission(**row._mapping) for row in rows])
+
+    def submissions(self, expert: str, run: str, number: int) -> list[Submission]:
+        """The accepted updates of one round, by digest."""
+        table = schema.submissions
+        where = (table.c.expert == expert, table.c.run == run, table.c.round == number)
+        rows = self._rows(sa.select(table).where(*where).order_by(table.c.update_digest))
+        return [Submission(**row._mapping) for row in rows]
+
+    def sequences(self, expert: str, keyid: str) -> Sequences:
+        """How far a client's updates have come."""
+        sub, rnd = schema.submissions, schema.rounds
+        same = sa.and_(sub.c.expert == rnd.c.expert, sub.c.run == rnd.c.run, sub.c.round == rnd.c.round)
+        query = sa.select(
+            sa.func.max(sa.case((sub.c.merged_in.is_not(None), sub.c.sequence))).label("merged"),
+            sa.func.max(sa.case((rnd.c.closed_at_ms.is_(None), sub.c.sequence))).label("waiting"),
+            sa.func.max(sub.c.sequence).label("accepted"),
+        )
+        row = self._rows(query.select_from(sub.join(rnd, same)).where(sub.c.expert == expert, sub.c.keyid == keyid))[0]
+        return Sequences(int(row.merged or 0), int(row.waiting or 0), int(row.accepted or 0))
+
+    def close_round(self, closing: Round, version: Version | None, merged: Sequence[bytes]) -> None:
+        """Close a round and append the version it led to, at once; `merged` are the digests of the updates in it."""
+        rounds, submissions = schema.rounds, schema.submissions
+        with self._engine.begin() as connection:
+            if version is not None:
+                connection.execute(sa.insert(schema.versions), _version_row(version))
+                connection.execute(
+                    sa.update(submissions).where(submissions.c.update_digest.in_(merged)), {"merged_in": version.version}
+                )
+            connection.execute(
+                sa.update(rounds).where(
+                    rounds.c.expert == closing.expert, rounds.c.run == closing.run, rounds.c.round == closing.round
+                ),
+                {"closed_at_ms": closing.closed_at_ms, "version": closing.version},
+            )
+
+    # Facts for the report
+
+    def record_transfer(self, transfer: Transfer) -> None:
+        """Bytes that one call moved."""
+        self._insert(schema.transfers, asdict(transfer))
+
+    def record_refusal(self, refusal: Refusal) -> None:
+        """A submission that was not taken."""
+        self._insert(schema.refusals, asdict(refusal))
+
+    def record_quality(self, quality: Quality) -> None:
+        """A task metric. The same arm, client and metric at the same version again is nothing: the first report stands."""
+        try:
+            self._insert(schema.quality, asdict(quality))
+        except sa.exc.IntegrityError:
+            return
+
+    def transfers(self, expert: str) -> list[Transfer]:
+        """All transfers of an expert in the order of recording."""
+        return self._facts(schema.transfers, Transfer, expert)
+
+    def refusals(self, expert: str) -> list[Refusal]:
+        """All refusals that named this expert in the order of recording."""
+        return self._facts(schema.refusals, Refusal, expert)
+
+    def quality(self, expert: str) -> list[Quality]:
+        """All task metrics of an expert in the order of recording."""
+        return self._facts(schema.quality, Quality, expert)
+
+    def _facts(self, table: sa.Table, fact: type[T], expert: str) -> list[T]:
+        columns = [c for c in table.c if c.name != "id"]
+        query = sa.select(*columns).where(table.c.expert == expert).order_by(table.c.id)
+        return [fact(**row._mapping) for row in self._rows(query)]
+
+    def _insert(self, table: sa.Table, row: dict[str, object]) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(sa.insert(table), row)
+
+    def _rows(self, query: sa.Select[tuple[object, ...]]) -> Sequence[sa.Row[tuple[object, ...]]]:
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+
+def _first(rows: list[T]) -> T | None:
+    return rows[0] if rows else None
+
+
+def _member(row: sa.Row[tuple[object, ...]]) -> Member:
+    return Member(row.name, PublicKey(row.public), row.role, revoked=row.revoked_at_ms is not None)
+
+
+def _expert(row: sa.Row[tuple[object, ...]]) -> Expert:
+    layout = layout_from_proto(pb.Layout.FromString(row.layout))
+    return Expert(row.expert, row.base_model_digest, row.adapter_config_digest, layout)
+
+
+def _version(row: sa.Row[tuple[object, ...]]) -> Version:
+    values = dict(row._mapping)
+    chunks = values.pop("residual_chunks")
+    residual = tuple(chunks[i : i + 32] for i in range(0, len(chunks), 32))
+    return Version(residual=residual, **values)
+
+
+def _version_row(version: Version) -> dict[str, object]:
+    row = asdict(version)
+    row["residual_chunks"] = b"".join(row.pop("residual"))
+    return row

@@ -1,0 +1,180 @@
+"""Rounds: open, close and value them at a conductor's word. Closing merges what was accepted and appends the next version.
+
+Every command may be repeated: opening an open round, closing a closed one, or the same quality twice changes nothing and gets the
+same answer. Closing is a function of what is stored, so a crash in the middle of it is mended by closing again.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from compeft_core import state_digest
+from compeft_proto import envelope as dsse
+from compeft_proto import manifest as mf
+from compeft_proto.errors import RoundClosedError, UnknownExpertError
+from compeft_proto.keys import SigningKey
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server import admission
+from compeft_server.admission import Limits
+from compeft_server.expert_log import ExpertLog, Step, compose
+from compeft_server.facts import Expert, Quality, Round, Submission, Version
+from compeft_server.ledger import Ledger
+from compeft_server.store import ChunkStore
+
+Command = TypeVar("Command", pb.RoundOpening, pb.RoundClosing, pb.QualityReport)
+NONCE_BYTES = 16
+
+
+class Rounds:
+    """The conductor's side of one aggregator. The caller holds the aggregator's lock."""
+
+    def __init__(
+        self, key: SigningKey, store: ChunkStore, ledger: Ledger, log: ExpertLog, limits: Limits, now_ms: Callable[[], int]
+    ) -> None:
+        self._key, self._store, self._ledger, self._log = key, store, ledger, log
+        self._limits, self._now_ms = limits, now_ms
+
+    def conduct(self, verified: dsse.Verified) -> Envelope:
+        """Obey one command. Errors: PayloadTypeError, ForbiddenError, ExpiredError and what the command itself raises."""
+        if verified.payload_type == dsse.ROUND_OPENING.name:
+            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._open(self._admit(verified, dsse.ROUND_OPENING)))
+        if verified.payload_type == dsse.ROUND_CLOSING.name:
+            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._close(self._admit(verified, dsse.ROUND_CLOSING)))
+        return dsse.seal(self._key, dsse.RECORDED, self._record(self._admit(verified, dsse.QUALITY)))
+
+    def _admit(self, verified: dsse.Verified, kind: dsse.PayloadType[Command]) -> Command:
+        command = dsse.parse(verified, kind)
+        admission.admit_time(command.issued_at_ms, command.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
+        admission.admit_member(self._ledger.member(verified.keyid), command.keyid, "conductor")
+        return command
+
+    def _open(self, opening: pb.RoundOpening) -> pb.RoundStatement:
+        expert = self._expert(opening.expert)
+        mf.check_name(opening.run, "run")
+        found = self._ledger.round(expert.name, opening.run, opening.round)
+        if found is None:
+            self._abandon_open_rounds(expert)
+            found = Round(
+                expert=expert.name,
+                run=opening.run,
+                round=opening.round,
+                nonce=secrets.token_bytes(NONCE_BYTES),
+                base_version=self._ledger.head(expert.name),
+                deadline_ms=opening.deadline_ms,
+                opened_at_ms=self._now_ms(),
+            )
+            self._ledger.open_round(found)
+        return self._statement(found)
+
+    def _abandon_open_rounds(self, expert: Expert) -> None:
+        """Close what an earlier conductor left open, unmerged: its clients add their updates back to their residuals."""
+        for left in self._ledger.rounds(expert.name):
+            if left.closed_at_ms is None:
+                self._ledger.close_round(self._closed(left, left.base_version), None, ())
+
+    def _close(self, closing: pb.RoundClosing) -> pb.RoundStatement:
+        found = self._ledger.round(closing.expert, closing.run, closing.round)
+        if found is None:
+            raise RoundClosedError(f"round {closing.round} of run {closing.run[:40]!a} was never opened")
+        if found.closed_at_ms is not None:
+            return self._statement(found)
+        accepted = self._ledger.submissions(found.expert, found.run, found.round)
+        version = self._next_version(found, accepted, closing) if accepted else None
+        closed = self._closed(found, version.version if version else found.base_version)
+        self._ledger.close_round(closed, version, [s.update_digest for s in accepted])
+        return self._statement(closed)
+
+    def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> Version:
+        """Merge, compress, store and describe the next step; the ledger does not know of it yet."""
+        started = time.monotonic()
+        expert, compression = self._expert(found.expert), mf.compression_from_proto(closing.compression)
+        merged = self._log.merged(expert, accepted, closing.merge_method, closing.coefficient)
+        state, residual = self._log.state(expert, found.base_version), self._log.residual(expert, found.base_version)
+        step = compose(expert.layout, state, residual, merged, compression)
+        for chunk in mf.chunks(step.payload):
+            self._store.put(chunk)
+        kept = tuple(self._store.put(chunk) for chunk in mf.chunks(step.residual.astype("<f4").tobytes()))
+        manifest = self._manifest(expert, found, accepted, closing, step)
+        return Version(
+            expert=expert.name,
+            version=manifest.version,
+            envelope=dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString(),
+            state_digest=manifest.state_digest,
+            residual=kept,
+            run=found.run,
+            round=found.round,
+            payload_bytes=len(step.payload),
+            merge_seconds=time.monotonic() - started,
+            created_at_ms=manifest.issued_at_ms,
+        )
+
+    def _manifest(
+        self, expert: Expert, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing, step: Step
+    ) -> pb.VersionManifest:
+        return pb.VersionManifest(
+            expert=expert.name,
+            version=found.base_version + 1,
+            parent_state_digest=self._log.version(expert.name, found.base_version).state_digest,
+            state_digest=state_digest(expert.layout, step.state),
+            base_model_digest=expert.base_model_digest,
+            layout_digest=expert.layout.digest,
+            adapter_config_digest=expert.adapter_config_digest,
+            run=found.run,
+            round=found.round,
+            coding=mf.coding_of(step.encoded, mf.compression_from_proto(closing.compression)),
+            chunks=mf.refs_of(step.payload),
+            merge_method=closing.merge_method,
+            coefficient=closing.coefficient,
+            contributions=[
+                pb.Contribution(update_digest=s.update_digest, keyid=s.keyid, sequence=s.sequence, weight=float(s.num_examples))
+                for s in accepted
+            ],
+            issued_at_ms=self._now_ms(),
+        )
+
+    def _record(self, report: pb.QualityReport) -> pb.Recorded:
+        self._expert(report.expert)
+        arm = admission.admit_quality(report)
+        self._ledger.record_quality(
+            Quality(
+                at_ms=self._now_ms(),
+                expert=report.expert,
+                run=report.run,
+                round=report.round,
+                version=report.version,
+                arm=arm,
+                client=report.client,
+                metric=report.metric.name,
+                value=report.metric.value,
+                num_examples=report.num_examples,
+            )
+        )
+        return pb.Recorded(nonce=report.nonce)
+
+    def _expert(self, name: str) -> Expert:
+        found = self._ledger.expert(name)
+        if found is None:
+            raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
+        return found
+
+    def _closed(self, found: Round, version: int) -> Round:
+        return replace(found, closed_at_ms=self._now_ms(), version=version)
+
+    def _statement(self, found: Round) -> pb.RoundStatement:
+        base = self._log.version(found.expert, found.base_version)
+        refused = [r for r in self._ledger.refusals(found.expert) if r.round == found.round and r.at_ms >= found.opened_at_ms]
+        return pb.RoundStatement(
+            expert=found.expert,
+            run=found.run,
+            round=found.round,
+            round_nonce=found.nonce,
+            base_version=found.base_version,
+            base_state_digest=base.state_digest,
+            accepted=len(self._ledger.submissions(found.expert, found.run, found.round)),
+            refused=len(refused),
+            version=found.version if found.version is not None else found.base_version,
+            closed=found.closed_at_ms is not None,
+        )

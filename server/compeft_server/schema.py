@@ -1,0 +1,142 @@
+"""The tables of the ledger, and the engine that reaches them. Only `ledger.py` writes SQL; nothing else knows a column.
+
+SQLite in WAL mode by default; every statement is plain SQLAlchemy, so that PostgreSQL takes the same code. Times are
+milliseconds since the Unix epoch, digests are 32 raw bytes.
+"""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+metadata = sa.MetaData()
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("keyid", sa.String(32), primary_key=True),
+    sa.Column("public", sa.LargeBinary, nullable=False),
+    sa.Column("name", sa.String(128), nullable=False, unique=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("enrolled_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("revoked_at_ms", sa.BigInteger),
+)
+
+experts = sa.Table(
+    "experts",
+    metadata,
+    sa.Column("expert", sa.String(128), primary_key=True),
+    sa.Column("base_model_digest", sa.LargeBinary, nullable=False),
+    sa.Column("adapter_config_digest", sa.LargeBinary, nullable=False),
+    sa.Column("layout", sa.LargeBinary, nullable=False),
+    sa.Column("layout_digest", sa.LargeBinary, nullable=False),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    sa.Column("expert", sa.ForeignKey("experts.expert"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("envelope", sa.LargeBinary, nullable=False),
+    sa.Column("state_digest", sa.LargeBinary, nullable=False),
+    sa.Column("residual_chunks", sa.LargeBinary, nullable=False),
+    sa.Column("run", sa.String(128), nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("payload_bytes", sa.BigInteger, nullable=False),
+    sa.Column("merge_seconds", sa.Float, nullable=False),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+)
+
+rounds = sa.Table(
+    "rounds",
+    metadata,
+    sa.Column("expert", sa.ForeignKey("experts.expert"), primary_key=True),
+    sa.Column("run", sa.String(128), primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("nonce", sa.LargeBinary, nullable=False),
+    sa.Column("base_version", sa.Integer, nullable=False),
+    sa.Column("deadline_ms", sa.BigInteger, nullable=False),
+    sa.Column("opened_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("closed_at_ms", sa.BigInteger),
+    sa.Column("version", sa.Integer),
+)
+
+submissions = sa.Table(
+    "submissions",
+    metadata,
+    sa.Column("update_digest", sa.LargeBinary, primary_key=True),
+    sa.Column("expert", sa.ForeignKey("experts.expert"), nullable=False),
+    sa.Column("run", sa.String(128), nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("keyid", sa.ForeignKey("keys.keyid"), nullable=False),
+    sa.Column("sequence", sa.BigInteger, nullable=False),
+    sa.Column("num_examples", sa.BigInteger, nullable=False),
+    sa.Column("envelope", sa.LargeBinary, nullable=False),
+    sa.Column("receipt", sa.LargeBinary, nullable=False),
+    sa.Column("accepted_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("merged_in", sa.Integer),
+    sa.UniqueConstraint("expert", "run", "round", "keyid"),
+)
+
+refusals = sa.Table(
+    "refusals",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("peer", sa.String(128), nullable=False),
+    sa.Column("expert", sa.String(128), nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("code", sa.String(32), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
+transfers = sa.Table(
+    "transfers",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("keyid", sa.String(32), nullable=False),
+    sa.Column("expert", sa.String(128), nullable=False),
+    sa.Column("run", sa.String(128), nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("direction", sa.String(4), nullable=False),
+    sa.Column("dense_fp32_bytes", sa.BigInteger, nullable=False),
+    sa.Column("payload_bytes", sa.BigInteger, nullable=False),
+    sa.Column("wire_received_bytes", sa.BigInteger, nullable=False),
+    sa.Column("wire_sent_bytes", sa.BigInteger, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+)
+
+quality = sa.Table(
+    "quality",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("expert", sa.String(128), nullable=False),
+    sa.Column("run", sa.String(128), nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("arm", sa.String(16), nullable=False),
+    sa.Column("client", sa.String(128), nullable=False),
+    sa.Column("metric", sa.String(64), nullable=False),
+    sa.Column("value", sa.Float, nullable=False),
+    sa.Column("num_examples", sa.BigInteger, nullable=False),
+    sa.UniqueConstraint("expert", "run", "version", "arm", "client", "metric"),
+)
+
+
+def open_engine(path: Path) -> Engine:
+    """An engine on the SQLite file at `path` (made if absent): WAL, foreign keys on, writers wait 30 s for each other."""
+    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: object, _record: object) -> None:
+        cursor = connection.cursor()  # type: ignore[attr-defined]  # a DB-API connection
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    metadata.create_all(engine)
+    return engine

@@ -1,0 +1,173 @@
+"""The gRPC service: envelopes and bytes in and out, errors to status codes, one ledger row per call. No rule lives here."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import grpc
+import structlog
+
+from compeft_core.errors import CompeftError, FormatError, LimitError
+from compeft_proto.errors import ERROR_CODE_KEY, STATUS, TruncatedError
+from compeft_proto.v1 import exchange_pb2 as xp
+from compeft_proto.v1 import exchange_pb2_grpc as rpc
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server.aggregator import Aggregator, SyncAnswer, Upload
+from compeft_server.facts import Refusal, Transfer
+from compeft_server.ledger import Ledger
+from compeft_server.wire import Wire, WireMeter
+
+log = structlog.get_logger()
+MAX_DATA_BYTES = 2**20
+"""Most bytes of a chunk in one message."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """What is known of a call when it ends: filled in as it goes, because it may end at any point."""
+
+    expert: str = ""
+    round: int = 0
+    transfer: Callable[[Wire, float], Transfer] | None = None
+
+
+class ExchangeService(rpc.ExpertExchangeServicer):
+    """ExpertExchange over an Aggregator."""
+
+    def __init__(self, aggregator: Aggregator, ledger: Ledger, now_ms: Callable[[], int]) -> None:
+        self._aggregator, self._ledger, self._now_ms = aggregator, ledger, now_ms
+        self._meter = WireMeter()
+
+    def Submit(  # noqa: N802  # gRPC's name
+        self, request_iterator: Iterator[xp.SubmitRequest], context: grpc.ServicerContext
+    ) -> Iterator[xp.SubmitReply]:
+        """A sealed manifest, its chunks, the sealed answer."""
+        call = self._begin(context)
+        try:
+            upload = self._aggregator.begin(_envelope(next(request_iterator, xp.SubmitRequest())))
+            if isinstance(upload, Envelope):
+                yield xp.SubmitReply(answer=upload)
+                return
+            call.expert, call.round = upload.message.expert, _round_of(upload)
+            needed = [xp.NeededChunk(sha256=ref.sha256, offset=offset) for ref, offset in upload.needed]
+            yield xp.SubmitReply(needed=xp.Needed(chunks=needed))
+            for ref, offset in upload.needed:
+                self._receive(upload, ref, offset, request_iterator)
+            answer = self._aggregator.finish(upload)
+            call.transfer = _uploaded(upload, self._now_ms())
+            yield xp.SubmitReply(answer=answer)
+        except CompeftError as error:
+            self._refuse(context, error, call)
+
+    def Sync(  # noqa: N802  # gRPC's name
+        self, request_iterator: Iterator[xp.SyncCall], context: grpc.ServicerContext
+    ) -> Iterator[xp.SyncReply]:
+        """A sealed request, the sealed statement and versions, then the chunks that are wanted."""
+        call = self._begin(context)
+        try:
+            answer = self._aggregator.sync(_envelope(next(request_iterator, xp.SyncCall())))
+            yield xp.SyncReply(statement=answer.statement)
+            for version in answer.versions:
+                yield xp.SyncReply(version=version)
+            yield xp.SyncReply(listed=True)
+            sent = 0
+            for wanted in request_iterator:
+                for data in self._aggregator.stream(answer, wanted.want.sha256, wanted.want.offset):
+                    sent += len(data)
+                    call.transfer = _downloaded(answer, sent, self._now_ms())
+                    yield xp.SyncReply(data=data)
+            call.transfer = _downloaded(answer, sent, self._now_ms())
+        except CompeftError as error:
+            self._refuse(context, error, call)
+
+    def Conduct(self, request: Envelope, context: grpc.ServicerContext) -> Envelope:  # noqa: N802  # gRPC's name
+        """One sealed command of a conductor, one sealed statement."""
+        try:
+            return self._aggregator.conduct(request)
+        except CompeftError as error:
+            _abort(context, error)
+
+    def _begin(self, context: grpc.ServicerContext) -> _Call:
+        """Start counting; when the call is over, however it ends, what it moved is recorded."""
+        call, started = _Call(), time.monotonic()
+        connection = self._meter.connection(context.peer())
+
+        def settle() -> None:
+            wire = connection.settle()
+            if call.transfer is not None:
+                self._ledger.record_transfer(call.transfer(wire, time.monotonic() - started))
+
+        context.add_callback(settle)
+        return call
+
+    def _receive(self, upload: Upload, ref: pb.ChunkRef, offset: int, requests: Iterator[xp.SubmitRequest]) -> None:
+        here = offset
+        while here < ref.size:
+            request = next(requests, None)
+            if request is None:
+                raise TruncatedError(
+                    f"upload ended after {here} of {ref.size} bytes of chunk {ref.sha256.hex()[:16]}: submit again, it goes on there"
+                )
+            if not 0 < len(request.data) <= MAX_DATA_BYTES:
+                raise LimitError(f"message with {len(request.data)} bytes of chunk, allowed are 1 to {MAX_DATA_BYTES}")
+            here = self._aggregator.receive(upload, ref, request.data)
+
+    def _refuse(self, context: grpc.ServicerContext, error: CompeftError, call: _Call) -> NoReturn:
+        refusal = Refusal(self._now_ms(), context.peer(), call.expert, call.round, error.code, str(error))
+        self._ledger.record_refusal(refusal)
+        _abort(context, error)
+
+
+def _abort(context: grpc.ServicerContext, error: CompeftError) -> NoReturn:
+    log.warning("refused", peer=context.peer(), code=error.code, reason=str(error))
+    context.set_trailing_metadata(((ERROR_CODE_KEY, error.code),))
+    context.abort(STATUS[type(error)], str(error))
+
+
+def _envelope(request: xp.SubmitRequest | xp.SyncCall) -> Envelope:
+    if not request.HasField("envelope"):
+        raise FormatError("the first message of a call must be a sealed envelope")
+    return request.envelope
+
+
+def _round_of(upload: Upload) -> int:
+    return upload.message.round if isinstance(upload.message, pb.UpdateManifest) else 0
+
+
+def _uploaded(upload: Upload, now_ms: int) -> Callable[[Wire, float], Transfer]:
+    message = upload.message
+    update = message if isinstance(message, pb.UpdateManifest) else pb.UpdateManifest(expert=message.expert)
+    size = update.coding.ternary_size + update.coding.dense_size
+    return lambda wire, seconds: Transfer(
+        at_ms=now_ms,
+        keyid=upload.member.public.keyid,
+        expert=message.expert,
+        run=update.run,
+        round=update.round,
+        version=update.base_version + (1 if message is update else 0),
+        direction="up",
+        dense_fp32_bytes=4 * size,
+        payload_bytes=sum(ref.size for ref in upload.refs),
+        wire_received_bytes=wire.received,
+        wire_sent_bytes=wire.sent,
+        seconds=seconds,
+    )
+
+
+def _downloaded(answer: SyncAnswer, payload_bytes: int, now_ms: int) -> Callable[[Wire, float], Transfer]:
+    return lambda wire, seconds: Transfer(
+        at_ms=now_ms,
+        keyid=answer.member.public.keyid,
+        expert=answer.request.expert,
+        run=answer.request.run,
+        round=answer.request.round,
+        version=answer.want_version,
+        direction="down",
+        dense_fp32_bytes=answer.dense_fp32_bytes,
+        payload_bytes=payload_bytes,
+        wire_received_bytes=wire.received,
+        wire_sent_bytes=wire.sent,
+        seconds=seconds,
+    )

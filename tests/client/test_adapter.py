@@ -1,0 +1,244 @@
+"""The border to PEFT, checked on small but real models and on PEFT's own files."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from transformers.models.bert.modeling_bert import BertConfig, BertModel
+
+from compeft_client.adapter import (
+    Expert,
+    adapter_arrays,
+    base_model_digest,
+    check_plain,
+    config_digest,
+    initial_bounds,
+    load_adapter,
+    save_expert,
+)
+from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
+from compeft_core.layout import layout_of
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)  # peft asks transformers
+
+TARGETS = ["query", "value"]
+
+
+def base() -> BertModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
+    return BertModel(BertConfig(**sizes), add_pooling_layer=False).eval()
+
+
+def config(**changes: Any) -> LoraConfig:
+    return LoraConfig(**({"r": 4, "lora_alpha": 8, "target_modules": list(TARGETS)} | changes))
+
+
+def model(dtype: torch.dtype = torch.float32, **changes: Any) -> PeftModel:
+    return get_peft_model(base().to(dtype), config(**changes), autocast_adapter_dtype=False)
+
+
+def random_arrays(like: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    random = np.random.default_rng(0)
+    return {name: random.normal(0, 0.1, array.shape).astype(np.float32) for name, array in like.items()}
+
+
+def test_names_and_values_are_those_of_pefts_own_file(tmp_path: Path) -> None:
+    tuned = model()
+    load_adapter(tuned, random_arrays(adapter_arrays(tuned)))
+    tuned.save_pretrained(tmp_path, save_embedding_layers=False)
+    ours, pefts = adapter_arrays(tuned), load_file(tmp_path / "adapter_model.safetensors")
+    assert set(ours) == set(pefts)
+    assert all(np.array_equal(ours[name], pefts[name]) for name in pefts)
+
+
+def test_arrays_taken_out_are_copies() -> None:
+    tuned = model()
+    taken = adapter_arrays(tuned)
+    for array in taken.values():
+        array += 1
+    assert not any(np.array_equal(array, taken[name]) for name, array in adapter_arrays(tuned).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_comes_out_goes_in_and_comes_out_again_unchanged(dtype: torch.dtype) -> None:
+    tuned = model(dtype)
+    load_adapter(tuned, random_arrays(adapter_arrays(tuned)))
+    first = adapter_arrays(tuned)
+    load_adapter(tuned, first)
+    second = adapter_arrays(tuned)
+    assert all(array.dtype == np.float32 and np.array_equal(array, second[name]) for name, array in first.items())
+    assert all(p.dtype == dtype for name, p in tuned.named_parameters() if "lora_" in name)
+
+
+def test_values_are_rounded_to_the_models_own_type() -> None:
+    tuned = model(torch.bfloat16)
+    arrays = {name: np.full_like(array, 1 + 2**-8 + 2**-20) for name, array in adapter_arrays(tuned).items()}
+    load_adapter(tuned, arrays)
+    assert all((array == 1 + 2**-7).all() for array in adapter_arrays(tuned).values())
+
+
+def test_a_second_adapter_is_reached_by_its_name() -> None:
+    tuned = model()
+    tuned.add_adapter("other", config(r=2))
+    shapes = {array.shape[0] for name, array in adapter_arrays(tuned, "other").items() if name.endswith("lora_A.weight")}
+    assert shapes == {2}
+    with pytest.raises(InputError, match="no adapter 'third', it has \\['default', 'other'\\]"):
+        adapter_arrays(tuned, "third")
+
+
+def _missing(arrays: dict[str, Any], name: str) -> None:
+    del arrays[name]
+
+
+def _extra(arrays: dict[str, Any], name: str) -> None:
+    arrays["more." + name] = arrays[name]
+
+
+def _other_shape(arrays: dict[str, Any], name: str) -> None:
+    arrays[name] = arrays[name][:1]
+
+
+def _other_dtype(arrays: dict[str, Any], name: str) -> None:
+    arrays[name] = arrays[name].astype(np.float64)
+
+
+def _not_finite(arrays: dict[str, Any], name: str) -> None:
+    arrays[name][0, 0] = np.nan
+
+
+def _too_large_for_float16(arrays: dict[str, Any], name: str) -> None:
+    arrays[name][0, 0] = 1e6
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (_missing, LayoutMismatchError),
+        (_extra, LayoutMismatchError),
+        (_other_shape, LayoutMismatchError),
+        (_other_dtype, LayoutMismatchError),
+        (_not_finite, NotFiniteError),
+        (_too_large_for_float16, NotFiniteError),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_and_change_nothing(spoil: Any, error: type[Exception]) -> None:
+    tuned = model(torch.float16)
+    before = adapter_arrays(tuned)
+    arrays = random_arrays(before)
+    spoil(arrays, max(before))
+    with pytest.raises(error, match=max(before).replace(".", "\\.")):
+        load_adapter(tuned, arrays)
+    assert all(np.array_equal(array, before[name]) for name, array in adapter_arrays(tuned).items())
+
+
+def test_a_parameter_that_is_not_finite_never_leaves() -> None:
+    tuned = model()
+    next(p for name, p in tuned.named_parameters() if "lora_B" in name).data[0, 0] = torch.inf
+    with pytest.raises(NotFiniteError, match=r"lora_B\.weight' holds NaN or infinity"):
+        adapter_arrays(tuned)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias"),
+        ({"modules_to_save": ["pooler"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
+        ({"lora_bias": True}, "lora_bias"),
+    ],
+)
+def test_options_that_change_more_than_a_and_b_are_refused(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError, match=f"LoRA option {field} is "):
+        check_plain(config(**changes))
+
+
+def test_another_kind_of_adapter_is_refused() -> None:
+    tuned = get_peft_model(base(), IA3Config(target_modules=["query"], feedforward_modules=[]))
+    with pytest.raises(InputError, match="adapter is a IA3Config, only LoraConfig is supported"):
+        adapter_arrays(tuned)
+
+
+def test_a_config_digest_is_over_canonical_json() -> None:
+    text = (
+        '{"alpha_pattern":{},"exclude_modules":null,"fan_in_fan_out":false,"layers_pattern":null,"layers_to_transform":null,'
+        '"lora_alpha":8,"peft_type":"LORA","r":4,"rank_pattern":{},"target_modules":["query","value"],"use_rslora":false}'
+    )
+    assert config_digest(config()) == sha256(b"compeft.adapter-config.v1\0" + text.encode()).digest()
+
+
+def test_a_config_digest_ignores_what_training_alone_uses() -> None:
+    trained_otherwise = {"lora_dropout": 0.3, "init_lora_weights": False, "base_model_name_or_path": "elsewhere"}
+    assert config_digest(config(target_modules=TARGETS[::-1], **trained_otherwise)) == config_digest(config())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"r": 8}, {"lora_alpha": 16}, {"target_modules": ["query"]}, {"use_rslora": True}, {"rank_pattern": {"query": 2}}],
+)
+def test_a_config_digest_tells_apart_what_computes_another_function(changes: dict[str, Any]) -> None:
+    assert config_digest(config(**changes)) != config_digest(config())
+
+
+def test_a_base_model_is_named_by_the_bytes_it_has_now(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"abc")
+    assert base_model_digest(weights).hex() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    weights.write_bytes(b"abcd")
+    assert base_model_digest(weights).hex().startswith("88d4266fd4e6338d")
+    with pytest.raises(InputError, match="base model none cannot be read: No such file"):
+        base_model_digest(tmp_path / "none")
+
+
+def test_initial_bounds_are_those_of_pefts_own_start() -> None:
+    arrays = adapter_arrays(model(r=32, target_modules=["query", "dense"]))
+    layout = layout_of({name: array.shape for name, array in arrays.items()} | {"head.weight": (2, 32)}, dense=["head.weight"])
+    for tensor, bound in zip(layout.tensors, initial_bounds(layout), strict=True):
+        largest = 0.0 if tensor.kind == "dense" else float(np.abs(arrays[tensor.name]).max())
+        assert 0.98 * bound <= largest <= bound
+
+
+def test_a_tensor_whose_start_is_unknown_has_no_bound() -> None:
+    with pytest.raises(InputError, match=r"'x\.lora_embedding_A' is neither lora_A nor lora_B"):
+        initial_bounds(layout_of({"x.lora_embedding_A": (2, 2)}))
+
+
+def test_a_saved_expert_loads_in_peft_and_computes_the_same(tmp_path: Path) -> None:
+    tuned = model()
+    arrays = random_arrays(adapter_arrays(tuned))
+    load_adapter(tuned, arrays)
+    head = {"weight": np.ones((2, 32), np.float32).T.copy().T, "bias": np.zeros(2, np.float32)}
+    save_expert(tmp_path / "expert", Expert(config(), "someone/base", arrays, head, ("neg", "pos")))
+    loaded = PeftModel.from_pretrained(base(), str(tmp_path / "expert"))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        assert torch.equal(loaded(input_ids=ids).last_hidden_state, tuned(input_ids=ids).last_hidden_state)
+    assert config_digest(PeftConfig.from_pretrained(str(tmp_path / "expert"))) == config_digest(config())
+    with safe_open(tmp_path / "expert" / "head.safetensors", "numpy") as file:
+        assert json.loads(file.metadata()["labels"]) == ["neg", "pos"]
+        assert np.array_equal(file.get_tensor("weight"), head["weight"])
+
+
+def test_a_saved_expert_names_its_base_model_and_no_local_path(tmp_path: Path) -> None:
+    local = config(base_model_name_or_path="/home/somebody/model")
+    save_expert(tmp_path, Expert(local, "someone/base", adapter_arrays(model()), {}, ()))
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/base"
+
+
+def test_an_expert_that_is_not_plain_lora_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="use_dora"):
+        save_expert(tmp_path / "expert", Expert(config(use_dora=True), "someone/base", {}, {}, ()))
+    assert not (tmp_path / "expert").exists()

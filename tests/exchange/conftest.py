@@ -1,0 +1,121 @@
+"""A real aggregator on a real port, enrolled members with real keys, and clients that talk to it over gRPC."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compeft_client.exchange import Edge, EdgeClient, Synced, Trained
+from compeft_proto.keys import SigningKey, new_key
+from compeft_proto.manifest import layout_to_proto
+from compeft_proto.task import Origin, RoundTask
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.conductor import Conductor, Station
+from compeft_server.facts import Role, Transfer
+from compeft_server.ledger import Ledger
+from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
+
+from compeft_core import Compression, Layout, Vector, layout_of, seeded_state, state_digest
+
+EXPERT = "sentiment"
+RUN = "run-1"
+ORIGIN = Origin(b"\x01" * 32, b"\x02" * 32)
+UPLINK = Compression(0.05, "mean_magnitude")
+DOWNLINK = Compression(0.2, "mean_magnitude")
+LAYOUT = layout_of({"a.lora_A": (8, 500), "a.lora_B": (300, 8), "head": (2, 10)}, dense=["head"])
+
+
+def genesis(layout: Layout = LAYOUT, expert: str = EXPERT) -> pb.Genesis:
+    """Version 0 from a seed."""
+    bounds = [0.05 if "lora_A" in t.name else 0.0 for t in layout.tensors]
+    return pb.Genesis(
+        expert=expert,
+        base_model_digest=ORIGIN.base_model_digest,
+        adapter_config_digest=ORIGIN.adapter_config_digest,
+        layout=layout_to_proto(layout),
+        seeded=pb.SeededState(seed=7, bounds=bounds),
+        state_digest=state_digest(layout, seeded_state(layout, 7, bounds)),
+    )
+
+
+def task_vector(seed: int, layout: Layout = LAYOUT) -> Vector:
+    """What a client might have trained."""
+    return np.random.default_rng(seed).normal(0, 1e-3, layout.size).astype(np.float32)
+
+
+def trained(seed: int, layout: Layout = LAYOUT) -> Trained:
+    """A task vector and what goes with it."""
+    return Trained(task_vector(seed, layout), 300, {"loss": 0.5}, ORIGIN)
+
+
+@dataclass
+class World:
+    """One running aggregator and what the tests need of it."""
+
+    folder: Path
+    address: str
+    ledger: Ledger
+    aggregator: SigningKey
+    offset_ms: list[int]
+    conductor_key: SigningKey = field(default_factory=new_key)
+
+    def enrol(self, name: str, role: Role = "edge") -> SigningKey:
+        """A new member's key."""
+        key = new_key()
+        self.ledger.enrol(name, key.public, role, now_ms())
+        return key
+
+    def edge(self, name: str, key: SigningKey | None = None) -> EdgeClient:
+        """A client with a state directory of its own; enrolled unless it brings a key."""
+        return EdgeClient(Edge(self.address, key or self.enrol(name), self.aggregator.public, self.folder / f"state-{name}"))
+
+    def conductor(self) -> Conductor:
+        """The conductor."""
+        return Conductor(Station(self.address, self.conductor_key, self.aggregator.public))
+
+    def open_round(self, number: int = 1, deadline_s: float = 60.0) -> RoundTask:
+        """Open a round; the task that its clients get."""
+        opened = self.conductor().open_round(EXPERT, RUN, number, deadline_s)
+        return RoundTask(EXPERT, RUN, number, opened.round_nonce, opened.base_version, UPLINK)
+
+    def close_round(self, number: int = 1) -> pb.RoundStatement:
+        """Merge and publish."""
+        return self.conductor().close_round(EXPERT, RUN, number, "average", 1.0, DOWNLINK)
+
+    def transfers(self, count: int) -> list[Transfer]:
+        """The ledger's first `count` transfers; a call is recorded just after its answer has left."""
+        give_up = time.monotonic() + 10
+        while len(self.ledger.transfers(EXPERT)) < count and time.monotonic() < give_up:
+            time.sleep(0.01)
+        return self.ledger.transfers(EXPERT)[:count]
+
+    def everything(self) -> tuple[object, ...]:
+        """All that a refused message must leave alone: submissions, versions, open rounds, whole chunks."""
+        rounds = self.ledger.rounds(EXPERT)
+        submissions = [s for r in rounds for s in self.ledger.submissions(EXPERT, r.run, r.round)]
+        versions = self.ledger.versions(EXPERT, -1, self.ledger.head(EXPERT))
+        chunks = sorted(p.name for p in (self.folder / "data" / "chunks").rglob("*") if p.is_file())
+        return rounds, submissions, versions, chunks
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A running aggregator with one conductor and the expert published."""
+    settings = Settings(tmp_path / "data")
+    offset_ms = [0]
+    clock: Callable[[], int] = lambda: now_ms() + offset_ms[0]  # noqa: E731
+    ledger = open_ledger(settings.data)
+    server, port = start(settings, ledger, clock)
+    made = World(tmp_path, f"127.0.0.1:{port}", ledger, own_key(settings.data), offset_ms)
+    ledger.enrol("conductor", made.conductor_key.public, "conductor", now_ms())
+    made.conductor().publish(genesis())
+    yield made
+    server.stop(None).wait()
+    ledger.close()
+
+
+def synced_by(client: EdgeClient, task: RoundTask) -> Synced:
+    """The version that a task builds on."""
+    return client.sync(task.expert, task.version, task.run, task.round)
