@@ -32,7 +32,7 @@ Ints = NDArray[np.int64]
 
 @kernel
 def least_lengths(counts: Ints, size: int, lengths: Ints) -> None:
-    """Fill `lengths` with the bytes that each block's stream has at least: its signs, and its codes with no zeros before the one."""
+    """Fill `lengths` with the bytes each stream has at least: its signs, and its codes without the zeros before the one."""
     for block in range(counts.size):
         span = min(BLOCK, size - block * BLOCK)
         listed = min(counts[block], span - counts[block])

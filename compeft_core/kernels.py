@@ -37,8 +37,8 @@ def survey(
 ) -> tuple[int, int]:
     """Sum the values and their squares in each of the spans first..last, and sort their magnitudes by a bracket (least, most).
 
-    Returns how many are above (>= most), and within (>= least, < most). The bits of those within are written to `words` as long as
-    there is room, so the result is whole only if the second number is at most `words.size`.
+    Returns how many are above (>= most), and within (>= least, < most). The bits of those within are written to `words` as far
+    as there is room, so they are all there only if the second number is at most `words.size`.
     """
     plain, squared = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
     values = bits.view(np.float32)

@@ -68,9 +68,9 @@ def merge(method: str, updates: Sequence[Encoded], weights: Sequence[float], *, 
     """Merge updates of one layout into a flat float32 vector; `coefficient` multiplies the result of every method.
 
     average: sum of w * update, the weights divided by their sum.   task_arithmetic: the same sum, the weights as they are.
-    ties: at each position the sign with more weighted mass is elected, and the entries with that sign are averaged by weight. Where
-    the masses are equal, the sign that most positions elected decides, negative if that is even too, as in the authors' code.
-    The dense part is the weighted sum, for ties too. An update of weight 0 has no say.
+    ties: at each position the sign with more weighted mass is elected, and the entries of that sign are averaged by weight.
+    Where the masses are equal, the sign that most positions elected decides, negative if that is even too, as in the authors'
+    code. The dense part is the weighted sum, for ties too. An update of weight 0 has no say.
 
     Errors: InputError on an unknown method, no updates, or weights that are not one finite number >= 0 an update, one at least
     above 0; LayoutMismatchError if sizes differ; NotFiniteError if a result is beyond float32.

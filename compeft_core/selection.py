@@ -39,7 +39,7 @@ class Spans:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One worker's positions start..stop: how many magnitudes are known to be above the threshold, and all the other candidates."""
+    """One worker's positions start..stop: how many magnitudes are surely above the threshold, and all the other candidates."""
 
     start: int
     stop: int
@@ -96,8 +96,8 @@ def select(bits: Bits, parts: list[Part], wanted: int) -> tuple[NDArray[np.uint3
     lows = spread(_count_low, [(p, high) for p in parts])
     low, between = _threshold(lows, wanted - above)
     magnitude = high << kernels.LOW_BITS | low
-    greater = [p.above + int(h[high + 1 :].sum() + l[low + 1 :].sum()) for p, h, l in zip(parts, highs, lows, strict=True)]
-    ties = [int(l[low]) for l in lows]
+    ties = [int(counts[low]) for counts in lows]
+    greater = [p.above + int(a[high + 1 :].sum() + b[low + 1 :].sum()) for p, a, b in zip(parts, highs, lows, strict=True)]
     quotas = _quotas(ties, wanted - above - between if magnitude else 0)
     ends = list(accumulate((g + q for g, q in zip(greater, quotas, strict=True)), initial=0))
     positions, negative = np.empty(ends[-1], np.uint32), np.empty(ends[-1], np.bool_)

@@ -22,11 +22,11 @@ from safetensors.numpy import save_file
 
 from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
 from compeft_core.layout import Layout
+from compeft_proto.task import canonical_json
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-DIGEST_DOMAIN = b"compeft.adapter-config.v1\0"
 CONFIG_FIELDS = (
     "peft_type",
     "r",
@@ -114,15 +114,18 @@ def check_plain(config: object) -> None:
             raise InputError(f"LoRA option {field} is {value!r}, supported: {', '.join(map(repr, plain))}")
 
 
-def config_digest(config: LoraConfig) -> bytes:
-    """SHA-256 (32 bytes) over the fields in CONFIG_FIELDS, as JSON with sorted keys, sorted sets and no spaces.
-
-    Two adapters with equal arrays and equal digests compute the same function on the same base. Errors: InputError.
-    """
+def canonical_config(config: LoraConfig) -> bytes:
+    """The fields in CONFIG_FIELDS as canonical JSON, sets sorted: an adapter_config.json that PEFT loads. Errors: InputError."""
     check_plain(config)
-    values = {field: _plain_json(getattr(config, field)) for field in CONFIG_FIELDS}
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return sha256(DIGEST_DOMAIN + text.encode()).digest()
+    return canonical_json({field: _plain_json(getattr(config, field)) for field in CONFIG_FIELDS})
+
+
+def config_digest(config: LoraConfig) -> bytes:
+    """SHA-256 (32 bytes) of `canonical_config`. Errors: InputError.
+
+    Two adapters with equal arrays and equal digests compute the same function on the same base model.
+    """
+    return sha256(canonical_config(config)).digest()
 
 
 def base_model_digest(weights: Path) -> bytes:

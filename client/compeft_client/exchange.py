@@ -8,13 +8,13 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compeft_client import trust
 from compeft_client.state import Memory, Pending, StateDirectory, settle
 from compeft_core import Compression, Layout, Vector, compress, encode, parse, state_digest
-from compeft_core.errors import FormatError
+from compeft_core.errors import FormatError, LayoutMismatchError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.keys import PublicKey, SigningKey
@@ -44,12 +44,15 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """An expert at one version. `vector` is float32 of shape (layout.size,), the state that the version's digest names."""
+    """An expert at one version. `vector` is float32 of shape (layout.size,), the state that the version's digest names;
+    `adapter_config` is canonical JSON, empty if its publisher did not say.
+    """
 
     expert: str
     version: int
     layout: Layout
     vector: Vector
+    adapter_config: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class Trained:
     task_vector: Vector
     num_examples: int
     metrics: Mapping[str, float]
-    origin: Origin = Origin()
+    origin: Origin = field(default_factory=Origin)
 
 
 class EdgeClient:
@@ -81,9 +84,9 @@ class EdgeClient:
     def sync(self, expert: str, version: int | None = None, run: str = "", round_number: int = 0) -> Synced:
         """Bring the local copy of `expert` to `version` (the newest by default) and settle the pending update.
 
-        `run` and `round_number` say on whose behalf, for the ledger. Errors: UnreachableError; UnknownExpertError; SignatureError,
-        WrongBaseError, ReplayError, FormatError or ChunkMismatchError if the answer cannot be trusted. After an error the local
-        copy is what it was.
+        `run` and `round_number` say on whose behalf, for the ledger. Errors: UnreachableError; UnknownExpertError;
+        SignatureError, WrongBaseError, ReplayError, FormatError or ChunkMismatchError if the answer cannot be trusted. After an
+        error the local copy is what it was.
         """
         directory = StateDirectory(self._edge.state / mf.check_name(expert, "expert"))
         with directory.lock():
@@ -117,7 +120,7 @@ class EdgeClient:
         with directory.lock():
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
-            layout = _layout(directory, memory)
+            layout = mf.layout_from_proto(_genesis(directory, memory).layout)
             payload, memory = _compress(directory, memory, layout, trained.task_vector, task.compression)
             update = self._update(task, trained, payload, layout)
             update.sequence = memory.sequence
@@ -164,8 +167,8 @@ class EdgeClient:
         )
 
 
-def _layout(directory: StateDirectory, memory: Memory) -> Layout:
-    return mf.layout_from_proto(pb.Genesis.FromString(directory.read(memory.genesis)).layout)
+def _genesis(directory: StateDirectory, memory: Memory) -> pb.Genesis:
+    return pb.Genesis.FromString(directory.read(memory.genesis))
 
 
 def _follow(
@@ -178,7 +181,8 @@ def _follow(
     """Apply the versions in order, each checked against its signed digest, and save where they lead."""
     if memory.version < 0:
         memory = replace(memory, genesis=directory.write(manifests[0].genesis.SerializeToString()))
-    layout = _layout(directory, memory)
+    genesis = _genesis(directory, memory)
+    layout = mf.layout_from_proto(genesis.layout)
     vector = directory.vector(memory.synced, layout)
     for manifest, payload in zip(manifests, payloads, strict=True):
         first = manifest.version == 0
@@ -188,13 +192,15 @@ def _follow(
     if manifests:
         memory = replace(memory, version=manifests[-1].version, synced=directory.write_vector(vector))
         directory.save(memory)
-    return memory, Synced(expert, memory.version, layout, vector)
+    return memory, Synced(expert, memory.version, layout, vector, genesis.adapter_config)
 
 
 def _compress(
     directory: StateDirectory, memory: Memory, layout: Layout, task_vector: Vector, compression: Compression
 ) -> tuple[bytes, Memory]:
     """The payload of the next update; it is pending, durably, before anything is sent."""
+    if task_vector.shape != (layout.size,):
+        raise LayoutMismatchError(f"task vector has shape {task_vector.shape}, the layout says ({layout.size},)")
     target = task_vector + directory.vector(memory.residual, layout)
     payload = encode(compress(layout, target, compression))
     pending = Pending(memory.sequence + 1, directory.write(payload), directory.write_vector(target))

@@ -1,6 +1,7 @@
 """What a conductor asks of a client, as plain values: they travel in Flower's ConfigRecord, or in any other string-keyed message."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,15 +14,27 @@ T = TypeVar("T")
 Value = int | float | str | bytes
 RECORD = "compeft"
 """Name of the record that carries a task to a client, and a receipt back."""
-UNSPECIFIED = hashlib.sha256(b"").digest()
+NOBODY_SAYS = hashlib.sha256(b"").digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an expert is trained with: SHA-256 of the base model and of the adapter configuration. By default nobody says."""
+    """What an expert is trained with: SHA-256 of the base model's weights, and the adapter's configuration as canonical JSON (see
+    `canonical_json`). By default nobody says.
+    """
 
-    base_model_digest: bytes = UNSPECIFIED
-    adapter_config_digest: bytes = UNSPECIFIED
+    base_model_digest: bytes = NOBODY_SAYS
+    adapter_config: bytes = b""
+
+    @property
+    def adapter_config_digest(self) -> bytes:
+        """SHA-256 (32 bytes) of the adapter's configuration."""
+        return hashlib.sha256(self.adapter_config).digest()
+
+
+def canonical_json(fields: Mapping[str, object]) -> bytes:
+    """JSON with sorted keys, no spaces, ASCII only: the same fields give the same bytes."""
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ that is answered is durable.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from compeft_core.errors import FormatError
+from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.errors import ConflictError, ForbiddenError, UnknownExpertError
@@ -79,7 +80,7 @@ class Aggregator:
             raise FormatError(f"chunk {ref.sha256.hex()[:16]} is of {ref.size} bytes, {here} were sent")
         self._store.append(keyid, ref.sha256, data)
         if here == ref.size:
-            self._store.finish(keyid, ref.sha256, ref.size)
+            self._store.check(keyid, ref.sha256)
         return here
 
     def finish(self, upload: Upload) -> Envelope:
@@ -156,6 +157,19 @@ class Aggregator:
         needed = tuple((ref, self._store.received(verified.keyid, ref.sha256)) for ref in once.values())
         return Upload(member, message, verified.digest, envelope.SerializeToString(), tuple(refs), needed)
 
+    @contextmanager
+    def _chunks(self, upload: Upload) -> Iterator[bytes]:
+        """The payload of an upload, to be admitted inside: its chunks are in the store after success, dropped after an error."""
+        keyid = upload.member.public.keyid
+        try:
+            yield b"".join(mf.check_chunk(ref, self._store.peek(keyid, ref.sha256)) for ref in upload.refs)
+        except CompeftError:
+            for ref in upload.refs:
+                self._store.drop(keyid, ref.sha256)
+            raise
+        for ref in upload.refs:
+            self._store.commit(keyid, ref.sha256)
+
     def _begin_genesis(self, verified: dsse.Verified, envelope: Envelope) -> Upload:
         genesis = dsse.parse(verified, dsse.GENESIS)
         admission.admit_time(genesis.issued_at_ms, genesis.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
@@ -167,7 +181,8 @@ class Aggregator:
 
     def _create(self, genesis: pb.Genesis, upload: Upload) -> Envelope:
         layout = mf.layout_from_proto(genesis.layout)
-        mf.initial_state(genesis, layout, self._log.blob(upload.refs))
+        with self._chunks(upload) as blob:
+            mf.initial_state(genesis, layout, blob)
         now = self._now_ms()
         manifest = pb.VersionManifest(
             expert=genesis.expert,
@@ -190,8 +205,8 @@ class Aggregator:
         again = self.begin(Envelope.FromString(upload.envelope))
         if isinstance(again, Envelope):
             return again
-        blob = self._log.blob(upload.refs)
-        admission.admit_payload(update, blob, self._expert(update.expert))
+        with self._chunks(upload) as blob:
+            admission.admit_payload(update, blob, self._expert(update.expert))
         now = self._now_ms()
         receipt = pb.Receipt(
             update_digest=upload.digest,

@@ -2,14 +2,17 @@
 
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc
 
 from compeft_core import Compression
+from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import from_rpc
-from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.keys import PublicKey, SigningKey, public_key_from_pem, signing_key_from_pem
 from compeft_proto.manifest import compression_to_proto, refs_of
 from compeft_proto.transport import SubmitDialogue, Tls, open_channel, upload
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
@@ -42,6 +45,26 @@ class Measured:
     metric: str
     value: float
     num_examples: int
+
+
+def station_of(config: Mapping[str, object]) -> Station:
+    """The conductor that a run's configuration describes: `aggregator` host:port, `aggregator-key` and `conductor-key` files, and
+    PEM files `tls-ca`, `tls-cert`, `tls-key` for anything but loopback. Errors: InputError, ForbiddenError.
+    """
+    needed = ("aggregator", "aggregator-key", "conductor-key")
+    missing = [name for name in needed if not config.get(name)]
+    if missing:
+        raise InputError(f"run configuration lacks {', '.join(missing)}: give them with flwr run -c")
+    key, trusted = Path(str(config["conductor-key"])), Path(str(config["aggregator-key"]))
+    tls = [_read(Path(str(config[name]))) for name in ("tls-ca", "tls-cert", "tls-key") if config.get(name)]
+    if tls and len(tls) < 3:
+        raise InputError("run configuration has some of tls-ca, tls-cert and tls-key: TLS needs all three")
+    return Station(
+        address=str(config["aggregator"]),
+        key=signing_key_from_pem(_read(key), str(key), key.stat().st_mode),
+        aggregator=public_key_from_pem(_read(trusted), str(trusted)),
+        tls=Tls(*tls) if tls else None,
+    )
 
 
 class Conductor:
@@ -109,6 +132,13 @@ class Conductor:
         except grpc.RpcError as error:
             raise from_rpc(error, self._station.address) from error
         return dsse.open_envelope(reply, self._trusted, answer)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _now_ms() -> int:

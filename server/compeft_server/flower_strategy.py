@@ -123,6 +123,7 @@ class CompressedStrategy(Strategy):
             expert=self.plan.expert,
             base_model_digest=self.plan.origin.base_model_digest,
             adapter_config_digest=self.plan.origin.adapter_config_digest,
+            adapter_config=self.plan.origin.adapter_config,
             layout=layout_to_proto(layout),
             state_digest=state_digest(layout, state),
         )

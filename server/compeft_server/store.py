@@ -1,7 +1,7 @@
 """The store: content-addressed bytes in a directory. It knows nothing of experts, rounds or who sent what.
 
-Promises: when `put` or `finish` returns, the bytes are durable (written, synced, renamed); what `read` gives has the SHA-256 it
-is asked for; a partial upload survives a restart and is never visible under its digest.
+Promises: when `put` or `commit` returns, the bytes are durable (written, synced, renamed); what `read` gives has the SHA-256 it
+is asked for; what a sender has sent survives a restart, and is not in the store before `commit`.
 """
 
 import hashlib
@@ -36,7 +36,8 @@ class ChunkStore:
             partial = self._partial / f"put-{os.getpid()}-{sha256.hex()}"
             with partial.open("wb") as file:
                 file.write(data)
-                _sync(file.fileno())
+                file.flush()
+                os.fsync(file.fileno())
             _rename(partial, path)
         return sha256
 
@@ -65,19 +66,30 @@ class ChunkStore:
         with self._part(sender, sha256).open("ab") as file:
             file.write(data)
 
-    def finish(self, sender: str, sha256: bytes, size: int) -> None:
-        """Move a fully received chunk to its digest. Errors: ChunkMismatchError, and then the partial bytes are dropped."""
-        partial = self._part(sender, sha256)
-        data = partial.read_bytes()
+    def check(self, sender: str, sha256: bytes) -> None:
+        """Hold what `sender` has sent against its digest. Errors: ChunkMismatchError, and then it is dropped."""
+        data = self._part(sender, sha256).read_bytes()
         found = hashlib.sha256(data).digest()
-        if len(data) != size or found != sha256:
-            partial.unlink()
-            raise ChunkMismatchError(
-                f"chunk {sha256.hex()[:16]} of {size} bytes arrived as {found.hex()[:16]} of {len(data)}: send it again"
-            )
-        with partial.open("rb") as file:
-            _sync(file.fileno())
-        _rename(partial, self._path(sha256))
+        if found != sha256:
+            self.drop(sender, sha256)
+            raise ChunkMismatchError(f"chunk {sha256.hex()[:16]} arrived as {found.hex()[:16]}: send it again")
+
+    def peek(self, sender: str, sha256: bytes) -> bytes:
+        """A chunk that is here, or that `sender` has sent but nobody has committed. Errors: as `read`."""
+        path = self._part(sender, sha256)
+        return path.read_bytes() if path.exists() else self.read(sha256)
+
+    def commit(self, sender: str, sha256: bytes) -> None:
+        """Move a checked chunk of `sender` into the store; nothing if it is there already."""
+        partial = self._part(sender, sha256)
+        if partial.exists():
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            _rename(partial, self._path(sha256))
+
+    def drop(self, sender: str, sha256: bytes) -> None:
+        """Forget what `sender` has sent of a chunk."""
+        self._part(sender, sha256).unlink(missing_ok=True)
 
     def _path(self, sha256: bytes) -> Path:
         name = sha256.hex()
@@ -89,10 +101,6 @@ class ChunkStore:
 
 def _missing(sha256: bytes) -> bytes:
     raise UnknownExpertError(f"no chunk {sha256.hex()[:16]} in the store")
-
-
-def _sync(descriptor: int) -> None:
-    os.fsync(descriptor)
 
 
 def _rename(source: Path, target: Path) -> None:

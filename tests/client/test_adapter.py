@@ -19,6 +19,7 @@ from compeft_client.adapter import (
     Expert,
     adapter_arrays,
     base_model_digest,
+    canonical_config,
     check_plain,
     config_digest,
     initial_bounds,
@@ -177,7 +178,13 @@ def test_a_config_digest_is_over_canonical_json() -> None:
         '{"alpha_pattern":{},"exclude_modules":null,"fan_in_fan_out":false,"layers_pattern":null,"layers_to_transform":null,'
         '"lora_alpha":8,"peft_type":"LORA","r":4,"rank_pattern":{},"target_modules":["query","value"],"use_rslora":false}'
     )
-    assert config_digest(config()) == sha256(b"compeft.adapter-config.v1\0" + text.encode()).digest()
+    assert canonical_config(config()) == text.encode()
+    assert config_digest(config()) == sha256(text.encode()).digest()
+
+
+def test_a_canonical_config_is_one_that_peft_loads(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(canonical_config(config()))
+    assert canonical_config(PeftConfig.from_pretrained(str(tmp_path))) == canonical_config(config())
 
 
 def test_a_config_digest_ignores_what_training_alone_uses() -> None:

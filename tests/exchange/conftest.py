@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from compeft_client.exchange import Edge, EdgeClient, Synced, Trained
+from compeft_core import Compression, Layout, Vector, layout_of, seeded_state, state_digest
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.task import Origin, RoundTask
@@ -17,11 +19,9 @@ from compeft_server.facts import Role, Transfer
 from compeft_server.ledger import Ledger
 from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
 
-from compeft_core import Compression, Layout, Vector, layout_of, seeded_state, state_digest
-
 EXPERT = "sentiment"
 RUN = "run-1"
-ORIGIN = Origin(b"\x01" * 32, b"\x02" * 32)
+ORIGIN = Origin(b"\x01" * 32, b'{"r":8}')
 UPLINK = Compression(0.05, "mean_magnitude")
 DOWNLINK = Compression(0.2, "mean_magnitude")
 LAYOUT = layout_of({"a.lora_A": (8, 500), "a.lora_B": (300, 8), "head": (2, 10)}, dense=["head"])
@@ -34,6 +34,7 @@ def genesis(layout: Layout = LAYOUT, expert: str = EXPERT) -> pb.Genesis:
         expert=expert,
         base_model_digest=ORIGIN.base_model_digest,
         adapter_config_digest=ORIGIN.adapter_config_digest,
+        adapter_config=ORIGIN.adapter_config,
         layout=layout_to_proto(layout),
         seeded=pb.SeededState(seed=7, bounds=bounds),
         state_digest=state_digest(layout, seeded_state(layout, 7, bounds)),

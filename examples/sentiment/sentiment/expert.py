@@ -33,8 +33,13 @@ def layout(rank: int) -> Layout:
     return layout_of(shapes, dense=HEAD)
 
 
+def initial_bounds(rank: int) -> dict[str, float]:
+    """Bounds of the uniform initial state by name: as in PEFT, A within 1 / sqrt(inputs), and B zero; the head zero too."""
+    tensors = layout(rank).tensors
+    return {t.name: 1 / sqrt(t.shape[1]) if t.name.endswith(".lora_A.weight") else 0.0 for t in tensors}
+
+
 def initial_arrays(rank: int, seed: int) -> dict[str, Vector]:
-    """The arrays training starts from: A uniform as in PEFT (bound 1 / sqrt(inputs)), B and the head zero."""
-    expert = layout(rank)
-    bounds = [1 / sqrt(t.shape[1]) if t.name.endswith(".lora_A.weight") else 0.0 for t in expert.tensors]
-    return unflatten(expert, seeded_state(expert, seed, bounds))
+    """The arrays training starts from, by name."""
+    expert, bounds = layout(rank), initial_bounds(rank)
+    return unflatten(expert, seeded_state(expert, seed, [bounds[t.name] for t in expert.tensors]))

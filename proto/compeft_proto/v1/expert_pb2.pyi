@@ -264,12 +264,16 @@ class Genesis(_message.Message):
     STATE_DIGEST_FIELD_NUMBER: _builtins.int
     KEYID_FIELD_NUMBER: _builtins.int
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    ADAPTER_CONFIG_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     base_model_digest: _builtins.bytes
     adapter_config_digest: _builtins.bytes
+    """SHA-256 of adapter_config."""
     state_digest: _builtins.bytes
     keyid: _builtins.str
     issued_at_ms: _builtins.int
+    adapter_config: _builtins.bytes
+    """The adapter's configuration as canonical JSON; empty if nobody says."""
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -288,10 +292,11 @@ class Genesis(_message.Message):
         state_digest: _builtins.bytes = ...,
         keyid: _builtins.str = ...,
         issued_at_ms: _builtins.int = ...,
+        adapter_config: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["initial", b"initial", "layout", b"layout", "seeded", b"seeded", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "expert", b"expert", "initial", b"initial", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout", b"layout", "seeded", b"seeded", "snapshot", b"snapshot", "state_digest", b"state_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config", b"adapter_config", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "expert", b"expert", "initial", b"initial", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout", b"layout", "seeded", b"seeded", "snapshot", b"snapshot", "state_digest", b"state_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_initial: _TypeAlias = _typing.Literal["seeded", "snapshot"]  # noqa: Y015
     _WhichOneofArgType_initial: _TypeAlias = _typing.Literal["initial", b"initial"]  # noqa: Y015

@@ -1,0 +1,80 @@
+"""The `compeft` command: gathers the commands of the installed packages, and turns every typed error into one line and one exit code.
+
+Commands live in the packages that do the work, and are found by the entry point group `compeft.commands`; so this file imports
+none of them, and a machine with only the client installed has only the client's commands.
+"""
+
+import json
+import sys
+from importlib.metadata import entry_points
+from typing import Any
+
+import click
+import typer
+
+from compeft_core.errors import CompeftError, FormatError, InputError, LimitError
+from compeft_proto.errors import RefusedError, TransferError, TrustError
+
+GROUP = "compeft.commands"
+EXIT_CODES: dict[type[CompeftError], int] = {
+    CompeftError: 1,
+    InputError: 3,
+    FormatError: 4,
+    LimitError: 5,
+    TrustError: 6,
+    RefusedError: 7,
+    TransferError: 8,
+}
+"""0: done; 1: any other failure; 2: wrong usage; 3 to 8: by the nearest class in this table; 130: interrupted."""
+INTERRUPTED = 130
+HELP = """Move fine-tuned experts in a fiftieth of the bytes.
+
+Exit codes: 0 done, 1 failure, 2 wrong usage, 3 bad input, 4 malformed bytes, 5 over a limit, 6 not trusted, 7 refused by the
+aggregator, 8 transfer failed, 130 interrupted. With --format json an error is one JSON object on standard error.
+"""
+
+
+def main() -> None:
+    """Entry point of `compeft`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; the exit code. Errors are printed, never raised."""
+    try:
+        result: Any = command()(arguments, prog_name="compeft", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except CompeftError as error:
+        print(describe(error, wants_json(arguments)), file=sys.stderr)
+        return exit_code(error)
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return result if isinstance(result, int) else 0
+
+
+def command() -> click.Command:
+    """All commands of the installed packages, as one."""
+    app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+    app.callback()(lambda: None)
+    for found in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+        app.add_typer(found.load())
+    return typer.main.get_command(app)
+
+
+def exit_code(error: CompeftError) -> int:
+    """The code of the nearest class in EXIT_CODES."""
+    return next(EXIT_CODES[cls] for cls in type(error).__mro__ if cls in EXIT_CODES)
+
+
+def describe(error: CompeftError, as_json: bool) -> str:
+    """One line for people, or one JSON object for programs."""
+    return json.dumps({"error": error.code, "message": str(error)}) if as_json else f"error: {error}"
+
+
+def wants_json(arguments: list[str]) -> bool:
+    """Whether this command line asks for JSON."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return any(a == "--format=json" or (a, b) == ("--format", "json") for a, b in pairs)

@@ -1,0 +1,139 @@
+"""Commands of an edge site: keys, join, pull. Each parses its options, calls one function, prints what came out."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compeft_client.files import write_durably
+from compeft_client.node import edge_of, load_public_key, load_signing_key
+from compeft_core.errors import InputError
+from compeft_proto.keys import new_key
+
+AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
+Aggregator = Annotated[str, typer.Option(help="host:port of the aggregator")]
+AggregatorKey = Annotated[Path, typer.Option(help="file with the aggregator's public key")]
+Key = Annotated[Path, typer.Option(help="file with this client's private key (mode 0600)")]
+StateDir = Annotated[Path, typer.Option(help="folder for this client's memory: synced experts, residuals")]
+TlsCa = Annotated[Path | None, typer.Option(help="PEM of the authority behind the aggregator's certificate")]
+TlsCert = Annotated[Path | None, typer.Option(help="PEM of this client's certificate")]
+TlsKey = Annotated[Path | None, typer.Option(help="PEM of this client's certificate's key")]
+
+app = typer.Typer()
+keys = typer.Typer(help="Make and show keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+@keys.command("new")
+def keys_new(file: Path, format: AsFormat = "text") -> None:  # the option's name
+    """Make an Ed25519 key: FILE (private, mode 0600) and FILE with .pub (public, for the aggregator's operator).
+
+    Example: compeft keys new edge.key
+    """
+    if file.exists():
+        raise InputError(f"{file} exists already: a key is never overwritten")
+    key = new_key()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(file, key.to_pem(), mode=0o600)
+    public = file.with_suffix(".pub")
+    write_durably(public, key.public.to_pem())
+    _print_key(key.keyid, {"private": str(file), "public": str(public)}, format)
+
+
+@keys.command("show")
+def keys_show(file: Path, format: AsFormat = "text") -> None:  # the option's name
+    """Show the keyid of a private or a public key file.
+
+    Example: compeft keys show edge.pub
+    """
+    public = load_public_key(file) if file.suffix == ".pub" else load_signing_key(file).public
+    _print_key(public.keyid, {"file": str(file)}, format)
+
+
+@app.command()
+def join(
+    superlink: Annotated[str, typer.Option(help="host:port of Flower's SuperLink")],
+    aggregator: Aggregator,
+    aggregator_key: AggregatorKey,
+    key: Key,
+    state_dir: StateDir,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    insecure: Annotated[bool, typer.Option(help="reach the SuperLink without TLS (loopback only)")] = False,
+    superlink_ca: Annotated[Path | None, typer.Option(help="PEM of the authority behind the SuperLink's certificate")] = None,
+    node_key: Annotated[Path | None, typer.Option(help="private key for Flower's own node authentication")] = None,
+    port: Annotated[int, typer.Option(help="this SuperNode's own runtime port on loopback")] = 9094,
+    config: Annotated[list[str] | None, typer.Option("-c", "--config", help="more node configuration, name=value")] = None,
+) -> None:
+    """Join a federation as an edge client: a Flower SuperNode whose apps reach the aggregator with this key.
+
+    Example: compeft join --superlink fl.example:8000 --superlink-ca ca.crt --aggregator agg.example:9443 --tls-ca ca.crt
+    --tls-cert edge.crt --tls-key edge.pem --aggregator-key aggregator.pub --key edge.key --state-dir /var/lib/compeft -c partition-id=0
+    """
+    named: dict[str, object] = {
+        "aggregator": aggregator,
+        "aggregator-key": aggregator_key.absolute(),
+        "key": key.absolute(),
+        "state-dir": state_dir.absolute(),
+        "tls-ca": tls_ca and tls_ca.absolute(),
+        "tls-cert": tls_cert and tls_cert.absolute(),
+        "tls-key": tls_key and tls_key.absolute(),
+    }
+    edge_of(named)  # says now, in one line, what would otherwise fail in the first round
+    pairs = [f"{name}={json.dumps(str(value))}" for name, value in named.items() if value] + list(config or ())
+    arguments = ["--superlink", superlink, "--port", str(port), "--node-config", " ".join(pairs)]
+    arguments += ["--insecure"] if insecure else []
+    arguments += ["--root-certificates", str(superlink_ca)] if superlink_ca else []
+    arguments += ["--auth-supernode-private-key", str(node_key)] if node_key else []
+    _become("flower-supernode", arguments)
+
+
+@app.command()
+def pull(
+    expert: Annotated[str, typer.Argument(help="name of the expert")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write: a PEFT directory")],
+    aggregator: Aggregator,
+    aggregator_key: AggregatorKey,
+    key: Key,
+    state_dir: StateDir,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    version: Annotated[int | None, typer.Option(help="the version; the newest by default")] = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Fetch an expert, check every step of it, and write it as a PEFT directory.
+
+    Example: compeft pull sentiment -o ./expert --aggregator 127.0.0.1:9443 --aggregator-key aggregator.pub --key reader.key
+    --state-dir ~/.compeft
+    """
+    from compeft_client.exchange import EdgeClient
+    from compeft_client.peft_directory import write_peft_directory
+
+    named = {"aggregator": aggregator, "aggregator-key": aggregator_key, "key": key, "state-dir": state_dir}
+    edge = edge_of(named | {"tls-ca": tls_ca, "tls-cert": tls_cert, "tls-key": tls_key})
+    with EdgeClient(edge) as client:
+        synced = client.sync(expert, version)
+    write_peft_directory(output, synced)
+    if format == "json":
+        typer.echo(json.dumps({"expert": expert, "version": synced.version, "directory": str(output)}))
+    else:
+        typer.echo(f"{expert} version {synced.version}, {synced.layout.size:,} parameters -> {output}")
+
+
+def _print_key(keyid: str, files: dict[str, str], format: str) -> None:  # the option's name
+    if format == "json":
+        typer.echo(json.dumps({"keyid": keyid, **files}))
+    else:
+        typer.echo("\n".join([f"keyid    {keyid}", *(f"{name:<8} {path}" for name, path in files.items())]))
+
+
+def _become(program: str, arguments: Sequence[str]) -> None:
+    try:
+        os.execvp(program, [program, *arguments])  # noqa: S606  # no shell: the point of exec
+    except OSError as error:
+        raise InputError(f"cannot start {program}: {error.strerror}; install compeft[client]") from error

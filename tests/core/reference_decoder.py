@@ -1,0 +1,137 @@
+"""A second decoder, in plain Python, written from docs/format.md alone: slow, and independent of the kernels."""
+
+import math
+import struct
+from dataclasses import dataclass
+
+BLOCK = 65536
+
+
+class Malformed(ValueError):  # noqa: N818
+    """The bytes break a rule of docs/format.md."""
+
+
+@dataclass
+class Decoded:
+    ternary_size: int
+    entries: dict[int, float]
+    """Position -> +scale or -scale."""
+    dense: list[float]
+    scales: list[float]
+    group_ends: list[int]
+
+
+class Bytes:
+    def __init__(self, blob: bytes) -> None:
+        self.rest = blob
+
+    def take(self, count: int) -> bytes:
+        need(count <= len(self.rest), "too short")
+        taken, self.rest = self.rest[:count], self.rest[count:]
+        return taken
+
+    def varint(self) -> int:
+        octets = b""
+        while not octets or octets[-1] & 0x80:
+            octets += self.take(1)
+            need(len(octets) <= 5, "varint of more than 5 bytes")
+        need(len(octets) == 1 or octets[-1] != 0, "varint not minimal")
+        value = sum((octet & 0x7F) << 7 * i for i, octet in enumerate(octets))
+        need(value < 2**32, "varint too large")
+        return value
+
+
+class Bits:
+    """Lowest bit of the first byte first."""
+
+    def __init__(self, stream: bytes) -> None:
+        self.number, self.left = int.from_bytes(stream, "little"), 8 * len(stream)
+
+    def take(self, count: int) -> int:
+        need(count <= self.left, "stream too short")
+        value = self.number & ((1 << count) - 1)
+        self.number >>= count
+        self.left -= count
+        return value
+
+    def zeros(self) -> int:
+        """Zeros before the next one, which is taken too."""
+        need(self.number != 0, "no one is left")
+        count = (self.number & -self.number).bit_length() - 1
+        self.take(count + 1)
+        return count
+
+
+def need(condition: bool, message: str) -> None:
+    if not condition:
+        raise Malformed(message)
+
+
+def decode(blob: bytes) -> Decoded:
+    data = Bytes(blob)
+    need(data.take(6) == b"CPFT\x01\x01", "head")
+    ternary_size, dense_size, groups = data.varint(), data.varint(), data.varint()
+    need(ternary_size + dense_size < 2**32, "size")
+    need((groups == 0) == (ternary_size == 0) and groups <= 65536, "groups")
+    sizes = [data.varint() for _ in range(groups)] if groups > 1 else [ternary_size] * groups
+    need(all(sizes) and sum(sizes) == ternary_size, "group sizes")
+    raw_scales = data.take(4 * groups)
+    scales = list(struct.unpack(f"<{groups}f", raw_scales))
+    spans = [min(BLOCK, ternary_size - base) for base in range(0, ternary_size, BLOCK)]
+    index = [(data.varint(), data.varint()) for _ in spans]
+    signs: dict[int, bool] = {}
+    for block, (span, (kept, extra)) in enumerate(zip(spans, index, strict=True)):
+        need(kept <= span, "more kept than there are")
+        for place, negative in decode_stream(data, kept, extra, span):
+            signs[block * BLOCK + place] = negative
+    dense = decode_dense(data.take(2 * dense_size))
+    need(not data.rest, "bytes follow")
+    ends = [sum(sizes[: i + 1]) for i in range(groups)]
+    check_scales(scales, raw_scales, ends, sorted(signs))
+    entries = {p: -s if signs[p] else s for p in sorted(signs) for s in [scales[group_of(p, ends)]]}
+    return Decoded(ternary_size, entries, dense, scales, ends)
+
+
+def decode_stream(data: Bytes, kept: int, extra: int, span: int) -> list[tuple[int, bool]]:
+    listed = min(kept, span - kept)
+    least = kept
+    if listed:
+        m = max(1, math.ceil((45426 * span - 55483 * listed) / (65536 * listed)))
+        b = m.bit_length() - 1
+        least += listed * (1 + b)
+    stream = Bits(data.take((least + 7) // 8 + extra))
+    negative = [bool(stream.take(1)) for _ in range(kept)]
+    places, place = [], -1
+    for _ in range(listed):
+        c = 2 ** (b + 1) - m
+        q = stream.zeros()
+        r = stream.take(b)
+        if r >= c:
+            r = 2 * r + stream.take(1) - c
+        place += 1 + q * m + r
+        need(place < span, "place beyond the block")
+        places.append(place)
+    need(stream.left < 8 and stream.number == 0, "padding")
+    if 2 * kept > span:
+        places = sorted(set(range(span)) - set(places))
+    return list(zip(places, negative, strict=True))
+
+
+def decode_dense(raw: bytes) -> list[float]:
+    halves = struct.unpack(f"<{len(raw) // 2}H", raw)
+    values = [struct.unpack("<f", struct.pack("<I", half << 16))[0] for half in halves]
+    need(all(map(math.isfinite, values)) and 0x8000 not in halves, "dense value")
+    return values
+
+
+def check_scales(scales: list[float], raw: bytes, ends: list[int], positions: list[int]) -> None:
+    full = {group_of(p, ends) for p in positions}
+    for i, scale in enumerate(scales):
+        if i in full:
+            need(math.isfinite(scale) and scale >= 2.0**-126, "scale of a group that keeps entries")
+        else:
+            need(raw[4 * i : 4 * i + 4] == bytes(4), "scale of an empty group")
+
+
+def group_of(position: int, ends: list[int]) -> int:
+    return next(i for i, end in enumerate(ends) if position < end)
