@@ -11,6 +11,7 @@ from compeft_core.layout import Layout, Tensor, Vector
 
 DOMAIN = b"compeft.initial.v1\0"
 MAX_SEED = 2**64 - 1
+MAX_BOUND = float(np.finfo(np.float32).max)
 
 
 def seeded_state(layout: Layout, seed: int, bounds: Sequence[float]) -> Vector:
@@ -28,7 +29,7 @@ def seeded_state(layout: Layout, seed: int, bounds: Sequence[float]) -> Vector:
 
 
 def _uniform(tensor: Tensor, seed: int, bound: float) -> Vector:
-    if not (math.isfinite(bound) and 0 <= bound <= np.finfo(np.float32).max):
+    if not (math.isfinite(bound) and 0 <= bound <= MAX_BOUND):
         raise InputError(f"bound of tensor {tensor.name!r} is {bound}, it must be a finite float32 of 0 or more")
     if bound == 0:
         return np.zeros(tensor.size, np.float32)

@@ -4,8 +4,8 @@
 
 Incoming: a message with a task instead of arrays gets its arrays from the aggregator, checked. The app trains as ever. Outgoing: its
 arrays become a compressed, signed update at the aggregator, and the reply carries a receipt. A message without a task passes
-through untouched, so the same app also runs without the strategy's other half. Put it first in the list: what comes after it (clipping, noise)
-then works on plain arrays.
+through untouched, so the same app also runs without the strategy's other half. Put it first in the list: what comes after it
+(clipping, noise) then works on plain arrays.
 """
 
 from collections.abc import Callable

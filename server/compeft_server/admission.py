@@ -125,7 +125,8 @@ def _check_expert(update: pb.UpdateManifest, situation: Situation) -> None:
     built_on, head = (update.base_version, update.base_state_digest), (found.base_version, situation.base_state_digest)
     if built_on != head:
         raise WrongBaseError(
-            f"built on version {built_on[0]} ({built_on[1].hex()[:16]}), round {found.round} on {head[0]} ({head[1].hex()[:16]}): sync first"
+            f"built on version {built_on[0]} ({built_on[1].hex()[:16]}), "
+            f"round {found.round} on {head[0]} ({head[1].hex()[:16]}): sync first"
         )
     if update.layout_digest != expert.layout.digest:
         raise LayoutMismatchError(

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from compeft_core.errors import InputError
+from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import new_key
 from compeft_server.facts import Role
 from compeft_server.ledger import Ledger
@@ -51,10 +52,10 @@ class DemoSettings:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What came out: the report, the seconds of the compressed run, and the folder of the composed expert."""
+    """What came out: the report, the bytes of Flower's control plane beside it, and the folder of the composed expert."""
 
     report: Report
-    seconds: float
+    control_bytes: int
     expert: Path
 
 
@@ -69,11 +70,11 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         )
         stage.start()
         started = time.monotonic()
-        stage.run_compressed(progress)
+        run = stage.run_compressed(progress)
         seconds = time.monotonic() - started
         expert = stage.pull()
         dense = stage.run_dense(progress) if settings.compare else None
-        return DemoResult(read_report(stage.ledger, EXPERT, dense), seconds, expert)
+        return DemoResult(read_report(stage.ledger, EXPERT, dense, seconds), stage.traffic(run), expert)
 
 
 def find_app() -> Path:
@@ -110,8 +111,8 @@ class _Stage:
         for number, port in enumerate(nodes):
             self._join(f"edge-{number}", number, link, port)
 
-    def run_compressed(self, progress: Progress) -> None:
-        """The federated run over the aggregator."""
+    def run_compressed(self, progress: Progress) -> int:
+        """The federated run over the aggregator; its number."""
         keys = self._folder / "keys"
         run = self._flwr_run(
             {
@@ -124,13 +125,18 @@ class _Stage:
             }
         )
         self._watch(progress, "compressed", run, self._rounds_closed)
+        return run
 
     def run_dense(self, progress: Progress) -> DenseArm:
         """The same app, plain: Flower's own FedAvg and messages."""
         results, started = self._folder / "dense-rounds.json", time.monotonic()
         run = self._flwr_run({"compressed": False, "results-file": str(results)})
         self._watch(progress, "dense FedAvg", run, lambda: (_rounds_in(results), ""))
-        arm = _dense_arm(json.loads(results.read_text()), self._traffic(run), time.monotonic() - started)
+        expert = self.ledger.expert(EXPERT)
+        if expert is None:
+            raise UnknownExpertError(f"no expert {EXPERT!r} was published")
+        seconds = time.monotonic() - started
+        arm = _dense_arm(json.loads(results.read_text()), expert.layout.size, self.traffic(run), seconds)
         (self._folder / "dense.json").write_text(dense_to_json(arm))
         return arm
 
@@ -196,7 +202,8 @@ class _Stage:
     def _status(self, run: int) -> str:
         return str(self._listed(run)["status"])
 
-    def _traffic(self, run: int) -> int:
+    def traffic(self, run: int) -> int:
+        """Bytes that Flower counted between SuperLink and SuperNodes for one run, both directions."""
         traffic = self._listed(run)["network-traffic"]
         return int(traffic["inbound-bytes"]) + int(traffic["outbound-bytes"])
 
@@ -224,3 +231,24 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _rounds_in(results: Path) -> int:
+    """Rounds that the app has written down so far."""
+    return max(0, len(json.loads(results.read_text())["accuracy"]) - 1) if results.exists() else 0
+
+
+def _dense_arm(results: dict[str, list[float]], parameters: int, traffic: int, seconds: float) -> DenseArm:
+    """What the plain run measured: its app's accuracies, and Flower's own count of bytes."""
+    accuracy = results["accuracy"]
+    exchanges = 2 * len(accuracy) - 1  # arrays go down before each round and for the last evaluation, and up after each round
+    return DenseArm(
+        metric="accuracy",
+        metrics=tuple(accuracy),
+        clients=CLIENTS,
+        dense_fp32_bytes=4 * parameters * CLIENTS * exchanges,
+        wire_bytes=traffic,
+        seconds=seconds,
+        counted="Flower's own counter (messages and objects between SuperLink and SuperNodes; HTTP and polling not counted)",
+        base=results["base-accuracy"][0],
+    )

@@ -554,7 +554,7 @@ def human_bytes(count: float) -> str:
 def human_seconds(seconds: float) -> str:
     """Three digits and a unit up to minutes: 240 ms, 1.85 s, 12.5 min."""
     if seconds < 0.9995:
-        return f"{_digits(1000 * seconds)} ms"
+        return f"{_digits(1000 * seconds)} ms" if seconds else "0 s"
     return f"{_digits(seconds)} s" if seconds < 600 else f"{_digits(seconds / 60)} min"
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from compeft_server import report as rp
-from compeft_server.report import Report
+from compeft_server.report import Report, Score
 
 Curve = list[tuple[int, int, float]]
-"""(version, wire bytes so far, metric) of what was measured, in order."""
+"""(version or round, wire bytes so far, metric) of what was measured, in order."""
 LABEL_GAP = 26.0
 """Least distance between two labelled points, in units of the drawing."""
 
@@ -50,7 +50,7 @@ class Frame:
 
 
 WIDE = Frame("wide", 960, 430, left=76, right=30, top=22, bottom=62, zero=48)
-NARROW = Frame("narrow", 380, 380, left=58, right=16, top=20, bottom=60, zero=28)
+NARROW = Frame("narrow", 380, 380, left=66, right=28, top=20, bottom=60, zero=28)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,8 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        bytes=rp.human_bytes, seconds=rp.human_seconds, times=rp.human_times, printable=rp.printable, moment=_moment
-    )
+    environment.filters.update(bytes=rp.human_bytes, seconds=rp.human_seconds, times=rp.human_times)
+    environment.filters.update(printable=rp.printable, moment=_moment, sentence=_sentence)
     charts = [chart for frame in (WIDE, NARROW) if (chart := draw(report, frame)) is not None]
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -105,6 +104,7 @@ def to_html(report: Report) -> str:
         dense_verdict=rp.dense_verdict(report),
         value=lambda value: rp.human_metric(report.metric, value),
         score=lambda score: rp.human_score(report.metric, score),
+        spread=lambda score: _spread(report.metric, score),
         row_savings=lambda row, size: rp.row_savings(report, row, size),
     )
 
@@ -127,13 +127,13 @@ def draw(report: Report, frame: Frame) -> Chart | None:
     def y(value: float) -> float:
         return frame.y0 - (frame.y0 - frame.top) * (value - y_values[0]) / (y_values[-1] - y_values[0])
 
-    def place(curve: Curve) -> tuple[Point, ...]:
-        return _thin_labels([Point(x(size), y(value), f"v{version}") for version, size, value in curve])
+    def place(curve: Curve, letter: str) -> tuple[Point, ...]:
+        return _thin_labels([Point(x(size), y(value), f"{letter}{number}") for number, size, value in curve])
 
     return Chart(
         frame=frame,
-        synced=place(synced),
-        dense=place(dense),
+        synced=place(synced, "v"),
+        dense=place(dense, "r"),
         base=y(report.base.mean) if report.base else None,
         x_ticks=tuple(Tick(x(size), _tick_bytes(size)) for size in _sizes(low_x, high_x)),
         y_ticks=tuple(Tick(y(value), _tick_metric(report.metric, value, y_values)) for value in y_values),
@@ -219,6 +219,17 @@ def _tick_metric(metric: str, value: float, values: list[float]) -> str:
         return f"{value:.4g}"
     decimals = 0 if all(abs(100 * v - round(100 * v)) < 1e-6 for v in values) else 1
     return f"{100 * value:.{decimals}f} %"
+
+
+def _spread(metric: str, score: Score) -> str:
+    """Lowest to highest, the unit once."""
+    low, high = (rp.human_metric(metric, value) for value in (score.low, score.high))
+    return f"{low.removesuffix(' %')} – {high}"
+
+
+def _sentence(text: str) -> str:
+    """The text with its first letter large."""
+    return text[:1].upper() + text[1:]
 
 
 def _moment(at_ms: int) -> str:

@@ -45,21 +45,23 @@ class Bits:
     """Lowest bit of the first byte first."""
 
     def __init__(self, stream: bytes) -> None:
-        self.number, self.left = int.from_bytes(stream, "little"), 8 * len(stream)
+        self.bits = [octet >> i & 1 for octet in stream for i in range(8)]
+        self.at = 0
 
     def take(self, count: int) -> int:
-        need(count <= self.left, "stream too short")
-        value = self.number & ((1 << count) - 1)
-        self.number >>= count
-        self.left -= count
-        return value
+        need(self.at + count <= len(self.bits), "stream too short")
+        self.at += count
+        return sum(bit << i for i, bit in enumerate(self.bits[self.at - count : self.at]))
 
     def zeros(self) -> int:
         """Zeros before the next one, which is taken too."""
-        need(self.number != 0, "no one is left")
-        count = (self.number & -self.number).bit_length() - 1
-        self.take(count + 1)
-        return count
+        start = self.at
+        while self.take(1) == 0:
+            pass
+        return self.at - start - 1
+
+    def rest(self) -> list[int]:
+        return self.bits[self.at :]
 
 
 def need(condition: bool, message: str) -> None:
@@ -111,7 +113,7 @@ def decode_stream(data: Bytes, kept: int, extra: int, span: int) -> list[tuple[i
         place += 1 + q * m + r
         need(place < span, "place beyond the block")
         places.append(place)
-    need(stream.left < 8 and stream.number == 0, "padding")
+    need(len(stream.rest()) < 8 and not any(stream.rest()), "padding")
     if 2 * kept > span:
         places = sorted(set(range(span)) - set(places))
     return list(zip(places, negative, strict=True))

@@ -62,7 +62,7 @@ def test_every_proper_prefix_and_every_longer_encoding_is_refused(update: Update
 @pytest.mark.parametrize("density", [0.01, 0.05, 0.4, 0.8])
 def test_flipped_bits_of_a_large_update(density: float) -> None:
     blob = encode(gaussian_update(70_000, density, dense=2))
-    for bit in range(0, 8 * len(blob), 8 * len(blob) // 60 + 7):
+    for bit in range(0, 8 * len(blob), 8 * len(blob) // 20 + 7):
         changed = bytearray(blob)
         changed[bit // 8] ^= 1 << bit % 8
         is_refused_or_canonical(bytes(changed))

@@ -1,0 +1,87 @@
+"""The command line: keys, members, help, and errors as one line or one JSON object with a stable exit code."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from compeft_client.cli import EXIT_CODES, exit_code, run
+from compeft_core.errors import CompeftError
+from compeft_proto.errors import BY_CODE
+
+
+def test_a_new_key_is_for_its_owner_only_and_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "edge.key"
+    assert run(["keys", "new", str(file), "--format", "json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert run(["keys", "show", str(tmp_path / "edge.pub"), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["keyid"] == made["keyid"]
+    before = file.read_bytes()
+    assert run(["keys", "new", str(file)]) == 3
+    assert file.read_bytes() == before
+    assert capsys.readouterr().err == f"error: {file} exists already: a key is never overwritten\n"
+
+
+def test_members_are_added_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key, data = str(tmp_path / "edge.key"), str(tmp_path / "data")
+    run(["keys", "new", key])
+    assert run(["clients", "add", "berlin", str(tmp_path / "edge.pub"), "--data", data]) == 0
+    assert run(["clients", "revoke", "berlin", "--data", data]) == 0
+    capsys.readouterr()
+    assert run(["clients", "list", "--data", data, "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["role"], row["revoked"]) == ("berlin", "edge", True)
+    assert run(["clients", "revoke", "nobody", "--data", data]) == 3
+
+
+def test_an_error_is_one_line_or_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "nothing.pub")
+    assert run(["keys", "show", missing]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+    assert run(["keys", "show", missing, "--format", "json"]) == 3
+    assert json.loads(capsys.readouterr().err)["error"] == "bad_input"
+
+
+def test_a_wrong_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["keys", "show", "--colour"]) == 2
+    assert "--colour" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "join", "demo", "report", "pull", "keys new", "keys show", "clients add"])
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command.split(), "--help"]) == 0
+    assert "Example" in capsys.readouterr().out
+
+
+def test_an_aggregator_that_is_not_there_is_a_transfer_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["keys", "new", str(tmp_path / "edge.key")])
+    options = ["--aggregator", "127.0.0.1:9", "--aggregator-key", str(tmp_path / "edge.pub"), "--key", str(tmp_path / "edge.key")]
+    assert run(["pull", "x", "-o", str(tmp_path / "out"), *options, "--state-dir", str(tmp_path / "state")]) == 8
+    assert "127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_remote_aggregator_without_tls_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["keys", "new", str(tmp_path / "edge.key")])
+    options = [
+        "--aggregator",
+        "192.0.2.1:9443",
+        "--aggregator-key",
+        str(tmp_path / "edge.pub"),
+        "--key",
+        str(tmp_path / "edge.key"),
+    ]
+    assert run(["pull", "x", "-o", str(tmp_path / "out"), *options, "--state-dir", str(tmp_path / "state")]) == 3
+    assert "--tls-ca" in capsys.readouterr().err
+
+
+def test_listening_beyond_loopback_without_tls_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--data", str(tmp_path), "--host", "0.0.0.0", "--port", "0"]) == 3
+    assert "needs TLS" in capsys.readouterr().err
+
+
+def test_every_error_has_an_exit_code() -> None:
+    assert all(exit_code(cls("x")) in EXIT_CODES.values() for cls in BY_CODE.values())
+    assert exit_code(CompeftError("x")) == 1

@@ -1,0 +1,119 @@
+"""The client's memory: it survives a restart at any point, and a damaged one is named, not used."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compeft_client.exchange import Edge, EdgeClient
+from compeft_client.state import StateDirectory
+from compeft_core import compress, densify
+from compeft_core.errors import InputError
+from compeft_proto.errors import ConflictError
+from tests.exchange.conftest import EXPERT, LAYOUT, UPLINK, World, synced_by, task_vector, trained
+
+
+def residual_of(folder: Path) -> np.ndarray:
+    directory = StateDirectory(folder / EXPERT)
+    return directory.vector(directory.load().residual, LAYOUT)
+
+
+def test_a_merged_update_leaves_what_compression_dropped(world: World) -> None:
+    client = world.edge("edge")
+    task = world.open_round()
+    synced_by(client, task)
+    client.submit(task, trained(1))
+    world.close_round()
+    client.sync(EXPERT)
+    expected = task_vector(1) - densify(compress(LAYOUT, task_vector(1), UPLINK))
+    np.testing.assert_array_equal(residual_of(world.folder / "state-edge"), expected)
+
+
+def test_an_update_of_an_abandoned_round_comes_back_whole(world: World) -> None:
+    client = world.edge("edge")
+    task = world.open_round(1)
+    synced_by(client, task)
+    client.submit(task, trained(1))
+    world.open_round(2)
+    client.sync(EXPERT)
+    np.testing.assert_array_equal(residual_of(world.folder / "state-edge"), task_vector(1))
+
+
+def test_a_refused_update_comes_back_whole(world: World) -> None:
+    client = world.edge("edge")
+    task = world.open_round(1)
+    synced_by(client, task)
+    world.close_round(1)
+    with pytest.raises(Exception, match="closed"):
+        client.submit(task, trained(1))
+    client.sync(EXPERT)
+    np.testing.assert_array_equal(residual_of(world.folder / "state-edge"), task_vector(1))
+
+
+def test_an_update_stays_pending_while_its_round_is_open(world: World) -> None:
+    client = world.edge("edge")
+    task = world.open_round()
+    synced_by(client, task)
+    client.submit(task, trained(1))
+    client.sync(EXPERT)
+    with pytest.raises(ConflictError, match="under way"):
+        client.submit(task, trained(2))
+    assert StateDirectory(world.folder / "state-edge" / EXPERT).load().pending is not None
+
+
+def test_a_restarted_client_goes_on_where_it_was(world: World) -> None:
+    key = world.enrol("edge")
+    task = world.open_round()
+    with world.edge("edge", key) as client:
+        synced_by(client, task)
+        client.submit(task, trained(1))
+    world.close_round()
+    with world.edge("edge", key) as client:
+        assert client.sync(EXPERT).version == 1
+    carried = [t.payload_bytes for t in world.transfers(4) if t.direction == "down"]
+    assert carried == [0, world.ledger.versions(EXPERT, 0, 1)[0].payload_bytes]
+
+
+def test_two_processes_cannot_share_a_memory(world: World) -> None:
+    client = world.edge("edge")
+    with StateDirectory(world.folder / "state-edge" / EXPERT).lock(), pytest.raises(ConflictError, match="in use"):
+        client.sync(EXPERT)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b'{"pending": 3}'])
+def test_a_damaged_index_is_named(world: World, damage: bytes) -> None:
+    client = world.edge("edge")
+    client.sync(EXPERT)
+    index = world.folder / "state-edge" / EXPERT / "state.json"
+    index.write_bytes(damage)
+    with pytest.raises(InputError, match="is damaged"):
+        client.sync(EXPERT)
+
+
+def test_a_damaged_vector_is_named_and_not_used(world: World) -> None:
+    client = world.edge("edge")
+    client.sync(EXPERT)
+    folder = world.folder / "state-edge" / EXPERT
+    name = StateDirectory(folder).load().synced
+    (folder / name).write_bytes(bytes(4 * LAYOUT.size))
+    with pytest.raises(InputError, match="is damaged"):
+        client.sync(EXPERT)
+
+
+def test_a_client_that_missed_rounds_catches_up(world: World) -> None:
+    busy, idle = world.edge("busy"), world.edge("idle")
+    idle.sync(EXPERT)
+    for number in (1, 2, 3):
+        task = world.open_round(number)
+        synced_by(busy, task)
+        busy.submit(task, trained(number))
+        world.close_round(number)
+    assert idle.sync(EXPERT).vector.tobytes() == busy.sync(EXPERT).vector.tobytes()
+    assert idle.sync(EXPERT).version == 3
+
+
+def test_an_expert_name_cannot_leave_the_state_directory(world: World) -> None:
+    client = EdgeClient(Edge(world.address, world.enrol("edge"), world.aggregator.public, world.folder / "inside"))
+    with pytest.raises(Exception, match="expert name"):
+        client.sync("../outside")
+    assert not (world.folder / "outside").exists()
