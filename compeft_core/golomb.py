@@ -128,12 +128,13 @@ def add_blocks(
         span = min(BLOCK, size - base)
         _read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places)
         group = np.searchsorted(ends, base, side="right")
+        part, end, value = state[base : base + span], ends[group] - base, values[group]
         for i in range(counts[block]):
-            position = base + places[i]
-            while position >= ends[group]:
+            place = int64(places[i])
+            while place >= end:
                 group += 1
-            value = values[group]
-            state[position] += -value if _is_negative(words, i) else value
+                end, value = ends[group] - base, values[group]
+            part[place] += -value if _is_negative(words, i) else value
 
 
 @kernel

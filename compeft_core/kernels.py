@@ -40,24 +40,30 @@ def survey(
     Returns how many are above (>= most), and within (>= least, < most). The bits of those within are written to `words` as far
     as there is room, so they are all there only if the second number is at most `words.size`.
     """
-    plain, squared = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
+    plain, squared = np.zeros(LANES, np.float64), np.zeros(LANES, np.float64)
     values = bits.view(np.float32)
     above = within = 0
     for s in range(first, last):
-        over, within = _collect(bits, starts[s], stops[s], bracket, words, within)
-        above += over
-        _sum_span(values[starts[s] : stops[s]], plain, squared)
-        sums[s], squares[s] = plain[0], squared[0]
+        plain[:] = 0.0
+        squared[:] = 0.0
+        for row in range(starts[s], stops[s], LANES):
+            stop = min(row + LANES, stops[s])
+            over, within = _collect(bits, row, stop, bracket, words, within)
+            above += over
+            _add_row(values, row, stop, plain, squared)
+        sums[s], squares[s] = _fold(plain), _fold(squared)
     return above, within
 
 
 @kernel
 def sum_spans(values: NDArray[np.float32], starts: Ints, stops: Ints, sums: Doubles) -> None:
     """Sum each span of `values` in the fixed order."""
-    plain, squared = np.empty(LANES, np.float64), np.empty(LANES, np.float64)
+    plain, squared = np.zeros(LANES, np.float64), np.zeros(LANES, np.float64)
     for s in range(starts.size):
-        _sum_span(values[starts[s] : stops[s]], plain, squared)
-        sums[s] = plain[0]
+        plain[:] = 0.0
+        for row in range(starts[s], stops[s], LANES):
+            _add_row(values, row, min(row + LANES, stops[s]), plain, squared)
+        sums[s] = _fold(plain)
 
 
 @kernel
@@ -137,23 +143,30 @@ def _collect(bits: Bits, start: int, stop: int, bracket: tuple[int, int], words:
 
 
 @kernel
-def _sum_span(values: NDArray[np.float32], plain: Doubles, squared: Doubles) -> None:
-    """Sum of `values` -> plain[0], of their squares -> squared[0]. Squares of float32 are exact in float64.
+def _add_row(values: NDArray[np.float32], start: int, stop: int, plain: Doubles, squared: Doubles) -> None:
+    """Add value j of the row start..stop, of at most LANES, to plain[j] and its square, exact in float64, to squared[j].
 
-    Lane j adds up values j, j + LANES, ... in order; then the upper half of the lanes is added to the lower until one is left.
-    Unsigned indexes, as the compiler then uses vector instructions.
+    Unsigned indexes and a constant length, as the compiler then uses vector instructions.
     """
-    plain[:] = 0.0
-    squared[:] = 0.0
-    size = uint64(values.size)
-    for start in range(uint64(0), size, uint64(LANES)):
-        for j in range(min(uint64(LANES), size - start)):
-            value = np.float64(values[start + j])
+    base = uint64(start)
+    if stop - start == LANES:
+        for j in range(uint64(LANES)):
+            value = np.float64(values[base + j])
             plain[j] += value
             squared[j] += value * value
+        return
+    for j in range(uint64(stop - start)):
+        value = np.float64(values[base + j])
+        plain[j] += value
+        squared[j] += value * value
+
+
+@kernel
+def _fold(lanes: Doubles) -> float:
+    """Add the upper half of the lanes to the lower until one is left."""
     width = LANES // 2
     while width > 0:
         for j in range(width):
-            plain[j] += plain[j + width]
-            squared[j] += squared[j + width]
+            lanes[j] += lanes[j + width]
         width //= 2
+    return lanes[0]

@@ -16,7 +16,7 @@ from compeft_core import kernels
 from compeft_core.machine import MAGNITUDE, shares, spread
 
 SAMPLE = 1 << 16
-MARGIN = 6
+MARGIN = 4
 """Half width of the bracket in standard deviations of the sample's rank."""
 Ints = NDArray[np.int64]
 Bits = NDArray[np.uint32]

@@ -95,20 +95,23 @@ class Sequences:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Bytes that one call moved. dense: the same parameters as fp32 (bf16 is half); wire: counted by the kernel on the socket."""
+    """Bytes that one call moved, refused and broken-off calls included (those have a wire, but no payload or dense bytes).
+
+    dense: the same parameters as fp32 (bf16 is half); wire: counted by the kernel on the socket. What a call never said is empty.
+    """
 
     at_ms: int
-    keyid: str
-    expert: str
-    run: str
-    round: int
-    version: int
     direction: Direction
-    dense_fp32_bytes: int
-    payload_bytes: int
-    wire_received_bytes: int
-    wire_sent_bytes: int
-    seconds: float
+    keyid: str = ""
+    expert: str = ""
+    run: str = ""
+    round: int = 0
+    version: int = 0
+    dense_fp32_bytes: int = 0
+    payload_bytes: int = 0
+    wire_received_bytes: int = 0
+    wire_sent_bytes: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

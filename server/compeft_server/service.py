@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import grpc
@@ -15,9 +15,9 @@ from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregator import Aggregator, SyncAnswer, Upload
-from compeft_server.facts import Refusal, Transfer
+from compeft_server.facts import Direction, Refusal, Transfer
 from compeft_server.ledger import Ledger
-from compeft_server.wire import Wire, WireMeter
+from compeft_server.wire import WireMeter
 
 log = structlog.get_logger()
 MAX_DATA_BYTES = 2**20
@@ -26,11 +26,9 @@ MAX_DATA_BYTES = 2**20
 
 @dataclass(slots=True)
 class _Call:
-    """What is known of a call when it ends: filled in as it goes, because it may end at any point."""
+    """What is known of a call so far: it may end at any point, and what it moved is recorded even then."""
 
-    expert: str = ""
-    round: int = 0
-    transfer: Callable[[Wire, float], Transfer] | None = None
+    transfer: Transfer
 
 
 class ExchangeService(rpc.ExpertExchangeServicer):
@@ -44,19 +42,19 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         self, request_iterator: Iterator[xp.SubmitRequest], context: grpc.ServicerContext
     ) -> Iterator[xp.SubmitReply]:
         """A sealed manifest, its chunks, the sealed answer."""
-        call = self._begin(context)
+        call = self._begin(context, "up")
         try:
             upload = self._aggregator.begin(_envelope(next(request_iterator, xp.SubmitRequest())))
             if isinstance(upload, Envelope):
                 yield xp.SubmitReply(answer=upload)
                 return
-            call.expert, call.round = upload.message.expert, _round_of(upload)
+            call.transfer = _of_upload(call.transfer, upload)
             needed = [xp.NeededChunk(sha256=ref.sha256, offset=offset) for ref, offset in upload.needed]
             yield xp.SubmitReply(needed=xp.Needed(chunks=needed))
             for ref, offset in upload.needed:
                 self._receive(upload, ref, offset, request_iterator)
             answer = self._aggregator.finish(upload)
-            call.transfer = _uploaded(upload, self._now_ms())
+            call.transfer = _accepted(call.transfer, upload)
             yield xp.SubmitReply(answer=answer)
         except CompeftError as error:
             self._refuse(context, error, call)
@@ -65,20 +63,19 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         self, request_iterator: Iterator[xp.SyncCall], context: grpc.ServicerContext
     ) -> Iterator[xp.SyncReply]:
         """A sealed request, the sealed statement and versions, then the chunks that are wanted."""
-        call = self._begin(context)
+        call = self._begin(context, "down")
         try:
             answer = self._aggregator.sync(_envelope(next(request_iterator, xp.SyncCall())))
+            call.transfer = _of_answer(call.transfer, answer)
             yield xp.SyncReply(statement=answer.statement)
             for version in answer.versions:
                 yield xp.SyncReply(version=version)
             yield xp.SyncReply(listed=True)
-            sent = 0
             for wanted in request_iterator:
                 for data in self._aggregator.stream(answer, wanted.want.sha256, wanted.want.offset):
-                    sent += len(data)
-                    call.transfer = _downloaded(answer, sent, self._now_ms())
+                    call.transfer = replace(call.transfer, payload_bytes=call.transfer.payload_bytes + len(data))
                     yield xp.SyncReply(data=data)
-            call.transfer = _downloaded(answer, sent, self._now_ms())
+            call.transfer = replace(call.transfer, dense_fp32_bytes=answer.dense_fp32_bytes)
         except CompeftError as error:
             self._refuse(context, error, call)
 
@@ -89,15 +86,16 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         except CompeftError as error:
             _abort(context, error)
 
-    def _begin(self, context: grpc.ServicerContext) -> _Call:
+    def _begin(self, context: grpc.ServicerContext, direction: Direction) -> _Call:
         """Start counting; when the call is over, however it ends, what it moved is recorded."""
-        call, started = _Call(), time.monotonic()
+        call, started = _Call(Transfer(at_ms=self._now_ms(), direction=direction)), time.monotonic()
         connection = self._meter.connection(context.peer())
 
         def settle() -> None:
-            wire = connection.settle()
-            if call.transfer is not None:
-                self._ledger.record_transfer(call.transfer(wire, time.monotonic() - started))
+            wire, seconds = connection.settle(), time.monotonic() - started
+            self._ledger.record_transfer(
+                replace(call.transfer, wire_received_bytes=wire.received, wire_sent_bytes=wire.sent, seconds=seconds)
+            )
 
         context.add_callback(settle)
         return call
@@ -115,7 +113,8 @@ class ExchangeService(rpc.ExpertExchangeServicer):
             here = self._aggregator.receive(upload, ref, request.data)
 
     def _refuse(self, context: grpc.ServicerContext, error: CompeftError, call: _Call) -> NoReturn:
-        refusal = Refusal(self._now_ms(), context.peer(), call.expert, call.round, error.code, str(error))
+        known = call.transfer
+        refusal = Refusal(self._now_ms(), context.peer(), known.expert, known.round, error.code, str(error))
         self._ledger.record_refusal(refusal)
         _abort(context, error)
 
@@ -132,42 +131,35 @@ def _envelope(request: xp.SubmitRequest | xp.SyncCall) -> Envelope:
     return request.envelope
 
 
-def _round_of(upload: Upload) -> int:
-    return upload.message.round if isinstance(upload.message, pb.UpdateManifest) else 0
-
-
-def _uploaded(upload: Upload, now_ms: int) -> Callable[[Wire, float], Transfer]:
-    message = upload.message
-    update = message if isinstance(message, pb.UpdateManifest) else pb.UpdateManifest(expert=message.expert)
-    size = update.coding.ternary_size + update.coding.dense_size
-    return lambda wire, seconds: Transfer(
-        at_ms=now_ms,
-        keyid=upload.member.public.keyid,
+def _of_upload(transfer: Transfer, upload: Upload) -> Transfer:
+    """What an admitted manifest says of the call it came in."""
+    message, keyid = upload.message, upload.member.public.keyid
+    if isinstance(message, pb.Genesis):
+        return replace(transfer, keyid=keyid, expert=message.expert)
+    return replace(
+        transfer,
+        keyid=keyid,
         expert=message.expert,
-        run=update.run,
-        round=update.round,
-        version=update.base_version + (1 if message is update else 0),
-        direction="up",
-        dense_fp32_bytes=4 * size,
-        payload_bytes=sum(ref.size for ref in upload.refs),
-        wire_received_bytes=wire.received,
-        wire_sent_bytes=wire.sent,
-        seconds=seconds,
+        run=message.run,
+        round=message.round,
+        version=message.base_version + 1,
     )
 
 
-def _downloaded(answer: SyncAnswer, payload_bytes: int, now_ms: int) -> Callable[[Wire, float], Transfer]:
-    return lambda wire, seconds: Transfer(
-        at_ms=now_ms,
+def _accepted(transfer: Transfer, upload: Upload) -> Transfer:
+    """An accepted upload moved its payload, which dense would have been every parameter."""
+    coding = upload.message.coding if isinstance(upload.message, pb.UpdateManifest) else pb.Coding()
+    dense = 4 * (coding.ternary_size + coding.dense_size)
+    return replace(transfer, dense_fp32_bytes=dense, payload_bytes=sum(ref.size for ref in upload.refs))
+
+
+def _of_answer(transfer: Transfer, answer: SyncAnswer) -> Transfer:
+    """What an answered sync says of its call. The payload is added as it leaves, dense bytes once it all has left."""
+    return replace(
+        transfer,
         keyid=answer.member.public.keyid,
         expert=answer.request.expert,
         run=answer.request.run,
         round=answer.request.round,
         version=answer.want_version,
-        direction="down",
-        dense_fp32_bytes=answer.dense_fp32_bytes,
-        payload_bytes=payload_bytes,
-        wire_received_bytes=wire.received,
-        wire_sent_bytes=wire.sent,
-        seconds=seconds,
     )

@@ -1,8 +1,10 @@
 """A whole round over real gRPC, without Flower: sync, submit, merge, publish, sync again."""
 
 import numpy as np
+import pytest
 
 from compeft_core import compress, decode, densify, encode, merge, parse
+from compeft_proto.errors import RoundClosedError
 from tests.exchange.conftest import DOWNLINK, EXPERT, LAYOUT, UPLINK, World, synced_by, task_vector, trained
 
 
@@ -106,3 +108,15 @@ def test_a_new_run_continues_from_the_newest_version_and_abandons_an_open_round(
     step = densify(compress(LAYOUT, sent, DOWNLINK))
     start = world.edge("fresh").sync(EXPERT, 0).vector
     np.testing.assert_array_equal(client.sync(EXPERT).vector, start + step)
+
+
+def test_a_refused_call_has_a_wire_but_no_payload(world: World) -> None:
+    client = world.edge("edge")
+    task = world.open_round()
+    synced_by(client, task)
+    world.close_round()
+    with pytest.raises(RoundClosedError):
+        client.submit(task, trained(1))
+    refused = world.transfers(3)[-1]
+    assert (refused.direction, refused.payload_bytes, refused.dense_fp32_bytes) == ("up", 0, 0)
+    assert refused.wire_received_bytes > 300

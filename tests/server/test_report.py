@@ -30,11 +30,11 @@ from compeft_server.report import (
     to_json,
     to_table,
 )
-from compeft_server.report_html import to_html
+from compeft_server.report_html import NARROW, WIDE, draw, to_html
 
 LAYOUT = layout_of({"a.lora_A": (8, 1000), "a.lora_B": (1000, 8)})
 FP32 = 4 * LAYOUT.size
-DENSE = DenseArm("accuracy", (0.50, 0.80, 0.90), 2, 20 * FP32, 21 * FP32, 12.5, "As Flower's messages were counted.")
+DENSE = DenseArm("accuracy", (0.50, 0.80, 0.90), 2, 20 * FP32, 21 * FP32, 12.5, "Flower's own counter")
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Story:
 
     def moved(self, keyid: str, direction: Direction, version: int, payload: int, wire: tuple[int, int]) -> None:
         transfer = Transfer(
-            1000 * version + 600, keyid, self.expert, "run", version, version, direction, FP32, payload, *wire, seconds=0.1
+            1000 * version + 600, direction, keyid, self.expert, "run", version, version, FP32, payload, *wire, seconds=0.1
         )
         self.ledger.record_transfer(transfer)
 
@@ -384,6 +384,21 @@ def test_every_saving_on_the_page_has_its_quality_beside_it(told: Story) -> None
     words = words_of(read_report(told.ledger, "sentiment", DENSE))
     for number, after in enumerate(words.split("53.3×")[1:]):
         assert "89.0 %" in after[:120] or number == 1  # the second is the total's cell, with the metric in the same row
+
+
+@pytest.mark.parametrize("values", [(0.5,), (0.5, 0.5), (0.0, 0.0), (0.1, 0.99), (-3.0, 2e6), (0.333, 0.3331), (1e-9, 2e-9)])
+def test_every_point_and_tick_lies_in_the_drawing(story: Story, values: tuple[float, ...]) -> None:
+    keyid = story.member("edge-a")
+    for number, value in enumerate(values):
+        story.moved(keyid, "down", number, 10**number, (0, 3 * 10**number))
+        story.measured(keyid, "synced", number, value, metric="score")
+    for frame in (WIDE, NARROW):
+        chart = draw(read_report(story.ledger, "sentiment"), frame)
+        assert chart is not None
+        assert all(frame.x0 <= point.x <= frame.x1 for point in chart.synced)
+        assert all(frame.top <= y <= frame.y0 + 1e-6 for y in [p.y for p in chart.synced] + [t.at for t in chart.y_ticks])
+        assert all(frame.x0 - 1e-6 <= tick.at <= frame.x1 + 1e-6 for tick in chart.x_ticks)
+        assert chart.synced[-1].label == f"v{len(values) - 1}"
 
 
 @pytest.mark.parametrize(

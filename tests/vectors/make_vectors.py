@@ -53,9 +53,15 @@ def valid() -> dict[str, tuple[str, Update]]:
         "all_kept": ("every entry kept: signs only", flat(noise(9, 1), density=1.0)),
         "complement": ("more than half kept: the gaps list the others", flat(noise(40, 2), density=0.8)),
         "five_percent": ("two blocks, the last of 464 positions, 5 % kept, a dense part", flat(noise(66_008, 4), dense=8)),
-        "far_entry": ("a gap of 60,000 after 40 neighbours: a long run of zeros", flat([1.0] * 40 + [0.0] * 60_000 + [1.0], density=1.0)),
+        "far_entry": (
+            "a gap of 60,000 after 40 neighbours: a long run of zeros",
+            flat([1.0] * 40 + [0.0] * 60_000 + [1.0], density=1),
+        ),
         "groups": ("one scale for each of three tensors", compress(layout, groups, Compression(0.2, granularity="tensor"))),
-        "empty_group": ("the second group keeps nothing: its scale is 0", compress(layout, groups, Compression(0.1, granularity="tensor"))),
+        "empty_group": (
+            "the second group keeps nothing: its scale is 0",
+            compress(layout, groups, Compression(0.1, granularity="tensor")),
+        ),
     }
 
 
@@ -78,7 +84,7 @@ def malformed() -> dict[str, tuple[str, bytes]]:
         "too_many_kept": ("nine kept of eight", good[:13] + b"\x09" + good[14:]),
         "padding": ("a padding bit is 1", good[:-1] + bytes([good[-1] | 0x80])),
         "extra_byte_in_stream": ("a stream one byte longer than its codes", good[:14] + b"\x01" + good[15:] + b"\x00"),
-        "place_beyond": ("the last code leads to place 8 of 8", good[:-1] + bytes([good[-1] ^ 0x00]) if False else place_beyond(good)),
+        "place_beyond": ("the last gap is 6 and leads to place 8 of 8", good[:-1] + b"\x04"),
         "truncated": ("the last byte is missing", good[:-1]),
         "trailing": ("a byte follows", good + b"\x00"),
         "dense_nan": ("a dense value is NaN", dense[:-2] + b"\xc0\x7f"),
