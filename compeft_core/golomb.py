@@ -4,7 +4,7 @@ A stream holds the signs of a block's kept entries, one bit each, then the gaps 
 not kept when more than half are), as Golomb codes whose parameter follows from the count. Bits are filled from the lowest up.
 
 Invariant: `_read_block` never reads outside the stream or writes outside its buffers, whatever the bytes, and returns True only
-for the one stream that `_write_block` makes. Every reader goes through it.
+for the one stream that `encode_blocks` makes. Every reader goes through it.
 """
 
 from typing import Any
@@ -79,6 +79,9 @@ def check_blocks(blob: Octets, starts: Ints, counts: Ints, size: int, ends: Ints
         if not _read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places):
             return block
         group = np.searchsorted(ends, base, side="right")
+        if ends[group] >= base + span:
+            kept[group] += counts[block]
+            continue
         for i in range(counts[block]):
             while base + places[i] >= ends[group]:
                 group += 1
@@ -152,19 +155,21 @@ def tally_block(
 ) -> None:
     """Add one checked block's entries to tallies by sign: `sums[sign, place] += values[group]`, `masses[...] += weight`.
 
-    Both tallies have shape (2, BLOCK); sign 0 is positive, 1 negative, and sums hold magnitudes.
+    Both tallies have shape (2, positions in the block); sign 0 is positive, 1 negative, and sums hold magnitudes.
     """
     words, places = np.zeros(READ_WORDS, np.uint64), np.empty(BLOCK, np.uint16)
     base = block * BLOCK
     span = min(BLOCK, size - base)
     _read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places)
     group = np.searchsorted(ends, base, side="right")
+    end, value = ends[group] - base, values[group]
     for i in range(counts[block]):
         place = int64(places[i])
-        while base + place >= ends[group]:
+        while place >= end:
             group += 1
+            end, value = ends[group] - base, values[group]
         sign = _is_negative(words, i)
-        sums[sign, place] += values[group]
+        sums[sign, place] += value
         masses[sign, place] += weight
 
 

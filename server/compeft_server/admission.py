@@ -53,11 +53,10 @@ class Situation:
     accepted_sequence: int
 
 
-def admit_member(member: Member | None, claimed_keyid: str, *allowed: Role) -> Member:
-    """Step 6, who: the signer is enrolled for this, and the manifest names the key that signed it."""
-    if member is None or member.role not in allowed:
-        role = "a stranger" if member is None else f"{member.name!r}, role {member.role}"
-        raise ForbiddenError(f"{role} may not do this; needed is {' or '.join(allowed)}")
+def admit_member(member: Member, claimed_keyid: str, *allowed: Role) -> Member:
+    """Step 6, who: the signer's role allows it, and the manifest names the key that signed it."""
+    if member.role not in allowed:
+        raise ForbiddenError(f"{member.name!r}, role {member.role}, may not do this; needed is {' or '.join(allowed)}")
     if member.public.keyid != claimed_keyid:
         raise ForbiddenError(f"manifest names key {claimed_keyid[:40]!a}, key {member.public.keyid} signed it")
     return member

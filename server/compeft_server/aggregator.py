@@ -26,14 +26,25 @@ from compeft_server.store import ChunkStore
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
-    """An admitted manifest whose chunks may still be missing. `needed` are (reference, bytes already here), in order."""
+class Offer:
+    """A manifest that is genuine and parses; whether it gets in is another matter. `digest` names it, `envelope` is it, sealed."""
 
     member: Member
     message: pb.UpdateManifest | pb.Genesis
     digest: bytes
     envelope: bytes
-    refs: tuple[pb.ChunkRef, ...]
+
+    @property
+    def refs(self) -> Sequence[pb.ChunkRef]:
+        """The chunks it names, in order."""
+        return self.message.chunks if isinstance(self.message, pb.UpdateManifest) else self.message.snapshot.chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An admitted offer whose chunks may still be missing. `needed` are (reference, bytes already here), in order."""
+
+    offer: Offer
     needed: tuple[tuple[pb.ChunkRef, int], ...]
 
 
@@ -59,22 +70,30 @@ class Aggregator:
         self._rounds = Rounds(key, store, ledger, self._log, limits, now_ms)
         self._lock = threading.RLock()
 
-    # Submitting: begin, receive each needed chunk, finish
+    # Submitting: open, admit, receive each needed chunk, finish
 
-    def begin(self, envelope: Envelope) -> Upload | Envelope:
-        """Admit a sealed UpdateManifest or Genesis by its manifest alone; the answer again if it is in already."""
+    def open(self, envelope: Envelope) -> Offer:
+        """Steps 1 to 4 for a sealed UpdateManifest or Genesis."""
         verified = dsse.verify(envelope, self._lookup)
-        if verified.payload_type == dsse.GENESIS.name:
-            return self._begin_genesis(verified, envelope)
-        update = dsse.parse(verified, dsse.UPDATE)
-        same = admission.admit_update(update, self._situation(update, verified), self._now_ms(), self._limits)
-        if same is not None:
-            return Envelope.FromString(same.receipt)
-        return self._upload(verified, envelope, update, update.chunks)
+        genesis = verified.payload_type == dsse.GENESIS.name
+        message = dsse.parse(verified, dsse.GENESIS) if genesis else dsse.parse(verified, dsse.UPDATE)
+        return Offer(self._member(verified), message, verified.digest, envelope.SerializeToString())
+
+    def admit(self, offer: Offer) -> Upload | Envelope:
+        """Steps 5 and 6, by the manifest alone; the answer again if this very update is in already."""
+        if isinstance(offer.message, pb.Genesis):
+            self._admit_genesis(offer.message, offer.member)
+        else:
+            same = admission.admit_update(offer.message, self._situation(offer.message, offer), self._now_ms(), self._limits)
+            if same is not None:
+                return Envelope.FromString(same.receipt)
+        sender = offer.member.public.keyid
+        once = {ref.sha256: ref for ref in offer.refs if not self._store.has(ref.sha256)}
+        return Upload(offer, tuple((ref, self._store.received(sender, ref.sha256)) for ref in once.values()))
 
     def receive(self, upload: Upload, ref: pb.ChunkRef, data: bytes) -> int:
         """The next bytes of a needed chunk; returns how many are here. Errors: FormatError if they are too many."""
-        keyid = upload.member.public.keyid
+        keyid = upload.offer.member.public.keyid
         here = self._store.received(keyid, ref.sha256) + len(data)
         if here > ref.size:
             raise FormatError(f"chunk {ref.sha256.hex()[:16]} is of {ref.size} bytes, {here} were sent")
@@ -84,11 +103,15 @@ class Aggregator:
         return here
 
     def finish(self, upload: Upload) -> Envelope:
-        """All chunks are here: check them, record, answer. Errors: as `admission.admit_payload`, and those of `begin` again."""
+        """All chunks are here: admit once more, then steps 7 to 10. Errors: those of `admit`, and `admission.admit_payload`."""
+        offer = upload.offer
         with self._lock:
-            if isinstance(upload.message, pb.Genesis):
-                return self._create(upload.message, upload)
-            return self._accept(upload.message, upload)
+            again = self.admit(offer)
+            if isinstance(again, Envelope):
+                return again
+            if isinstance(offer.message, pb.Genesis):
+                return self._create(offer.message, offer)
+            return self._accept(offer.message, offer)
 
     # Syncing
 
@@ -97,7 +120,7 @@ class Aggregator:
         verified = dsse.verify(envelope, self._lookup)
         request = dsse.parse(verified, dsse.SYNC_REQUEST)
         admission.admit_time(request.issued_at_ms, request.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
-        member = admission.admit_member(self._ledger.member(verified.keyid), request.keyid, "edge", "conductor", "reader")
+        member = admission.admit_member(self._member(verified), request.keyid, "edge", "conductor", "reader")
         expert = self._expert(request.expert)
         with self._lock:
             return self._answer(member, expert, request)
@@ -114,11 +137,17 @@ class Aggregator:
         """Obey a sealed RoundOpening, RoundClosing or QualityReport of a conductor; a sealed statement back."""
         verified = dsse.verify(envelope, self._lookup)
         with self._lock:
-            return self._rounds.conduct(verified)
+            return self._rounds.conduct(verified, self._member(verified))
 
     def _lookup(self, keyid: str) -> PublicKey | None:
         member = self._ledger.member(keyid)
         return None if member is None or member.revoked else member.public
+
+    def _member(self, verified: dsse.Verified) -> Member:
+        member = self._ledger.member(verified.keyid)
+        if member is None:
+            raise ForbiddenError(f"key {verified.keyid} was removed just now")
+        return member
 
     def _expert(self, name: str) -> Expert:
         found = self._ledger.expert(name)
@@ -126,62 +155,44 @@ class Aggregator:
             raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
         return found
 
-    def _situation(self, update: pb.UpdateManifest, verified: dsse.Verified) -> Situation:
-        member = self._ledger.member(verified.keyid)
-        if member is None:
-            raise ForbiddenError(f"key {verified.keyid} was removed just now")
+    def _situation(self, update: pb.UpdateManifest, offer: Offer) -> Situation:
+        keyid = offer.member.public.keyid
         expert, found = self._ledger.expert(update.expert), self._ledger.round(update.expert, update.run, update.round)
         in_round = self._ledger.submissions(update.expert, update.run, update.round)
         base = self._ledger.versions(update.expert, found.base_version - 1, found.base_version) if found else []
         return Situation(
-            member=member,
+            member=offer.member,
             expert=expert,
             round=found,
             base_state_digest=base[0].state_digest if base else b"",
-            same=self._ledger.submission(verified.digest),
-            other=next((s for s in in_round if s.keyid == verified.keyid), None),
-            accepted_sequence=self._ledger.sequences(update.expert, verified.keyid).accepted,
+            same=self._ledger.submission(offer.digest),
+            other=next((s for s in in_round if s.keyid == keyid), None),
+            accepted_sequence=self._ledger.sequences(update.expert, keyid).accepted,
         )
 
-    def _upload(
-        self,
-        verified: dsse.Verified,
-        envelope: Envelope,
-        message: pb.UpdateManifest | pb.Genesis,
-        refs: Sequence[pb.ChunkRef],
-    ) -> Upload:
-        member = self._ledger.member(verified.keyid)
-        if member is None:
-            raise ForbiddenError(f"key {verified.keyid} was removed just now")
-        once = {ref.sha256: ref for ref in refs if not self._store.has(ref.sha256)}
-        needed = tuple((ref, self._store.received(verified.keyid, ref.sha256)) for ref in once.values())
-        return Upload(member, message, verified.digest, envelope.SerializeToString(), tuple(refs), needed)
-
     @contextmanager
-    def _chunks(self, upload: Upload) -> Iterator[bytes]:
-        """The payload of an upload, to be admitted inside: its chunks are in the store after success, dropped after an error."""
-        keyid = upload.member.public.keyid
+    def _chunks(self, offer: Offer) -> Iterator[bytes]:
+        """The payload of an offer, to be admitted inside: its chunks are in the store after success, dropped after an error."""
+        keyid = offer.member.public.keyid
         try:
-            yield b"".join(mf.check_chunk(ref, self._store.peek(keyid, ref.sha256)) for ref in upload.refs)
+            yield b"".join(mf.check_chunk(ref, self._store.peek(keyid, ref.sha256)) for ref in offer.refs)
         except CompeftError:
-            for ref in upload.refs:
+            for ref in offer.refs:
                 self._store.drop(keyid, ref.sha256)
             raise
-        for ref in upload.refs:
+        for ref in offer.refs:
             self._store.commit(keyid, ref.sha256)
 
-    def _begin_genesis(self, verified: dsse.Verified, envelope: Envelope) -> Upload:
-        genesis = dsse.parse(verified, dsse.GENESIS)
+    def _admit_genesis(self, genesis: pb.Genesis, member: Member) -> None:
         admission.admit_time(genesis.issued_at_ms, genesis.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
-        admission.admit_member(self._ledger.member(verified.keyid), genesis.keyid, "conductor")
+        admission.admit_member(member, genesis.keyid, "conductor")
         admission.admit_genesis(genesis, self._limits)
         if self._ledger.expert(genesis.expert) is not None:
             raise ConflictError(f"expert {genesis.expert!r} exists already: choose another name or continue it")
-        return self._upload(verified, envelope, genesis, genesis.snapshot.chunks)
 
-    def _create(self, genesis: pb.Genesis, upload: Upload) -> Envelope:
+    def _create(self, genesis: pb.Genesis, offer: Offer) -> Envelope:
         layout = mf.layout_from_proto(genesis.layout)
-        with self._chunks(upload) as blob:
+        with self._chunks(offer) as blob:
             mf.initial_state(genesis, layout, blob)
         now = self._now_ms()
         manifest = pb.VersionManifest(
@@ -190,26 +201,23 @@ class Aggregator:
             base_model_digest=genesis.base_model_digest,
             layout_digest=layout.digest,
             adapter_config_digest=genesis.adapter_config_digest,
-            chunks=upload.refs,
+            chunks=offer.refs,
             issued_at_ms=now,
             genesis=genesis,
         )
         sealed = dsse.seal(self._key, dsse.VERSION, manifest)
         expert = Expert(genesis.expert, genesis.base_model_digest, genesis.adapter_config_digest, layout)
-        payload_bytes = sum(ref.size for ref in upload.refs)
+        payload_bytes = sum(ref.size for ref in offer.refs)
         first = Version(genesis.expert, 0, sealed.SerializeToString(), genesis.state_digest, (), "", 0, payload_bytes, 0.0, now)
         self._ledger.create(expert, first)
         return sealed
 
-    def _accept(self, update: pb.UpdateManifest, upload: Upload) -> Envelope:
-        again = self.begin(Envelope.FromString(upload.envelope))
-        if isinstance(again, Envelope):
-            return again
-        with self._chunks(upload) as blob:
+    def _accept(self, update: pb.UpdateManifest, offer: Offer) -> Envelope:
+        with self._chunks(offer) as blob:
             admission.admit_payload(update, blob, self._expert(update.expert))
         now = self._now_ms()
         receipt = pb.Receipt(
-            update_digest=upload.digest,
+            update_digest=offer.digest,
             expert=update.expert,
             run=update.run,
             round=update.round,
@@ -221,14 +229,14 @@ class Aggregator:
         sealed = dsse.seal(self._key, dsse.RECEIPT, receipt)
         self._ledger.accept(
             Submission(
-                update_digest=upload.digest,
+                update_digest=offer.digest,
                 expert=update.expert,
                 run=update.run,
                 round=update.round,
                 keyid=update.keyid,
                 sequence=update.sequence,
                 num_examples=update.num_examples,
-                envelope=upload.envelope,
+                envelope=offer.envelope,
                 receipt=sealed.SerializeToString(),
                 accepted_at_ms=now,
             )

@@ -20,7 +20,7 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
 from compeft_server.admission import Limits
 from compeft_server.expert_log import ExpertLog, Step, compose
-from compeft_server.facts import Expert, Quality, Round, Submission, Version
+from compeft_server.facts import Expert, Member, Quality, Round, Submission, Version
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
 
@@ -37,18 +37,18 @@ class Rounds:
         self._key, self._store, self._ledger, self._log = key, store, ledger, log
         self._limits, self._now_ms = limits, now_ms
 
-    def conduct(self, verified: dsse.Verified) -> Envelope:
+    def conduct(self, verified: dsse.Verified, member: Member) -> Envelope:
         """Obey one command. Errors: PayloadTypeError, ForbiddenError, ExpiredError and what the command itself raises."""
         if verified.payload_type == dsse.ROUND_OPENING.name:
-            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._open(self._admit(verified, dsse.ROUND_OPENING)))
+            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._open(self._admit(verified, member, dsse.ROUND_OPENING)))
         if verified.payload_type == dsse.ROUND_CLOSING.name:
-            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._close(self._admit(verified, dsse.ROUND_CLOSING)))
-        return dsse.seal(self._key, dsse.RECORDED, self._record(self._admit(verified, dsse.QUALITY)))
+            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._close(self._admit(verified, member, dsse.ROUND_CLOSING)))
+        return dsse.seal(self._key, dsse.RECORDED, self._record(self._admit(verified, member, dsse.QUALITY)))
 
-    def _admit(self, verified: dsse.Verified, kind: dsse.PayloadType[Command]) -> Command:
+    def _admit(self, verified: dsse.Verified, member: Member, kind: dsse.PayloadType[Command]) -> Command:
         command = dsse.parse(verified, kind)
         admission.admit_time(command.issued_at_ms, command.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
-        admission.admit_member(self._ledger.member(verified.keyid), command.keyid, "conductor")
+        admission.admit_member(member, command.keyid, "conductor")
         return command
 
     def _open(self, opening: pb.RoundOpening) -> pb.RoundStatement:

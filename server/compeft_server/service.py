@@ -14,7 +14,7 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.aggregator import Aggregator, SyncAnswer, Upload
+from compeft_server.aggregator import Aggregator, Offer, SyncAnswer, Upload
 from compeft_server.facts import Direction, Refusal, Transfer
 from compeft_server.ledger import Ledger
 from compeft_server.wire import WireMeter
@@ -44,17 +44,18 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         """A sealed manifest, its chunks, the sealed answer."""
         call = self._begin(context, "up")
         try:
-            upload = self._aggregator.begin(_envelope(next(request_iterator, xp.SubmitRequest())))
+            offer = self._aggregator.open(_envelope(next(request_iterator, xp.SubmitRequest())))
+            call.transfer = _of_offer(call.transfer, offer)
+            upload = self._aggregator.admit(offer)
             if isinstance(upload, Envelope):
                 yield xp.SubmitReply(answer=upload)
                 return
-            call.transfer = _of_upload(call.transfer, upload)
             needed = [xp.NeededChunk(sha256=ref.sha256, offset=offset) for ref, offset in upload.needed]
             yield xp.SubmitReply(needed=xp.Needed(chunks=needed))
             for ref, offset in upload.needed:
                 self._receive(upload, ref, offset, request_iterator)
             answer = self._aggregator.finish(upload)
-            call.transfer = _accepted(call.transfer, upload)
+            call.transfer = _accepted(call.transfer, offer)
             yield xp.SubmitReply(answer=answer)
         except CompeftError as error:
             self._refuse(context, error, call)
@@ -131,9 +132,9 @@ def _envelope(request: xp.SubmitRequest | xp.SyncCall) -> Envelope:
     return request.envelope
 
 
-def _of_upload(transfer: Transfer, upload: Upload) -> Transfer:
-    """What an admitted manifest says of the call it came in."""
-    message, keyid = upload.message, upload.member.public.keyid
+def _of_offer(transfer: Transfer, offer: Offer) -> Transfer:
+    """What a genuine manifest says of the call it came in."""
+    message, keyid = offer.message, offer.member.public.keyid
     if isinstance(message, pb.Genesis):
         return replace(transfer, keyid=keyid, expert=message.expert)
     return replace(
@@ -146,11 +147,11 @@ def _of_upload(transfer: Transfer, upload: Upload) -> Transfer:
     )
 
 
-def _accepted(transfer: Transfer, upload: Upload) -> Transfer:
+def _accepted(transfer: Transfer, offer: Offer) -> Transfer:
     """An accepted upload moved its payload, which dense would have been every parameter."""
-    coding = upload.message.coding if isinstance(upload.message, pb.UpdateManifest) else pb.Coding()
+    coding = offer.message.coding if isinstance(offer.message, pb.UpdateManifest) else pb.Coding()
     dense = 4 * (coding.ternary_size + coding.dense_size)
-    return replace(transfer, dense_fp32_bytes=dense, payload_bytes=sum(ref.size for ref in upload.refs))
+    return replace(transfer, dense_fp32_bytes=dense, payload_bytes=sum(ref.size for ref in offer.refs))
 
 
 def _of_answer(transfer: Transfer, answer: SyncAnswer) -> Transfer:
