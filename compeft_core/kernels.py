@@ -169,4 +169,5 @@ def _fold(lanes: Doubles) -> float:
         for j in range(width):
             lanes[j] += lanes[j + width]
         width //= 2
-    return lanes[0]
+    total: float = lanes[0]
+    return total
