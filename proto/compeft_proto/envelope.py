@@ -51,6 +51,7 @@ ROUND_CLOSING = _type("round-closing", expert_pb2.RoundClosing)
 ROUND_STATEMENT = _type("round-statement", expert_pb2.RoundStatement)
 QUALITY = _type("quality", expert_pb2.QualityReport)
 RECORDED = _type("recorded", expert_pb2.Recorded)
+EXPERT = _type("expert", expert_pb2.ExpertManifest)
 
 
 @dataclass(frozen=True, slots=True)

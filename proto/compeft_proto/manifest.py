@@ -14,8 +14,9 @@ import numpy as np
 from compeft_core import Compression, Encoded, Layout, ScaleRule, Tensor, Vector, add_to, parse, seeded_state, state_digest
 from compeft_core.compress import Granularity
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
-from compeft_core.layout import Kind
+from compeft_core.layout import MAX_TENSORS, Kind
 from compeft_proto.errors import ChunkMismatchError, WrongBaseError
+from compeft_proto.names import Shared, share, unshare
 from compeft_proto.v1 import expert_pb2 as pb
 
 CHUNK_BYTES = 2**20
@@ -25,19 +26,36 @@ DIGEST_BYTES = 32
 MAX_NAME = 128
 CODEC = "rice"
 
-_KIND_TO_PROTO: dict[Kind, pb.TensorKind.ValueType] = {"ternary": pb.TENSOR_KIND_TERNARY, "dense": pb.TENSOR_KIND_DENSE}
-_KIND_FROM_PROTO: dict[int, Kind] = {number: kind for kind, number in _KIND_TO_PROTO.items()}
-
 
 def layout_to_proto(layout: Layout) -> pb.Layout:
-    """A layout as a message, tensors in canonical order."""
-    return pb.Layout(tensors=[pb.Tensor(name=t.name, shape=t.shape, kind=_KIND_TO_PROTO[t.kind]) for t in layout.tensors])
+    """A layout as a message: the one message for it."""
+    rows = share([t.name for t in layout.tensors])
+    places: dict[tuple[int, ...], int] = {}
+    shape = [places.setdefault(t.shape, len(places)) for t in layout.tensors]
+    return pb.Layout(
+        ternary=sum(t.kind == "ternary" for t in layout.tensors),
+        shared_prefix=[row.prefix for row in rows],
+        shared_suffix=[row.suffix for row in rows],
+        middle=[row.middle for row in rows],
+        shapes=[pb.Shape(sizes=sizes) for sizes in places],
+        shape=shape,
+    )
 
 
 def layout_from_proto(message: pb.Layout) -> Layout:
-    """A message as a layout. Errors: FormatError if it is none (order, repeated names, shapes), LimitError."""
+    """A message as a layout. Errors: FormatError if it is none, or not the one message for it; LimitError."""
+    count = len(message.middle)
+    if count > MAX_TENSORS:
+        raise LimitError(f"manifest's layout has {count} tensors, the cap is {MAX_TENSORS}")
+    if not count == len(message.shared_prefix) == len(message.shared_suffix) == len(message.shape):
+        raise FormatError(f"manifest's layout has {count} names, its other columns are longer or shorter")
+    if message.ternary > count:
+        raise FormatError(f"manifest's layout has {message.ternary} ternary tensors of {count}")
+    names = unshare(map(Shared, message.shared_prefix, message.shared_suffix, message.middle))
+    shapes = _shapes(message)
+    kinds: list[Kind] = ["ternary"] * message.ternary + ["dense"] * (count - message.ternary)
     try:
-        return Layout(tuple(Tensor(t.name, tuple(t.shape), _kind(t.kind)) for t in message.tensors))
+        return Layout(tuple(map(Tensor, names, shapes, kinds)))
     except InputError as error:
         raise FormatError(f"manifest's {error}") from error
 
@@ -188,11 +206,13 @@ def _check_state(expert: str, version: int, expected: bytes, layout: Layout, sta
         raise WrongBaseError(f"{expert} version {version} has state {found.hex()[:16]}, signed is {expected.hex()[:16]}")
 
 
-def _kind(number: int) -> Kind:
-    try:
-        return _KIND_FROM_PROTO[number]
-    except KeyError:
-        raise FormatError(f"manifest's layout has a tensor of kind {number}") from None
+def _shapes(message: pb.Layout) -> list[tuple[int, ...]]:
+    """Each tensor's shape. Errors: FormatError unless the table holds each shape used once, in order of first use."""
+    table = [tuple(shape.sizes) for shape in message.shapes]
+    used = list(dict.fromkeys(message.shape))
+    if used != list(range(len(table))) or len(set(table)) != len(table):
+        raise FormatError(f"manifest's layout has a table of {len(table)} shapes that is not in order of first use")
+    return [table[place] for place in message.shape]
 
 
 def _short(value: object) -> str:

@@ -17,6 +17,9 @@ from compeft_server.serving import Settings, Tls, now_ms, open_ledger, own_key, 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
 
+TABLE_WIDTH = 110
+"""Columns that the report's table needs; a narrower terminal wraps its lines rather than lose figures."""
+
 app = typer.Typer()
 clients = typer.Typer(help="Who may talk to the aggregator.", no_args_is_help=True)
 app.add_typer(clients, name="clients")
@@ -117,9 +120,9 @@ def report_command(
 
     report = read_report(open_ledger(data), expert, dense_from_json(dense.read_text()) if dense else None)
     if format == "text" and output is None:
-        Console().print(to_table(report))
+        _wide(Console()).print(to_table(report))
         return
-    capture = Console(record=True, file=StringIO(), width=120)
+    capture = Console(record=True, file=StringIO(), width=TABLE_WIDTH)
     capture.print(to_table(report))
     texts = {"json": json.dumps(to_json(report)), "html": to_html(report), "text": capture.export_text()}
     if output is None:
@@ -154,7 +157,7 @@ def demo_command(
     where = folder or Path("demo-runs") / time.strftime("%Y%m%d-%H%M%S")
     if where.exists():
         raise InputError(f"{where} exists already: choose another --folder")
-    console = Console(stderr=format == "json")
+    console = _wide(Console(stderr=format == "json"))
     done = run_demo(DemoSettings(where.absolute(), rounds, seed, density, compare), console)
     values = to_json(done.report) | {"control_bytes": done.control_bytes, "expert_directory": str(done.expert)}
     page = where / "report.html"
@@ -166,3 +169,8 @@ def demo_command(
     console.print(to_table(done.report))
     console.print(f"Flower's own messages, beside the wire bytes above: {done.control_bytes / 1000:.1f} kB for the whole run")
     console.print(f"composed expert  {done.expert}\nreport           {page}\nlogs             {where / 'logs'}")
+
+
+def _wide(console: Console) -> Console:
+    console.width = max(console.width, TABLE_WIDTH)
+    return console

@@ -27,6 +27,8 @@ from compeft_server.serving import now_ms, open_ledger
 EXPERT = "sentiment"
 CLIENTS = 4
 LINK = "demo"
+ASK_S = 6.0
+"""Seconds between two looks at a run's status: each is a process of Flower's command line."""
 ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -131,7 +133,7 @@ class _Stage:
         """The same app, plain: Flower's own FedAvg and messages."""
         results, started = self._folder / "dense-rounds.json", time.monotonic()
         run = self._flwr_run({"compressed": False, "results-file": str(results)})
-        self._watch(progress, "dense FedAvg", run, lambda: (_rounds_in(results), ""))
+        self._watch(progress, "dense FedAvg", run, lambda: (0, "plain Flower messages"))
         expert = self.ledger.expert(EXPERT)
         if expert is None:
             raise UnknownExpertError(f"no expert {EXPERT!r} was published")
@@ -173,22 +175,20 @@ class _Stage:
     def _watch(self, progress: Progress, name: str, run: int, state: Callable[[], tuple[int, str]]) -> None:
         """Show the rounds of a run until it has finished. Errors: ProcessError if it fails or takes too long."""
         task = progress.add_task(name, total=self._settings.rounds, detail="")
-        give_up, ask_at = time.monotonic() + self._settings.timeout_s, time.monotonic() + 5
-        while True:
+        give_up, ask_at = time.monotonic() + self._settings.timeout_s, time.monotonic() + ASK_S
+        while time.monotonic() < give_up:
             self._processes.check()
             done, detail = state()
             progress.update(task, completed=done, detail=detail)
-            if done == self._settings.rounds or time.monotonic() > ask_at:
-                ask_at = time.monotonic() + 10
-                status = self._status(run)
+            if time.monotonic() > ask_at:
+                status, ask_at = str(self._listed(run)["status"]), time.monotonic() + ASK_S
                 if status == "finished:completed":
                     progress.update(task, completed=self._settings.rounds)
                     return
                 if status.startswith("finished"):
                     raise ProcessError(f"the Flower run ended as {status}: see {self._folder / 'logs' / 'superlink.log'}")
-            if time.monotonic() > give_up:
-                raise ProcessError(f"the Flower run took longer than {self._settings.timeout_s:.0f} s")
             time.sleep(0.5)
+        raise ProcessError(f"the Flower run took longer than {self._settings.timeout_s:.0f} s")
 
     def _rounds_closed(self) -> tuple[int, str]:
         rounds = self.ledger.rounds(EXPERT)
@@ -198,9 +198,6 @@ class _Stage:
         here = len(self.ledger.submissions(EXPERT, waiting[-1].run, waiting[-1].round)) if waiting else 0
         detail = f"{here}/{CLIENTS} clients, " if waiting else ""
         return sum(r.closed_at_ms is not None for r in rounds), f"{detail}{wire / 1000:.0f} kB on the wire"
-
-    def _status(self, run: int) -> str:
-        return str(self._listed(run)["status"])
 
     def traffic(self, run: int) -> int:
         """Bytes that Flower counted between SuperLink and SuperNodes for one run, both directions."""
@@ -231,11 +228,6 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _rounds_in(results: Path) -> int:
-    """Rounds that the app has written down so far."""
-    return max(0, len(json.loads(results.read_text())["accuracy"]) - 1) if results.exists() else 0
 
 
 def _dense_arm(results: dict[str, list[float]], parameters: int, traffic: int, seconds: float) -> DenseArm:

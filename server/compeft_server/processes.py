@@ -22,7 +22,7 @@ class ProcessError(CompeftError):
 
 
 class Processes:
-    """A context manager: whatever it started is gone when it is left, by whatever way."""
+    """A context manager: whatever it started is gone when it is left, by whatever way; SIGINT and SIGTERM end it as Ctrl-C does."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         logs.mkdir(parents=True, exist_ok=True)
@@ -32,6 +32,8 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Processes":
+        for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started us with SIGINT ignored
+            signal.signal(number, signal.default_int_handler)
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:

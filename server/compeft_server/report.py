@@ -634,7 +634,7 @@ def _dense_cells(dense: DenseArm) -> list[str]:
 def _lines(report: Report) -> list[str]:
     traffic = report.traffic
     lines = [
-        f"{len(report.clients)} clients, {report.rounds} rounds, {len(report.refusals)} refused, {human_seconds(report.seconds)}",
+        f"clients {len(report.clients)}, rounds {report.rounds}, refused {len(report.refusals)}, {human_seconds(report.seconds)}",
         f"{human_bytes(traffic.wire_bytes)} on the wire: {human_bytes(traffic.wire_received_bytes)} to the aggregator, "
         f"{human_bytes(traffic.wire_sent_bytes)} from it",
         verdict(report),

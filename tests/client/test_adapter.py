@@ -1,8 +1,6 @@
 """The border to PEFT, checked on small but real models and on PEFT's own files."""
 
-import json
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +8,17 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
-from safetensors import safe_open
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
 from compeft_client.adapter import (
-    Expert,
     adapter_arrays,
     base_model_digest,
-    canonical_config,
     check_plain,
-    config_digest,
-    initial_bounds,
     load_adapter,
-    save_expert,
 )
 from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
-from compeft_core.layout import layout_of
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
@@ -173,33 +164,6 @@ def test_another_kind_of_adapter_is_refused() -> None:
         adapter_arrays(tuned)
 
 
-def test_a_config_digest_is_over_canonical_json() -> None:
-    text = (
-        '{"alpha_pattern":{},"exclude_modules":null,"fan_in_fan_out":false,"layers_pattern":null,"layers_to_transform":null,'
-        '"lora_alpha":8,"peft_type":"LORA","r":4,"rank_pattern":{},"target_modules":["query","value"],"use_rslora":false}'
-    )
-    assert canonical_config(config()) == text.encode()
-    assert config_digest(config()) == sha256(text.encode()).digest()
-
-
-def test_a_canonical_config_is_one_that_peft_loads(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_bytes(canonical_config(config()))
-    assert canonical_config(PeftConfig.from_pretrained(str(tmp_path))) == canonical_config(config())
-
-
-def test_a_config_digest_ignores_what_training_alone_uses() -> None:
-    trained_otherwise = {"lora_dropout": 0.3, "init_lora_weights": False, "base_model_name_or_path": "elsewhere"}
-    assert config_digest(config(target_modules=TARGETS[::-1], **trained_otherwise)) == config_digest(config())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"r": 8}, {"lora_alpha": 16}, {"target_modules": ["query"]}, {"use_rslora": True}, {"rank_pattern": {"query": 2}}],
-)
-def test_a_config_digest_tells_apart_what_computes_another_function(changes: dict[str, Any]) -> None:
-    assert config_digest(config(**changes)) != config_digest(config())
-
-
 def test_a_base_model_is_named_by_the_bytes_it_has_now(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"abc")
@@ -208,44 +172,3 @@ def test_a_base_model_is_named_by_the_bytes_it_has_now(tmp_path: Path) -> None:
     assert base_model_digest(weights).hex().startswith("88d4266fd4e6338d")
     with pytest.raises(InputError, match="base model none cannot be read: No such file"):
         base_model_digest(tmp_path / "none")
-
-
-def test_initial_bounds_are_those_of_pefts_own_start() -> None:
-    arrays = adapter_arrays(model(r=32, target_modules=["query", "dense"]))
-    layout = layout_of({name: array.shape for name, array in arrays.items()} | {"head.weight": (2, 32)}, dense=["head.weight"])
-    for tensor, bound in zip(layout.tensors, initial_bounds(layout), strict=True):
-        largest = 0.0 if tensor.kind == "dense" else float(np.abs(arrays[tensor.name]).max())
-        assert 0.98 * bound <= largest <= bound
-
-
-def test_a_tensor_whose_start_is_unknown_has_no_bound() -> None:
-    with pytest.raises(InputError, match=r"'x\.lora_embedding_A' is neither lora_A nor lora_B"):
-        initial_bounds(layout_of({"x.lora_embedding_A": (2, 2)}))
-
-
-def test_a_saved_expert_loads_in_peft_and_computes_the_same(tmp_path: Path) -> None:
-    tuned = model()
-    arrays = random_arrays(adapter_arrays(tuned))
-    load_adapter(tuned, arrays)
-    head = {"weight": np.ones((2, 32), np.float32).T.copy().T, "bias": np.zeros(2, np.float32)}
-    save_expert(tmp_path / "expert", Expert(config(), "someone/base", arrays, head, ("neg", "pos")))
-    loaded = PeftModel.from_pretrained(base(), str(tmp_path / "expert"))
-    ids = torch.tensor([[5, 6, 7]])
-    with torch.inference_mode():
-        assert torch.equal(loaded(input_ids=ids).last_hidden_state, tuned(input_ids=ids).last_hidden_state)
-    assert config_digest(PeftConfig.from_pretrained(str(tmp_path / "expert"))) == config_digest(config())
-    with safe_open(tmp_path / "expert" / "head.safetensors", "numpy") as file:
-        assert json.loads(file.metadata()["labels"]) == ["neg", "pos"]
-        assert np.array_equal(file.get_tensor("weight"), head["weight"])
-
-
-def test_a_saved_expert_names_its_base_model_and_no_local_path(tmp_path: Path) -> None:
-    local = config(base_model_name_or_path="/home/somebody/model")
-    save_expert(tmp_path, Expert(local, "someone/base", adapter_arrays(model()), {}, ()))
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/base"
-
-
-def test_an_expert_that_is_not_plain_lora_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="use_dora"):
-        save_expert(tmp_path / "expert", Expert(config(use_dora=True), "someone/base", {}, {}, ()))
-    assert not (tmp_path / "expert").exists()

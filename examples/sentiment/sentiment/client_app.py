@@ -9,11 +9,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from compeft_client.fine_tune import Classifier, TuningSettings, evaluate, features, fine_tune, fit_probe, prepare_device, score
-from sentiment.expert import LABELS
+from compeft_client.flower_mod import CompressionMod
+from sentiment.expert import LABELS, origin
 from sentiment.task import DATA, Domain, adapter_of, arrays_of, load_arrays, load_classifier, load_domain
 
-# COMPRESSION GOES HERE: app = ClientApp(mods=[CompressionMod()])
-app = ClientApp()
+app = ClientApp(mods=[CompressionMod(lambda context: origin(int(context.run_config["rank"])))])
 
 
 @app.train()

@@ -7,6 +7,11 @@ from math import sqrt
 
 from compeft_core.initial import seeded_state
 from compeft_core.layout import Layout, Vector, layout_of, unflatten
+from compeft_proto.task import Origin, canonical_json
+
+ALPHA, TARGETS = 2, ("dense", "key", "query", "value")
+BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 LABELS = ("neg", "pos")
 HEAD = ("head.bias", "head.weight")
@@ -31,6 +36,22 @@ def layout(rank: int) -> Layout:
             shapes[f"{name}.lora_A.weight"] = (rank, inputs)
             shapes[f"{name}.lora_B.weight"] = (outputs, rank)
     return layout_of(shapes, dense=HEAD)
+
+
+def adapter_config(rank: int) -> dict[str, object]:
+    """The LoRA's configuration, as in an adapter_config.json: alpha = 2 * rank, no dropout."""
+    return {
+        "base_model_name_or_path": BASE_MODEL,
+        "lora_alpha": ALPHA * rank,
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": list(TARGETS),
+    }
+
+
+def origin(rank: int) -> Origin:
+    """What the expert is trained with."""
+    return Origin(bytes.fromhex(WEIGHTS_SHA256), canonical_json(adapter_config(rank)))
 
 
 def initial_bounds(rank: int) -> dict[str, float]:

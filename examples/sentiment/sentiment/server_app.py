@@ -1,12 +1,18 @@
 """The server: plain federated averaging of the expert, and one evaluation after the last round. It never imports torch."""
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
+from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 
-from sentiment.expert import initial_arrays
+from compeft_proto.manifest import compression_of
+from compeft_server.conductor import station_of
+from compeft_server.flower_strategy import CompressedStrategy, Plan
+from sentiment.expert import HEAD, initial_arrays, initial_bounds, origin
 
 app = ServerApp()
 
@@ -25,15 +31,41 @@ class FinalEvaluation(FedAvg):
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the rounds that the run's configuration asks for."""
+    """Run the rounds that the run's configuration asks for; write what they measured to `results-file`, if one is named."""
     run = context.run_config
     rounds = int(run["num-server-rounds"])
-    strategy = FinalEvaluation(rounds, int(run["num-clients"]))
-    # COMPRESSION GOES HERE: if run["compressed"]: strategy = CompressedStrategy(strategy, ...)
+    plain = FinalEvaluation(rounds, int(run["num-clients"]))
+    strategy = CompressedStrategy(plain, plan(run), station_of(run)) if run["compressed"] else plain
     arrays = initial_arrays(int(run["rank"]), int(run["seed"]))
-    strategy.start(
+    result = strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord({name: Array(array) for name, array in arrays.items()}),
         num_rounds=rounds,
         train_config=ConfigRecord({"base-row-round": 1}),
     )
+    if run["results-file"]:
+        Path(str(run["results-file"])).write_text(json.dumps(measured(result)), encoding="utf-8")
+
+
+def plan(run: UserConfig) -> Plan:
+    """How the expert travels: the head as it is, the rest ternary, from a seed that costs no bytes."""
+    rank, scale = int(run["rank"]), str(run["scale"])
+    return Plan(
+        expert=str(run["expert"]),
+        origin=origin(rank),
+        uplink=compression_of(float(run["density"]), scale, 1.0),
+        downlink=compression_of(float(run["downlink-density"]), scale, 1.0),
+        dense=HEAD,
+        seed=int(run["seed"]),
+        bounds=initial_bounds(rank),
+    )
+
+
+def measured(result: Result) -> dict[str, object]:
+    """Accuracy of every version, the starting one first, and of the frozen base: means over clients."""
+    trained, evaluated = result.train_metrics_clientapp, result.evaluate_metrics_clientapp
+    rounds = sorted(trained)
+    return {
+        "accuracy": [trained[r]["accuracy"] for r in rounds] + [evaluated[r]["accuracy"] for r in sorted(evaluated)],
+        "base-accuracy": [trained[r]["base-accuracy"] for r in rounds[:1]],
+    }

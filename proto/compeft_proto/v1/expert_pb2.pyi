@@ -21,22 +21,58 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _TensorKind:
+class _TensorFile:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _TensorKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TensorKind.ValueType], _builtins.type):
+class _TensorFileEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TensorFile.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    TENSOR_KIND_UNSPECIFIED: _TensorKind.ValueType  # 0
-    TENSOR_KIND_TERNARY: _TensorKind.ValueType  # 1
-    TENSOR_KIND_DENSE: _TensorKind.ValueType  # 2
+    TENSOR_FILE_UNSPECIFIED: _TensorFile.ValueType  # 0
+    TENSOR_FILE_ADAPTER: _TensorFile.ValueType  # 1
+    TENSOR_FILE_HEAD: _TensorFile.ValueType  # 2
+    TENSOR_FILE_MODEL: _TensorFile.ValueType  # 3
 
-class TensorKind(_TensorKind, metaclass=_TensorKindEnumTypeWrapper): ...
+class TensorFile(_TensorFile, metaclass=_TensorFileEnumTypeWrapper):
+    """The files of tensors that an expert can be made of; docs/expert-file.md has their names."""
 
-TENSOR_KIND_UNSPECIFIED: TensorKind.ValueType  # 0
-TENSOR_KIND_TERNARY: TensorKind.ValueType  # 1
-TENSOR_KIND_DENSE: TensorKind.ValueType  # 2
-Global___TensorKind: _TypeAlias = TensorKind  # noqa: Y015
+TENSOR_FILE_UNSPECIFIED: TensorFile.ValueType  # 0
+TENSOR_FILE_ADAPTER: TensorFile.ValueType  # 1
+TENSOR_FILE_HEAD: TensorFile.ValueType  # 2
+TENSOR_FILE_MODEL: TensorFile.ValueType  # 3
+Global___TensorFile: _TypeAlias = TensorFile  # noqa: Y015
+
+class _Dtype:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dtype.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DTYPE_UNSPECIFIED: _Dtype.ValueType  # 0
+    DTYPE_F32: _Dtype.ValueType  # 1
+    DTYPE_BF16: _Dtype.ValueType  # 2
+    DTYPE_F16: _Dtype.ValueType  # 3
+    DTYPE_F64: _Dtype.ValueType  # 4
+    DTYPE_I64: _Dtype.ValueType  # 5
+    DTYPE_I32: _Dtype.ValueType  # 6
+    DTYPE_I16: _Dtype.ValueType  # 7
+    DTYPE_I8: _Dtype.ValueType  # 8
+    DTYPE_U8: _Dtype.ValueType  # 9
+    DTYPE_BOOL: _Dtype.ValueType  # 10
+
+class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper): ...
+
+DTYPE_UNSPECIFIED: Dtype.ValueType  # 0
+DTYPE_F32: Dtype.ValueType  # 1
+DTYPE_BF16: Dtype.ValueType  # 2
+DTYPE_F16: Dtype.ValueType  # 3
+DTYPE_F64: Dtype.ValueType  # 4
+DTYPE_I64: Dtype.ValueType  # 5
+DTYPE_I32: Dtype.ValueType  # 6
+DTYPE_I16: Dtype.ValueType  # 7
+DTYPE_I8: Dtype.ValueType  # 8
+DTYPE_U8: Dtype.ValueType  # 9
+DTYPE_BOOL: Dtype.ValueType  # 10
+Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
 @_typing.final
 class ChunkRef(_message.Message):
@@ -63,48 +99,68 @@ class ChunkRef(_message.Message):
 Global___ChunkRef: _TypeAlias = ChunkRef  # noqa: Y015
 
 @_typing.final
-class Tensor(_message.Message):
+class Shape(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    NAME_FIELD_NUMBER: _builtins.int
+    SIZES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        sizes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shape: _TypeAlias = Shape  # noqa: Y015
+
+@_typing.final
+class Layout(_message.Message):
+    """Tensors in canonical order, the ternary ones first, column by column: 72 tensors of a LoRA take 0.5 kB, not 5.4."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERNARY_FIELD_NUMBER: _builtins.int
+    SHARED_PREFIX_FIELD_NUMBER: _builtins.int
+    SHARED_SUFFIX_FIELD_NUMBER: _builtins.int
+    MIDDLE_FIELD_NUMBER: _builtins.int
+    SHAPES_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    kind: Global___TensorKind.ValueType
+    ternary: _builtins.int
+    """How many of the tensors are ternary."""
+    @_builtins.property
+    def shared_prefix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """A name is the first shared_prefix bytes of the name before it, then its own middle, then the last shared_suffix bytes of the name
+        before it. The prefix is the longest possible, then the suffix is.
+        """
+
+    @_builtins.property
+    def shared_suffix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def middle(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def shapes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shape]:
+        """The different shapes in order of first use, and which of them each tensor has."""
+
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
-        name: _builtins.str = ...,
+        ternary: _builtins.int = ...,
+        shared_prefix: _abc.Iterable[_builtins.int] | None = ...,
+        shared_suffix: _abc.Iterable[_builtins.int] | None = ...,
+        middle: _abc.Iterable[_builtins.bytes] | None = ...,
+        shapes: _abc.Iterable[Global___Shape] | None = ...,
         shape: _abc.Iterable[_builtins.int] | None = ...,
-        kind: Global___TensorKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "shape", b"shape"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
-
-@_typing.final
-class Layout(_message.Message):
-    """Tensors in canonical order."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TENSORS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]: ...
-    def __init__(
-        self,
-        *,
-        tensors: _abc.Iterable[Global___Tensor] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["middle", b"middle", "shape", b"shape", "shapes", b"shapes", "shared_prefix", b"shared_prefix", "shared_suffix", b"shared_suffix", "ternary", b"ternary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -825,3 +881,145 @@ class Recorded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Recorded: _TypeAlias = Recorded  # noqa: Y015
+
+@_typing.final
+class MetadataEntry(_message.Message):
+    """One entry of a safetensors file's __metadata__."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetadataEntry: _TypeAlias = MetadataEntry  # noqa: Y015
+
+@_typing.final
+class FileMetadata(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    file: Global___TensorFile.ValueType
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetadataEntry]:
+        """Sorted by key."""
+
+    def __init__(
+        self,
+        *,
+        file: Global___TensorFile.ValueType = ...,
+        entries: _abc.Iterable[Global___MetadataEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "file", b"file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileMetadata: _TypeAlias = FileMetadata  # noqa: Y015
+
+@_typing.final
+class Part(_message.Message):
+    """Tensors of one file that are coded alike."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    DTYPES_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    CODING_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    INITIAL_DIGEST_FIELD_NUMBER: _builtins.int
+    file: Global___TensorFile.ValueType
+    seed: _builtins.int
+    """The state of docs/format.md, section 6, with the bounds of docs/expert-file.md."""
+    initial_digest: _builtins.bytes
+    """The state digest of values that whoever unpacks must have."""
+    @_builtins.property
+    def layout(self) -> Global___Layout: ...
+    @_builtins.property
+    def dtypes(self) -> _containers.RepeatedScalarFieldContainer[Global___Dtype.ValueType]:
+        """What the tensors were stored as: one for all of them if that is the same, else one each."""
+
+    @_builtins.property
+    def payload(self) -> Global___ChunkRef:
+        """The payload, which follows the manifest: at most 4 GiB."""
+
+    @_builtins.property
+    def coding(self) -> Global___Coding:
+        """Absent: the payload is the tensors' own bytes in layout order."""
+
+    def __init__(
+        self,
+        *,
+        file: Global___TensorFile.ValueType = ...,
+        layout: Global___Layout | None = ...,
+        dtypes: _abc.Iterable[Global___Dtype.ValueType] | None = ...,
+        payload: Global___ChunkRef | None = ...,
+        coding: Global___Coding | None = ...,
+        seed: _builtins.int = ...,
+        initial_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "dtypes", b"dtypes", "file", b"file", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_initial: _TypeAlias = _typing.Literal["seed", "initial_digest"]  # noqa: Y015
+    _WhichOneofArgType_initial: _TypeAlias = _typing.Literal["initial", b"initial"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_initial) -> _WhichOneofReturnType_initial | None: ...
+
+Global___Part: _TypeAlias = Part  # noqa: Y015
+
+@_typing.final
+class ExpertManifest(_message.Message):
+    """A packed expert: docs/expert-file.md."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    tool: _builtins.str
+    """Who made it, such as "compeft 0.1.0"."""
+    base_model: _builtins.str
+    """The base model's name, as the adapter's own configuration gives it."""
+    config: _builtins.bytes
+    """adapter_config.json, or a full checkpoint's config.json, byte for byte."""
+    @_builtins.property
+    def metadata(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileMetadata]:
+        """Files that have metadata."""
+
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]: ...
+    def __init__(
+        self,
+        *,
+        tool: _builtins.str = ...,
+        base_model: _builtins.str = ...,
+        config: _builtins.bytes = ...,
+        metadata: _abc.Iterable[Global___FileMetadata] | None = ...,
+        parts: _abc.Iterable[Global___Part] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "config", b"config", "metadata", b"metadata", "parts", b"parts", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpertManifest: _TypeAlias = ExpertManifest  # noqa: Y015

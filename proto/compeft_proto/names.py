@@ -1,0 +1,67 @@
+"""Names coded by what each shares with the one before it: sorted tensor names differ in a digit or a word.
+
+There is one coding of a list of names: of the bytes shared, the prefix is the longest possible, then the suffix is.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from compeft_core.errors import FormatError
+from compeft_core.layout import MAX_NAME_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A name: `prefix` first bytes of the name before it, its own `middle`, `suffix` last bytes of the name before it."""
+
+    prefix: int
+    suffix: int
+    middle: bytes
+
+
+def share(names: Sequence[str]) -> list[Shared]:
+    """The coding of names, each at most MAX_NAME_BYTES of UTF-8."""
+    octets = [name.encode() for name in names]
+    return [_share(before, name) for before, name in zip([b"", *octets], octets, strict=False)]
+
+
+def unshare(rows: Iterable[Shared]) -> list[str]:
+    """The names behind a coding. Errors: FormatError if one is too long, not UTF-8, or if another coding is the right one."""
+    names: list[str] = []
+    before = b""
+    for row in rows:
+        before = _unshare(before, row)
+        names.append(_text(before))
+    return names
+
+
+def _share(before: bytes, name: bytes) -> Shared:
+    most = min(len(before), len(name))
+    prefix = _common(before, name, most)
+    suffix = _common(before[::-1], name[::-1], most - prefix)
+    return Shared(prefix, suffix, name[prefix : len(name) - suffix])
+
+
+def _unshare(before: bytes, row: Shared) -> bytes:
+    if row.prefix + row.suffix > len(before) or row.prefix + row.suffix + len(row.middle) > MAX_NAME_BYTES:
+        raise FormatError(f"tensor name shares {row.prefix} + {row.suffix} bytes with one of {len(before)}, or is too long")
+    name = before[: row.prefix] + row.middle + before[len(before) - row.suffix :]
+    if _share(before, name) != row:
+        raise FormatError(f"tensor name {name[:80]!a} is not coded by the most that it shares with the one before")
+    return name
+
+
+def _common(a: bytes, b: bytes, most: int) -> int:
+    """Length of the longest common prefix, at most `most`: by halving, so that long hostile names cost no long loops."""
+    least = 0
+    while least < most:
+        middle = (least + most + 1) // 2
+        least, most = (middle, most) if a[:middle] == b[:middle] else (least, middle - 1)
+    return least
+
+
+def _text(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"tensor name {name[:80]!a} is not UTF-8") from error
