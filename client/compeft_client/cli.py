@@ -49,10 +49,10 @@ def run(arguments: list[str]) -> int:
     except CompeftError as error:
         print(describe(error, wants_json(arguments)), file=sys.stderr)
         return exit_code(error)
-    except (KeyboardInterrupt, click.Abort):
+    code = result if isinstance(result, int) else 0
+    if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return result if isinstance(result, int) else 0
+    return code
 
 
 def command() -> click.Command:

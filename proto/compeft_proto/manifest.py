@@ -53,9 +53,10 @@ def layout_from_proto(message: pb.Layout) -> Layout:
         raise FormatError(f"manifest's layout has {message.ternary} ternary tensors of {count}")
     names = unshare(map(Shared, message.shared_prefix, message.shared_suffix, message.middle))
     shapes = _shapes(message)
-    kinds: list[Kind] = ["ternary"] * message.ternary + ["dense"] * (count - message.ternary)
+    ternary: list[Kind] = ["ternary"] * message.ternary
+    dense: list[Kind] = ["dense"] * (count - message.ternary)
     try:
-        return Layout(tuple(map(Tensor, names, shapes, kinds)))
+        return Layout(tuple(map(Tensor, names, shapes, ternary + dense)))
     except InputError as error:
         raise FormatError(f"manifest's {error}") from error
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from compeft_core.errors import CompeftError
 
@@ -32,17 +32,18 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> "Processes":
-        for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started us with SIGINT ignored
-            signal.signal(number, signal.default_int_handler)
+        _on_signals(signal.default_int_handler)  # also where a shell has started us with SIGINT ignored
         return self
 
     def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        _on_signals(signal.SIG_IGN)  # a second Ctrl-C must not leave half of them running
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in self._running.values():
                 _signal(process, number)
             give_up = time.monotonic() + GRACE_S
             while any(p.poll() is None for p in self._running.values()) and time.monotonic() < give_up:
                 time.sleep(0.05)
+        _on_signals(signal.default_int_handler)
 
     def start(self, name: str, command: Sequence[str], **extra: str) -> Path:
         """Start `command`; its output goes to the file returned. `extra` are environment variables."""
@@ -98,6 +99,11 @@ def free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
+
+
+def _on_signals(action: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, action)
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

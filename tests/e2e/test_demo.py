@@ -65,6 +65,8 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Si
             time.sleep(0.1)
         assert len(processes_of(folder)) > 5
         demo.send_signal(number)
+        time.sleep(0.3)
+        demo.send_signal(number)  # impatience changes nothing
         _, errors = demo.communicate(timeout=40)
     assert demo.returncode == 130
     assert errors.splitlines()[-1] == "interrupted"
