@@ -99,7 +99,7 @@ def parse_header(prefix: bytes, stream: BinaryIO, total: int, file: Path) -> Hea
         raise LimitError(f"{file} has a header of {length} bytes, the cap is {MAX_HEADER_BYTES}")
     entries = _json_object(stream.read(length), file)
     metadata = entries.pop(METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(_is_text(key) and _is_text(value) for key, value in metadata.items()):
         raise FormatError(f"{file} has metadata that are not strings by name")
     if len(entries) > MAX_TENSORS:
         raise LimitError(f"{file} has {len(entries)} tensors, the cap is {MAX_TENSORS}")
@@ -172,20 +172,22 @@ def from_float32(dtype: str, values: Vector) -> bytes:
     return cast.tobytes()
 
 
-def header_bytes(tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+def header_bytes(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
     """The first bytes of a safetensors file with these (name, dtype, shape), and where each tensor begins.
 
     Wider types come first, then names in order, and the header is padded to 8 bytes, as safetensors does for alignment.
     """
-    at, entries = 0, {}
+    at, entries, starts = 0, dict[str, object](), dict[str, int]()
     for name, dtype, shape in sorted(tensors, key=lambda t: (-width(t[1]), t[0])):
         end = at + math.prod(shape) * width(dtype)
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
-        at = end
+        starts[name], at = at, end
     fields: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
     text = json.dumps(fields | entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + e["data_offsets"][0] for name, e in entries.items()}
+    return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + start for name, start in starts.items()}
 
 
 def _json_object(data: bytes, file: Path) -> dict[str, object]:
@@ -209,7 +211,7 @@ def _entry(name: str, entry: object, file: Path, data_start: int) -> Stored:
     if not isinstance(entry, dict) or set(entry) != FIELDS:
         raise FormatError(f"{file} describes {name[:80]!a} by something else than {', '.join(sorted(FIELDS))}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not 0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES:
+    if not _is_text(name) or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
         raise FormatError(f"{file} names a tensor by {len(name)} characters, allowed are 1 to {MAX_NAME_BYTES} bytes")
     if dtype not in NUMPY:
         raise FormatError(f"{file} stores {name[:80]!a} as {str(dtype)[:20]!a}, known are {', '.join(NUMPY)}")
@@ -221,6 +223,11 @@ def _entry(name: str, entry: object, file: Path, data_start: int) -> Stored:
     if offsets[1] - offsets[0] != tensor.bytes:
         raise FormatError(f"{file} gives {name[:80]!a} {offsets[1] - offsets[0]} bytes, its shape and type need {tensor.bytes}")
     return tensor
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a string without half characters, which JSON can spell and UTF-8 cannot."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _naturals(value: object) -> bool:

@@ -115,8 +115,10 @@ def report_command(
 
     Example: compeft report --data /var/lib/compeft --expert sentiment --format html -o report.html
     """
-    from compeft_server.report import dense_from_json, read_report, to_json, to_table
+    from compeft_server.report import read_report
     from compeft_server.report_html import to_html
+    from compeft_server.report_json import dense_from_json, to_json
+    from compeft_server.report_text import to_table
 
     report = read_report(open_ledger(data), expert, dense_from_json(dense.read_text()) if dense else None)
     if format == "text" and output is None:
@@ -151,8 +153,9 @@ def demo_command(
     Examples: compeft demo; compeft demo --compare; compeft demo --rounds 2 --format json
     """
     from compeft_server.demo import DemoSettings, run_demo
-    from compeft_server.report import to_json, to_table
     from compeft_server.report_html import to_html
+    from compeft_server.report_json import to_json
+    from compeft_server.report_text import to_table
 
     where = folder or Path("demo-runs") / time.strftime("%Y%m%d-%H%M%S")
     if where.exists():

@@ -21,7 +21,8 @@ from compeft_proto.keys import new_key
 from compeft_server.facts import Role
 from compeft_server.ledger import Ledger
 from compeft_server.processes import ProcessError, Processes, free_ports
-from compeft_server.report import DenseArm, Report, dense_to_json, read_report
+from compeft_server.report import DenseArm, Report, read_report
+from compeft_server.report_json import dense_to_json
 from compeft_server.serving import now_ms, open_ledger
 
 EXPERT = "sentiment"

@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from compeft_server import report as rp
+from compeft_server import report_text as text
 from compeft_server.report import Report, Score
 
 Curve = list[tuple[int, int, float]]
@@ -49,8 +50,8 @@ class Frame:
         return self.height - self.bottom
 
 
-WIDE = Frame("wide", 960, 430, left=76, right=30, top=22, bottom=62, zero=48)
-NARROW = Frame("narrow", 380, 380, left=66, right=28, top=20, bottom=60, zero=28)
+WIDE = Frame("wide", 960, 430, left=76, right=30, top=22, bottom=62, zero=84)
+NARROW = Frame("narrow", 380, 380, left=66, right=28, top=20, bottom=60, zero=52)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,8 @@ def to_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(bytes=rp.human_bytes, seconds=rp.human_seconds, times=rp.human_times)
-    environment.filters.update(printable=rp.printable, moment=_moment, sentence=_sentence)
+    environment.filters.update(bytes=text.human_bytes, seconds=text.human_seconds, times=text.human_times)
+    environment.filters.update(printable=text.printable, moment=_moment, sentence=_sentence)
     charts = [chart for frame in (WIDE, NARROW) if (chart := draw(report, frame)) is not None]
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -100,10 +101,10 @@ def to_html(report: Report) -> str:
         description=describe(report),
         links=rp.link_times(report),
         rate=rp.measured_rate(report),
-        verdict=rp.verdict(report),
-        dense_verdict=rp.dense_verdict(report),
-        value=lambda value: rp.human_metric(report.metric, value),
-        score=lambda score: rp.human_score(report.metric, score),
+        verdict=text.verdict(report),
+        dense_verdict=text.dense_verdict(report),
+        value=lambda value: text.human_metric(report.metric, value),
+        score=lambda score: text.human_score(report.metric, score),
         spread=lambda score: _spread(report.metric, score),
         row_savings=lambda row, size: rp.row_savings(report, row, size),
     )
@@ -144,13 +145,13 @@ def describe(report: Report) -> str:
     """The picture in words, for those who do not see it."""
     if report.final is None:
         return ""
-    final, sent = rp.human_score(report.metric, report.final.score), rp.human_bytes(report.final.cumulative_wire_bytes)
+    final, sent = text.human_score(report.metric, report.final.score), text.human_bytes(report.final.cumulative_wire_bytes)
     words = [f"The composed expert reaches {report.metric} {final} after {sent} on the wire."]
     if report.base:
-        words.append(f"The base model alone, with zero bytes, has {rp.human_score(report.metric, report.base)}.")
+        words.append(f"The base model alone, with zero bytes, has {text.human_score(report.metric, report.base)}.")
     if report.dense:
-        dense = rp.human_metric(report.metric, report.dense.final)
-        words.append(f"The dense run reaches {dense} after {rp.human_bytes(report.dense.wire_bytes)}.")
+        dense = text.human_metric(report.metric, report.dense.final)
+        words.append(f"The dense run reaches {dense} after {text.human_bytes(report.dense.wire_bytes)}.")
     return " ".join(words)
 
 
@@ -211,7 +212,7 @@ def _steps(low: float, high: float) -> list[float]:
 
 
 def _tick_bytes(size: float) -> str:
-    return rp.human_bytes(size).replace(".00", "").replace(".0", "")
+    return text.human_bytes(size).replace(".00", "").replace(".0", "")
 
 
 def _tick_metric(metric: str, value: float, values: list[float]) -> str:
@@ -223,7 +224,7 @@ def _tick_metric(metric: str, value: float, values: list[float]) -> str:
 
 def _spread(metric: str, score: Score) -> str:
     """Lowest to highest, the unit once."""
-    low, high = (rp.human_metric(metric, value) for value in (score.low, score.high))
+    low, high = (text.human_metric(metric, value) for value in (score.low, score.high))
     return f"{low.removesuffix(' %')} – {high}"
 
 

@@ -1,0 +1,123 @@
+"""The report for people: numbers with units, verdicts in one sentence, and the table for a terminal. No arithmetic on bytes here."""
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compeft_server.report import DenseArm, Report, Score, Traffic, add, row_savings
+
+
+def human_bytes(count: float) -> str:
+    """Three digits and a decimal unit: 62.4 kB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{_digits(count) if unit != 'B' else f'{count:.0f}'} {unit}"
+        count /= 1000
+    return f"{_digits(count)} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Three digits and a unit up to minutes: 240 ms, 1.85 s, 12.5 min."""
+    if seconds < 0.9995:
+        return f"{_digits(1000 * seconds)} ms" if seconds else "0 s"
+    return f"{_digits(seconds)} s" if seconds < 600 else f"{_digits(seconds / 60)} min"
+
+
+def human_times(ratio: float | None) -> str:
+    """A saving as 47.3×, a dash for none."""
+    return "–" if ratio is None else f"{_digits(ratio)}×"
+
+
+def human_metric(metric: str, value: float | None) -> str:
+    """An accuracy in percent, anything else as a number, a dash for none."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.4g}"
+
+
+def human_score(metric: str, score: Score | None) -> str:
+    """The mean of a score as `human_metric`."""
+    return human_metric(metric, score.mean if score else None)
+
+
+def printable(text: str) -> str:
+    """The text without control and direction characters: names and reasons come from outside."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _digits(value: float) -> str:
+    decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:,.{decimals}f}"
+
+
+_COLUMNS = ("dense\nfp32", "dense\nbf16", "payload\nup", "payload\ndown", "wire\nup", "wire\ndown", "vs\nfp32", "vs\nbf16")
+
+
+def to_table(report: Report) -> RenderableType:
+    """What `rich` prints: one row a version, base only beside them, then the totals in words. Reads well from 96 columns on."""
+    table = Table(
+        title=Text(f"expert {printable(report.expert)}", "bold"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    table.add_column("version", no_wrap=True)
+    for name in (printable(report.metric), *_COLUMNS):
+        table.add_column(Text(name), justify="right", no_wrap=True, min_width=6)
+    table.add_row("base only", human_score(report.metric, report.base), *["0 B"] * 6, "–", "–")
+    for row in report.versions:
+        name = f"{row.version}" if row.published else f"{row.version} (open)"
+        savings = [row_savings(report, row, size) for size in (row.traffic.dense_fp32_bytes, row.traffic.dense_bf16_bytes)]
+        table.add_row(name, human_score(report.metric, row.score), *_cells(row.up, row.down), *map(human_times, savings))
+    table.add_section()
+    traffic, final = report.traffic, report.final.score if report.final else None
+    savings = [report.savings(size) for size in (traffic.dense_fp32_bytes, traffic.dense_bf16_bytes)]
+    table.add_row(
+        "total", human_score(report.metric, final), *_cells(report.up, report.down), *map(human_times, savings), style="bold"
+    )
+    if report.dense is not None:
+        table.add_row(*_dense_cells(report.dense))
+    return Group(table, *(Text(line) for line in _lines(report)))
+
+
+def _cells(up: Traffic, down: Traffic) -> list[str]:
+    both = add((up, down))
+    sizes = (both.dense_fp32_bytes, both.dense_bf16_bytes, up.payload_bytes, down.payload_bytes, up.wire_bytes, down.wire_bytes)
+    return [human_bytes(size) for size in sizes]
+
+
+def _dense_cells(dense: DenseArm) -> list[str]:
+    sizes = [human_bytes(dense.dense_fp32_bytes), human_bytes(dense.dense_fp32_bytes // 2)]
+    return ["dense run", human_metric(dense.metric, dense.final), *sizes, "–", "–", "–", "–", "–", "–"]
+
+
+def _lines(report: Report) -> list[str]:
+    traffic = report.traffic
+    lines = [
+        f"clients {len(report.clients)}, rounds {report.rounds}, refused {len(report.refusals)}, {human_seconds(report.seconds)}",
+        f"{human_bytes(traffic.wire_bytes)} on the wire: {human_bytes(traffic.wire_received_bytes)} to the aggregator, "
+        f"{human_bytes(traffic.wire_sent_bytes)} from it",
+        verdict(report),
+    ]
+    return [*lines, dense_verdict(report)] if report.dense else lines
+
+
+def verdict(report: Report) -> str:
+    """The saving and its quality in one sentence, or why there is none."""
+    if report.silence or report.final is None:
+        return report.silence
+    fp32, bf16 = (
+        human_times(report.savings(size)) for size in (report.traffic.dense_fp32_bytes, report.traffic.dense_bf16_bytes)
+    )
+    final, base = human_score(report.metric, report.final.score), human_score(report.metric, report.base)
+    beside = f"base only {base}" if report.base else "base only not reported"
+    return f"{fp32} fewer bytes than dense fp32, {bf16} than bf16, at {report.metric} {final} ({beside})"
+
+
+def dense_verdict(report: Report) -> str:
+    """The same beside the dense run that was measured."""
+    if report.dense is None:
+        return ""
+    final = human_metric(report.metric, report.dense.final)
+    words = f"dense run: {human_bytes(report.dense.wire_bytes)} counted, {report.metric} {final}"
+    saving, kept = report.savings_measured, report.retained_gain
+    words += f"; {human_times(saving)} fewer bytes than it" if saving else ""
+    return words + (f", {100 * kept:.0f} % of its gain over base only kept" if saving and kept is not None else "")
