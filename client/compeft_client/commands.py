@@ -104,6 +104,7 @@ def pull(
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     version: Annotated[int | None, typer.Option(help="the version; the newest by default")] = None,
+    patience: Annotated[float, typer.Option(help="seconds to try a failing transfer again")] = 30.0,
     format: AsFormat = "text",  # the option's name
 ) -> None:
     """Fetch an expert, check every step of it, and write it as a PEFT directory.
@@ -114,7 +115,13 @@ def pull(
     from compeft_client.exchange import EdgeClient
     from compeft_client.peft_directory import write_peft_directory
 
-    named = {"aggregator": aggregator, "aggregator-key": aggregator_key, "key": key, "state-dir": state_dir}
+    named = {
+        "aggregator": aggregator,
+        "aggregator-key": aggregator_key,
+        "key": key,
+        "state-dir": state_dir,
+        "patience-s": patience,
+    }
     edge = edge_of(named | {"tls-ca": tls_ca, "tls-cert": tls_cert, "tls-key": tls_key})
     with EdgeClient(edge) as client:
         synced = client.sync(expert, version)

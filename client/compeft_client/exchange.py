@@ -13,18 +13,20 @@ from pathlib import Path
 
 from compeft_client import trust
 from compeft_client.state import Memory, Pending, StateDirectory, settle
-from compeft_core import Compression, Layout, Vector, compress, encode, parse, state_digest
+from compeft_core import Layout, Vector, compress, encode, parse, state_digest
 from compeft_core.errors import FormatError, LayoutMismatchError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.task import Origin, RoundTask
-from compeft_proto.transport import Dialogue, SubmitDialogue, Tls, open_channel, upload
+from compeft_proto.transport import Dialogue, SubmitDialogue, Tls, open_channel, persist, upload
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
 
 NONCE_BYTES = 16
+PATIENCE_S = 30.0
 LIFETIME_MS = 60 * 60 * 1000
 """How long a sealed update may be under way."""
 
@@ -33,13 +35,16 @@ SyncDialogue = Dialogue[xp.SyncCall, xp.SyncReply]
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback."""
+    """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback. A transfer that
+    fails is tried again, from where it stopped, for `patience_s` seconds without success.
+    """
 
     address: str
     key: SigningKey
     aggregator: PublicKey
     state: Path
     tls: Tls | None = None
+    patience_s: float = PATIENCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +107,13 @@ class EdgeClient:
                 run=run,
                 round=round_number,
             )
-            with SyncDialogue(self._stub.Sync, self._edge.address) as dialogue:
-                statement, manifests = self._ask(dialogue, request, memory)
-                payloads = [b"".join(_fetch(dialogue, ref) for ref in m.chunks) for m in manifests]
+
+            def attempt() -> tuple[pb.SyncStatement, list[pb.VersionManifest], list[bytes]]:
+                with SyncDialogue(self._stub.Sync, self._edge.address) as dialogue:
+                    statement, manifests = self._ask(dialogue, request, memory)
+                    return statement, manifests, [_payload(dialogue, directory, manifest.chunks) for manifest in manifests]
+
+            statement, manifests, payloads = persist(attempt, self._edge.patience_s)
             memory, synced = _follow(directory, memory, expert, manifests, payloads)
             settle(directory, memory, synced.layout, statement.merged_sequence, statement.waiting_sequence)
         return synced
@@ -121,13 +130,39 @@ class EdgeClient:
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
-            payload, memory = _compress(directory, memory, layout, trained.task_vector, task.compression)
+            target = _target(directory, memory, layout, trained.task_vector)
+            payload = encode(compress(layout, target, task.compression))
             update = self._update(task, trained, payload, layout)
-            update.sequence = memory.sequence
+            update.sequence = memory.sequence + 1
             update.base_state_digest = state_digest(layout, directory.vector(memory.synced, layout))
             sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
+            pending = Pending(
+                sequence=update.sequence,
+                envelope=directory.write(sealed.SerializeToString()),
+                payload=directory.write(payload),
+                target=directory.write_vector(target),
+            )
+            directory.save(replace(memory, sequence=pending.sequence, pending=pending))
+            return self._send(sealed, payload)
+
+    def resume(self, expert: str) -> pb.Receipt | None:
+        """Go on with the update that was under way when an earlier process ended; None if there is none. Errors: as `submit`."""
+        directory = StateDirectory(self._edge.state / mf.check_name(expert, "expert"))
+        with directory.lock():
+            pending = directory.load().pending
+            if pending is None:
+                return None
+            return self._send(Envelope.FromString(directory.read(pending.envelope)), directory.read(pending.payload))
+
+    def _send(self, sealed: Envelope, payload: bytes) -> pb.Receipt:
+        """Submit until the aggregator has answered; its receipt, checked."""
+        refs = mf.refs_of(payload)
+
+        def attempt() -> Envelope:
             with SubmitDialogue(self._stub.Submit, self._edge.address) as dialogue:
-                answer = upload(dialogue, sealed, update.chunks, payload)
+                return upload(dialogue, sealed, refs, payload)
+
+        answer = persist(attempt, self._edge.patience_s)
         receipt = dsse.open_envelope(answer, dsse.only(self._edge.aggregator), dsse.RECEIPT)
         trust.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
         return receipt
@@ -195,18 +230,24 @@ def _follow(
     return memory, Synced(expert, memory.version, layout, vector, genesis.adapter_config)
 
 
-def _compress(
-    directory: StateDirectory, memory: Memory, layout: Layout, task_vector: Vector, compression: Compression
-) -> tuple[bytes, Memory]:
-    """The payload of the next update; it is pending, durably, before anything is sent."""
+def _target(directory: StateDirectory, memory: Memory, layout: Layout, task_vector: Vector) -> Vector:
+    """The task vector and what earlier rounds left behind."""
     if task_vector.shape != (layout.size,):
         raise LayoutMismatchError(f"task vector has shape {task_vector.shape}, the layout says ({layout.size},)")
-    target = task_vector + directory.vector(memory.residual, layout)
-    payload = encode(compress(layout, target, compression))
-    pending = Pending(memory.sequence + 1, directory.write(payload), directory.write_vector(target))
-    memory = replace(memory, sequence=pending.sequence, pending=pending)
-    directory.save(memory)
-    return payload, memory
+    return task_vector + directory.vector(memory.residual, layout)
+
+
+def _payload(dialogue: SyncDialogue, directory: StateDirectory, refs: Sequence[pb.ChunkRef]) -> bytes:
+    """A version's payload: chunks that an earlier, broken call brought come from the directory, the others from the aggregator."""
+    parts = []
+    for ref in refs:
+        part = directory.held(ref.sha256.hex())
+        if part is None:
+            part = _fetch(dialogue, ref)
+            if len(refs) > 1:
+                directory.write(part)
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _fetch(dialogue: SyncDialogue, ref: pb.ChunkRef) -> bytes:

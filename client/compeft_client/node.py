@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from compeft_client.exchange import Edge
+from compeft_client.exchange import PATIENCE_S, Edge
 from compeft_core.errors import InputError
 from compeft_proto.keys import PublicKey, SigningKey, public_key_from_pem, signing_key_from_pem
 from compeft_proto.transport import Tls
@@ -16,7 +16,8 @@ def edge_of(config: Mapping[str, object]) -> Edge:
     """The client that a SuperNode's --node-config describes.
 
     aggregator: host:port; aggregator-key: file with its public key; key: file with this client's private key; state-dir: folder
-    for its memory; tls-ca, tls-cert, tls-key: PEM files, all three or none. Errors: InputError, ForbiddenError.
+    for its memory; patience-s: seconds to try a failing transfer again; tls-ca, tls-cert, tls-key: PEM files, all three or none.
+    Errors: InputError, ForbiddenError.
     """
     missing = [name for name in NEEDED if not config.get(name)]
     if missing:
@@ -31,6 +32,7 @@ def edge_of(config: Mapping[str, object]) -> Edge:
         aggregator=load_public_key(Path(str(config["aggregator-key"]))),
         state=Path(str(config["state-dir"])),
         tls=tls,
+        patience_s=float(str(config.get("patience-s", PATIENCE_S))),
     )
 
 

@@ -31,9 +31,12 @@ INDEX = "state.json"
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An update that the aggregator may or may not have: file names of its payload and of the vector it was made from."""
+    """An update that the aggregator may or may not have: file names of its sealed manifest, its payload, and the vector it was
+    made from.
+    """
 
     sequence: int
+    envelope: str
     payload: str
     target: str
 
@@ -93,12 +96,18 @@ class StateDirectory:
         write_durably(self._folder / name, data)
         return name
 
+    def held(self, name: str) -> bytes | None:
+        """A file that may have been written before a crash, by its SHA-256 in hexadecimal; None if it is not here, whole."""
+        path = self._folder / name
+        data = path.read_bytes() if path.exists() else b""
+        return data if data and hashlib.sha256(data).hexdigest() == name else None
+
     def save(self, memory: Memory) -> None:
         """Make `memory` the index, durably, and drop the files that it no longer names."""
         write_durably(self._folder / INDEX, json.dumps(asdict(memory)).encode())
         kept = {memory.genesis, memory.synced, memory.residual, INDEX, "lock"}
         if memory.pending:
-            kept |= {memory.pending.payload, memory.pending.target}
+            kept |= {memory.pending.envelope, memory.pending.payload, memory.pending.target}
         for name in os.listdir(self._folder):
             if name not in kept:
                 (self._folder / name).unlink()

@@ -16,9 +16,10 @@ CompeftError
 │   ├── UnknownExpertError   no expert, or no version, of that name
 │   └── ConflictError        it exists already, and is different
 └── TransferError            bytes that did not arrive: try again
-├── TruncatedError       the stream ended before the chunk did
-├── ChunkMismatchError   a chunk that is not what its digest says
-└── UnreachableError     nobody answers at that address
+    ├── TruncatedError       the stream ended before the chunk did
+    ├── ChunkMismatchError   a chunk that is not what its digest says
+    ├── BusyError            too many calls at once: wait
+    └── UnreachableError     nobody answers at that address
 """
 
 import grpc
@@ -128,6 +129,12 @@ class ChunkMismatchError(TransferError):
     code = "chunk_mismatch"
 
 
+class BusyError(TransferError):
+    """Too many calls at once."""
+
+    code = "busy"
+
+
 class UnreachableError(TransferError):
     """Nobody answers at that address."""
 
@@ -158,6 +165,7 @@ STATUS: dict[type[CompeftError], grpc.StatusCode] = {
     TransferError: grpc.StatusCode.ABORTED,
     TruncatedError: grpc.StatusCode.ABORTED,
     ChunkMismatchError: grpc.StatusCode.DATA_LOSS,
+    BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnreachableError: grpc.StatusCode.UNAVAILABLE,
 }
 """Every class of the tree and its gRPC status. The class itself travels as `ERROR_CODE_KEY` in the trailing metadata."""

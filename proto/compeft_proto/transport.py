@@ -4,6 +4,9 @@ gRPC owns the sockets; nothing here opens a file.
 """
 
 import queue
+import random
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -11,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from compeft_core.errors import FormatError, InputError
-from compeft_proto.errors import TruncatedError, from_rpc
-from compeft_proto.manifest import chunks
+from compeft_proto.errors import TransferError, TruncatedError, from_rpc
+from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_proto.v1.expert_pb2 import ChunkRef
@@ -22,6 +25,11 @@ Received = TypeVar("Received")
 LOOPBACK = ("127.0.0.1:", "localhost:", "[::1]:")
 DATA_BYTES = 256 * 2**10
 """Bytes of a chunk sent in one message."""
+OUTBOX = 8
+"""Messages that may wait to be sent in one call."""
+STALL_S = 120.0
+"""A call that moves nothing for so long is given up."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 15.0
 MAX_MESSAGE_BYTES = 17 * 2**20
 """The largest manifest and its signature; chunks travel in smaller messages."""
 
@@ -52,31 +60,41 @@ def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
 
 
 class Dialogue(Generic[Sent, Received]):
-    """One two-way call: send when there is something to say, receive what comes. A context manager; leaving it ends the call."""
+    """One two-way call: send when there is something to say, receive what comes. A context manager; leaving it ends the call.
+
+    At most OUTBOX messages wait to be sent, so a large transfer needs little memory. There is no limit on how long a call takes,
+    only on how long it may stand still: STALL_S.
+    """
 
     def __init__(self, method: Callable[[Iterator[Sent]], Iterable[Received]], peer: str) -> None:
         self._method, self._peer = method, peer
-        self._outbox: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
+        self._outbox: queue.Queue[Sent | None] = queue.Queue(OUTBOX)
+        self._moved = time.monotonic()
+        self._over = threading.Event()
 
     def __enter__(self) -> "Dialogue[Sent, Received]":
-        self._call: Any = self._method(iter(self._outbox.get, None))  # an iterator and a grpc.Call; the stubs know only one half
+        self._call: Any = self._method(self._outgoing())  # an iterator and a grpc.Call; the stubs know only one half
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """After success, let the peer finish too; after an error, give the call up."""
-        self._outbox.put(None)
-        if kind is not None:
-            self._call.cancel()
-            return
         try:
-            for _late in self._call:
-                pass
+            if kind is None:
+                self._put(None)
+                for _late in self._call:
+                    pass
         except grpc.RpcError as error:
             raise from_rpc(error, self._peer) from error
+        finally:
+            self._over.set()
+            self._call.cancel()
 
     def send(self, message: Sent) -> None:
-        """Queue one message."""
-        self._outbox.put(message)
+        """Queue one message; waits while the peer is slow. Errors: as `receive`, if the call has ended."""
+        if not self._put(message):
+            self.receive()  # says why
+            raise TruncatedError(f"aggregator {self._peer} ended the call in the middle: try again")
 
     def receive(self) -> Received:
         """The next message. Errors: the peer's typed refusal, UnreachableError, TruncatedError if the call ended instead."""
@@ -86,7 +104,33 @@ class Dialogue(Generic[Sent, Received]):
             raise TruncatedError(f"aggregator {self._peer} ended the call in the middle: try again") from None
         except grpc.RpcError as error:
             raise from_rpc(error, self._peer) from error
+        self._moved = time.monotonic()
         return message
+
+    def _put(self, message: Sent | None) -> bool:
+        while self._call.is_active():
+            try:
+                self._outbox.put(message, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def _outgoing(self) -> Iterator[Sent]:
+        while not self._over.is_set():
+            try:
+                message = self._outbox.get(timeout=1.0)
+            except queue.Empty:
+                continue
+            if message is None:
+                return
+            self._moved = time.monotonic()
+            yield message
+
+    def _watch(self) -> None:
+        while not self._over.wait(1.0):
+            if time.monotonic() - self._moved > STALL_S:
+                self._call.cancel()
 
 
 SubmitDialogue = Dialogue[xp.SubmitRequest, xp.SubmitReply]
@@ -97,15 +141,29 @@ def upload(dialogue: SubmitDialogue, sealed: Envelope, refs: Sequence[ChunkRef],
     dialogue.send(xp.SubmitRequest(envelope=sealed))
     reply = dialogue.receive()
     if reply.HasField("needed"):
-        held = dict(zip((ref.sha256 for ref in refs), chunks(payload), strict=True))
+        starts = {ref.sha256: CHUNK_BYTES * number for number, ref in enumerate(refs)}
         for wanted in reply.needed.chunks:
-            if wanted.sha256 not in held:
+            if wanted.sha256 not in starts:
                 raise FormatError(f"the aggregator asks for chunk {wanted.sha256.hex()[:16]}, which the manifest does not name")
-            for data in _parts(held[wanted.sha256], wanted.offset):
-                dialogue.send(xp.SubmitRequest(data=data))
+            start = starts[wanted.sha256]
+            chunk = memoryview(payload)[start : start + CHUNK_BYTES]
+            for at in range(wanted.offset, len(chunk), DATA_BYTES):
+                dialogue.send(xp.SubmitRequest(data=bytes(chunk[at : at + DATA_BYTES])))
         reply = dialogue.receive()
     return reply.answer
 
 
-def _parts(chunk: bytes, offset: int) -> Iterator[bytes]:
-    return (chunk[start : start + DATA_BYTES] for start in range(offset, len(chunk), DATA_BYTES))
+def persist(attempt: Callable[[], Received], patience_s: float) -> Received:
+    """`attempt` again and again while its transfer fails, for `patience_s` seconds without success; waits 0.2 s, then up to 15 s.
+
+    Errors: the last TransferError; everything else at once.
+    """
+    give_up, wait = time.monotonic() + patience_s, FIRST_WAIT_S
+    while True:
+        try:
+            return attempt()
+        except TransferError:
+            if time.monotonic() + wait > give_up:
+                raise
+        time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  # spreads clients out; no secret
+        wait = min(2 * wait, LONGEST_WAIT_S)

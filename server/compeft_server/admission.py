@@ -30,12 +30,15 @@ MAX_METRICS = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Caps on what one message may ask for."""
+    """Caps on what one message may ask for, how many calls may be open, and how long one may stand still."""
 
     max_payload_bytes: int = 2**30
     max_examples: int = 10_000_000
     max_clock_skew_ms: int = 5 * 60 * 1000
     max_age_ms: int = 60 * 60 * 1000
+    max_calls_per_client: int = 4
+    max_calls: int = 96
+    stall_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)

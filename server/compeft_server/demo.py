@@ -5,6 +5,7 @@ ends, by whatever way. What it leaves is one folder: logs, the report as HTML an
 """
 
 import json
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -81,11 +82,10 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
 
 
 def find_app() -> Path:
-    """The example app: beside an installed package, or in a checkout. Errors: InputError."""
-    here = Path(__file__).resolve()
-    for candidate in (here.parent / APP, here.parents[2] / APP):
-        if (candidate / "pyproject.toml").exists():
-            return candidate
+    """The example app: in a checkout, or where the package's data was installed. Errors: InputError."""
+    for root in (Path(__file__).resolve().parents[2], Path(sys.prefix) / "share" / "compeft"):
+        if (root / APP / "pyproject.toml").exists():
+            return root / APP
     raise InputError(f"the example app {APP} is not installed: run the demo from a checkout of the repository")
 
 

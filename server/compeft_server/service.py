@@ -14,8 +14,10 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server.admission import Limits
 from compeft_server.aggregator import Aggregator, Offer, SyncAnswer, Upload
 from compeft_server.facts import Direction, Refusal, Transfer
+from compeft_server.fairness import Slots, Watchdog
 from compeft_server.ledger import Ledger
 from compeft_server.wire import WireMeter
 
@@ -34,9 +36,11 @@ class _Call:
 class ExchangeService(rpc.ExpertExchangeServicer):
     """ExpertExchange over an Aggregator."""
 
-    def __init__(self, aggregator: Aggregator, ledger: Ledger, now_ms: Callable[[], int]) -> None:
+    def __init__(self, aggregator: Aggregator, ledger: Ledger, limits: Limits, now_ms: Callable[[], int]) -> None:
         self._aggregator, self._ledger, self._now_ms = aggregator, ledger, now_ms
         self._meter = WireMeter()
+        self._slots = Slots(limits.max_calls_per_client, limits.max_calls)
+        self._watchdog = Watchdog(limits.stall_s)
 
     def Submit(  # noqa: N802  # gRPC's name
         self, request_iterator: Iterator[xp.SubmitRequest], context: grpc.ServicerContext
@@ -44,21 +48,11 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         """A sealed manifest, its chunks, the sealed answer."""
         call = self._begin(context, "up")
         try:
-            offer = self._aggregator.open(_envelope(next(request_iterator, xp.SubmitRequest())))
-            call.transfer = _of_offer(call.transfer, offer)
-            upload = self._aggregator.admit(offer)
-            if isinstance(upload, Envelope):
-                yield xp.SubmitReply(answer=upload)
-                return
-            needed = [xp.NeededChunk(sha256=ref.sha256, offset=offset) for ref, offset in upload.needed]
-            yield xp.SubmitReply(needed=xp.Needed(chunks=needed))
-            for ref, offset in upload.needed:
-                self._receive(upload, ref, offset, request_iterator)
-            answer = self._aggregator.finish(upload)
-            call.transfer = _accepted(call.transfer, offer)
-            yield xp.SubmitReply(answer=answer)
+            yield from self._submit(request_iterator, context, call)
         except CompeftError as error:
             self._refuse(context, error, call)
+        except grpc.RpcError:
+            log.info("client went away", peer=context.peer(), keyid=call.transfer.keyid)
 
     def Sync(  # noqa: N802  # gRPC's name
         self, request_iterator: Iterator[xp.SyncCall], context: grpc.ServicerContext
@@ -66,19 +60,11 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         """A sealed request, the sealed statement and versions, then the chunks that are wanted."""
         call = self._begin(context, "down")
         try:
-            answer = self._aggregator.sync(_envelope(next(request_iterator, xp.SyncCall())))
-            call.transfer = _of_answer(call.transfer, answer)
-            yield xp.SyncReply(statement=answer.statement)
-            for version in answer.versions:
-                yield xp.SyncReply(version=version)
-            yield xp.SyncReply(listed=True)
-            for wanted in request_iterator:
-                for data in self._aggregator.stream(answer, wanted.want.sha256, wanted.want.offset):
-                    call.transfer = replace(call.transfer, payload_bytes=call.transfer.payload_bytes + len(data))
-                    yield xp.SyncReply(data=data)
-            call.transfer = replace(call.transfer, dense_fp32_bytes=answer.dense_fp32_bytes)
+            yield from self._sync(request_iterator, context, call)
         except CompeftError as error:
             self._refuse(context, error, call)
+        except grpc.RpcError:
+            log.info("client went away", peer=context.peer(), keyid=call.transfer.keyid)
 
     def Conduct(self, request: Envelope, context: grpc.ServicerContext) -> Envelope:  # noqa: N802  # gRPC's name
         """One sealed command of a conductor, one sealed statement."""
@@ -87,12 +73,47 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         except CompeftError as error:
             _abort(context, error)
 
+    def _submit(
+        self, requests: Iterator[xp.SubmitRequest], context: grpc.ServicerContext, call: _Call
+    ) -> Iterator[xp.SubmitReply]:
+        offer = self._aggregator.open(_envelope(next(requests, xp.SubmitRequest())))
+        call.transfer = _of_offer(call.transfer, offer)
+        with self._slots.take(call.transfer.keyid):
+            upload = self._aggregator.admit(offer)
+            if isinstance(upload, Envelope):
+                yield xp.SubmitReply(answer=upload)
+                return
+            needed = [xp.NeededChunk(sha256=ref.sha256, offset=offset) for ref, offset in upload.needed]
+            yield xp.SubmitReply(needed=xp.Needed(chunks=needed))
+            for ref, offset in upload.needed:
+                self._receive(upload, ref, offset, requests, context)
+            answer = self._aggregator.finish(upload)
+            call.transfer = _accepted(call.transfer, offer)
+            yield xp.SubmitReply(answer=answer)
+
+    def _sync(self, requests: Iterator[xp.SyncCall], context: grpc.ServicerContext, call: _Call) -> Iterator[xp.SyncReply]:
+        answer = self._aggregator.sync(_envelope(next(requests, xp.SyncCall())))
+        call.transfer = _of_answer(call.transfer, answer)
+        with self._slots.take(call.transfer.keyid):
+            yield xp.SyncReply(statement=answer.statement)
+            for version in answer.versions:
+                yield xp.SyncReply(version=version)
+            yield xp.SyncReply(listed=True)
+            for wanted in requests:
+                for data in self._aggregator.stream(answer, wanted.want.sha256, wanted.want.offset):
+                    self._watchdog.moved(context)
+                    call.transfer = replace(call.transfer, payload_bytes=call.transfer.payload_bytes + len(data))
+                    yield xp.SyncReply(data=data)
+            call.transfer = replace(call.transfer, dense_fp32_bytes=answer.dense_fp32_bytes)
+
     def _begin(self, context: grpc.ServicerContext, direction: Direction) -> _Call:
-        """Start counting; when the call is over, however it ends, what it moved is recorded."""
+        """Start counting and watching; when the call is over, however it ends, what it moved is recorded."""
         call, started = _Call(Transfer(at_ms=self._now_ms(), direction=direction)), time.monotonic()
         connection = self._meter.connection(context.peer())
+        self._watchdog.moved(context)
 
         def settle() -> None:
+            self._watchdog.over(context)
             wire, seconds = connection.settle(), time.monotonic() - started
             self._ledger.record_transfer(
                 replace(call.transfer, wire_received_bytes=wire.received, wire_sent_bytes=wire.sent, seconds=seconds)
@@ -101,7 +122,14 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         context.add_callback(settle)
         return call
 
-    def _receive(self, upload: Upload, ref: pb.ChunkRef, offset: int, requests: Iterator[xp.SubmitRequest]) -> None:
+    def _receive(
+        self,
+        upload: Upload,
+        ref: pb.ChunkRef,
+        offset: int,
+        requests: Iterator[xp.SubmitRequest],
+        context: grpc.ServicerContext,
+    ) -> None:
         here = offset
         while here < ref.size:
             request = next(requests, None)
@@ -111,6 +139,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
                 )
             if not 0 < len(request.data) <= MAX_DATA_BYTES:
                 raise LimitError(f"message with {len(request.data)} bytes of chunk, allowed are 1 to {MAX_DATA_BYTES}")
+            self._watchdog.moved(context)
             here = self._aggregator.receive(upload, ref, request.data)
 
     def _refuse(self, context: grpc.ServicerContext, error: CompeftError, call: _Call) -> NoReturn:

@@ -26,6 +26,8 @@ log = structlog.get_logger()
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MAX_MESSAGE_BYTES = 17 * 2**20
 """The largest manifest and its signature; chunks arrive in smaller messages."""
+SPARE_WORKERS = 32
+"""Threads beyond those of open transfers: for commands, health, and calls that are about to be told to wait."""
 SERVICE = exchange_pb2.DESCRIPTOR.services_by_name["ExpertExchange"].full_name
 KEY_FILE, LEDGER_FILE = "aggregator.key", "ledger.sqlite"
 
@@ -47,7 +49,6 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 0
     tls: Tls | None = None
-    workers: int = 64
     limits: Limits = field(default_factory=Limits)
 
 
@@ -86,8 +87,10 @@ def start(settings: Settings, ledger: Ledger, clock: Callable[[], int] = now_ms)
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
-    server = grpc.server(ThreadPoolExecutor(settings.workers), options=options, compression=grpc.Compression.NoCompression)
-    exchange_pb2_grpc.add_ExpertExchangeServicer_to_server(ExchangeService(aggregator, ledger, clock), server)
+    server = grpc.server(
+        ThreadPoolExecutor(settings.limits.max_calls + SPARE_WORKERS), options=options, compression=grpc.Compression.NoCompression
+    )
+    exchange_pb2_grpc.add_ExpertExchangeServicer_to_server(ExchangeService(aggregator, ledger, settings.limits, clock), server)
     checks = health.HealthServicer()
     checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -58,7 +58,8 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
 def test_an_aggregator_that_is_not_there_is_a_transfer_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["keys", "new", str(tmp_path / "edge.key")])
     options = ["--aggregator", "127.0.0.1:9", "--aggregator-key", str(tmp_path / "edge.pub"), "--key", str(tmp_path / "edge.key")]
-    assert run(["pull", "x", "-o", str(tmp_path / "out"), *options, "--state-dir", str(tmp_path / "state")]) == 8
+    options += ["--state-dir", str(tmp_path / "state"), "--patience", "0"]
+    assert run(["pull", "x", "-o", str(tmp_path / "out"), *options]) == 8
     assert "127.0.0.1:9 cannot be reached" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -70,7 +70,8 @@ class World:
 
     def edge(self, name: str, key: SigningKey | None = None) -> EdgeClient:
         """A client with a state directory of its own; enrolled unless it brings a key."""
-        return EdgeClient(Edge(self.address, key or self.enrol(name), self.aggregator.public, self.folder / f"state-{name}"))
+        folder = self.folder / f"state-{name}"
+        return EdgeClient(Edge(self.address, key or self.enrol(name), self.aggregator.public, folder, patience_s=0))
 
     def conductor(self) -> Conductor:
         """The conductor."""
@@ -87,10 +88,20 @@ class World:
 
     def transfers(self, count: int) -> list[Transfer]:
         """The ledger's first `count` transfers; a call is recorded just after its answer has left."""
-        give_up = time.monotonic() + 10
-        while len(self.ledger.transfers(EXPERT)) < count and time.monotonic() < give_up:
-            time.sleep(0.01)
+        self._wait(lambda: len(self.ledger.transfers(EXPERT)) >= count)
         return self.ledger.transfers(EXPERT)[:count]
+
+    def transfers_of(self, expert: str, direction: str, count: int) -> list[Transfer]:
+        """All transfers of an expert in one direction, once there are `count` or no more come."""
+        found = lambda: [t for t in self.ledger.transfers(expert) if t.direction == direction]  # noqa: E731
+        self._wait(lambda: len(found()) >= count, 3.0)
+        return found()
+
+    @staticmethod
+    def _wait(ready: Callable[[], bool], limit_s: float = 10.0) -> None:
+        give_up = time.monotonic() + limit_s
+        while not ready() and time.monotonic() < give_up:
+            time.sleep(0.01)
 
     def everything(self) -> tuple[object, ...]:
         """All that a refused message must leave alone: submissions, versions, open rounds, whole chunks."""

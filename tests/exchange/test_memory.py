@@ -70,8 +70,17 @@ def test_a_restarted_client_goes_on_where_it_was(world: World) -> None:
     world.close_round()
     with world.edge("edge", key) as client:
         assert client.sync(EXPERT).version == 1
-    carried = [t.payload_bytes for t in world.transfers(4) if t.direction == "down"]
-    assert carried == [0, world.ledger.versions(EXPERT, 0, 1)[0].payload_bytes]
+    assert world.ledger.sequences(EXPERT, key.keyid).merged == 1
+
+
+def test_a_version_that_is_ones_own_update_is_not_fetched_again(world: World) -> None:
+    client = world.edge("edge")
+    task = world.open_round()
+    synced_by(client, task)
+    client.submit(task, trained(1))
+    world.close_round()
+    client.sync(EXPERT)
+    assert [t.payload_bytes for t in world.transfers(4) if t.direction == "down"] == [0, 0]
 
 
 def test_two_processes_cannot_share_a_memory(world: World) -> None:

@@ -1,5 +1,6 @@
 """Bad input, one test each: the aggregator answers with its typed error, and store, ledger and residuals stay as they were."""
 
+import queue
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from compeft_core.errors import CompeftError, FormatError, LayoutMismatchError, 
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import (
     BY_CODE,
+    BusyError,
     ChunkMismatchError,
     DuplicateError,
     ExpiredError,
@@ -419,7 +421,7 @@ def test_an_aggregator_that_is_not_there_is_named(world: World) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    client = EdgeClient(Edge(address, new_key(), world.aggregator.public, world.folder / "nowhere"))
+    client = EdgeClient(Edge(address, new_key(), world.aggregator.public, world.folder / "nowhere", patience_s=0))
     with pytest.raises(UnreachableError, match=address):
         client.sync(EXPERT)
 
@@ -450,6 +452,21 @@ def test_a_client_does_not_go_back_to_an_older_version(world: World, sender: Sen
     assert client.sync(EXPERT).version == 1
     with pytest.raises(ReplayError, match="does not go back"):
         client.sync(EXPERT, 0)
+
+
+def test_more_calls_than_its_share_make_a_client_wait(world: World, sender: Sender) -> None:
+    task = world.open_round()
+    payload = good_payload()
+    sealed = dsse.seal(sender.key, dsse.UPDATE, sender.manifest(task, payload))
+    held = [queue.SimpleQueue[xp.SubmitRequest | None]() for _ in range(4)]
+    calls = [sender.stub.Submit(iter(box.get, None)) for box in held]
+    for box, call in zip(held, calls, strict=True):
+        box.put(xp.SubmitRequest(envelope=sealed))
+        next(call)
+    refused(world, BusyError, "its share is 4", lambda: sender.raw(xp.SubmitRequest(envelope=sealed)))
+    for box, call in zip(held, calls, strict=True):
+        call.cancel()
+        box.put(None)
 
 
 def test_every_error_of_the_tree_has_a_code_of_its_own() -> None:

@@ -1,0 +1,193 @@
+"""Broken transfers, for real: a proxy that cuts connections at a given byte, an aggregator killed and started again."""
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compeft_client.exchange import Edge, EdgeClient, Trained
+from compeft_core import Compression, layout_of
+from compeft_proto.errors import UnreachableError
+from compeft_proto.keys import new_key
+from compeft_proto.manifest import CHUNK_BYTES
+from compeft_proto.task import RoundTask
+from compeft_server.conductor import Conductor, Station
+from compeft_server.serving import now_ms, open_ledger, own_key
+from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, synced_by, trained
+
+LARGE = layout_of({"a.lora_A": (2000, 2000), "a.lora_B": (2000, 1000)})
+HALF = Compression(0.5, "norm")
+FRAMING = 20_000
+
+
+class Cutter:
+    """A TCP proxy to `target` that cuts the next connection after so many bytes in one direction; None lets everything pass."""
+
+    def __init__(self, target: str) -> None:
+        host, port = target.rsplit(":", 1)
+        self._target = (host, int(port))
+        self.up_limit: int | None = None
+        self.down_limit: int | None = None
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Accept no more, and end what is open."""
+        for one in (self._listener, *self._open):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target)
+                self._open += [client, server]
+                limits, self.up_limit, self.down_limit = (self.up_limit, self.down_limit), None, None
+                for source, sink, limit in ((client, server, limits[0]), (server, client, limits[1])):
+                    threading.Thread(target=self._pass, args=(source, sink, limit), daemon=True).start()
+
+    @staticmethod
+    def _pass(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
+        passed = 0
+        with suppress(OSError):
+            while data := source.recv(16384):
+                data = data if limit is None else data[: limit - passed]
+                sink.sendall(data)
+                passed += len(data)
+                if limit is not None and passed >= limit:
+                    break
+        for one in (source, sink):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def cutter(world: World) -> Iterator[Cutter]:
+    made = Cutter(world.address)
+    yield made
+    made.close()
+
+
+def patient(world: World, name: str, address: str) -> EdgeClient:
+    edge = Edge(address, world.enrol(name), world.aggregator.public, world.folder / f"state-{name}", patience_s=20)
+    return EdgeClient(edge)
+
+
+def large_task(world: World, number: int) -> RoundTask:
+    opened = world.conductor().open_round("large", RUN, number, 60.0)
+    return RoundTask("large", RUN, number, opened.round_nonce, opened.base_version, HALF)
+
+
+def large_vector(seed: int) -> Trained:
+    values = np.random.default_rng(seed).normal(0, 1e-3, LARGE.size).astype(np.float32)
+    return Trained(values, 10, {}, ORIGIN)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.77, 0.999])
+def test_an_upload_cut_anywhere_goes_on_and_sends_at_most_one_chunk_twice(world: World, cutter: Cutter, share: float) -> None:
+    world.conductor().publish(genesis(LARGE, "large"))
+    task = large_task(world, 1)
+    client = patient(world, "edge", cutter.address)
+    client.sync("large")
+    client = EdgeClient(client._edge)  # a fresh connection, to be cut
+    size = LARGE.size * 1.5 / 8
+    cutter.up_limit = int(share * size)
+    receipt = client.submit(task, large_vector(1))
+    sent = sum(t.wire_received_bytes for t in world.transfers_of("large", "up", 3))
+    assert receipt.payload_bytes <= sent < receipt.payload_bytes + CHUNK_BYTES + FRAMING
+    assert world.conductor().close_round("large", RUN, 1, "average", 1.0, HALF).accepted == 1
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_a_download_cut_anywhere_goes_on_and_fetches_at_most_one_chunk_twice(world: World, cutter: Cutter, share: float) -> None:
+    world.conductor().publish(genesis(LARGE, "large"))
+    client = patient(world, "edge", world.address)
+    task = large_task(world, 1)
+    client.sync("large")
+    client.submit(task, large_vector(1))
+    world.conductor().close_round("large", RUN, 1, "average", 1.0, HALF)
+    reader = patient(world, "other", cutter.address)
+    payload = world.ledger.versions("large", 0, 1)[0].payload_bytes
+    cutter.down_limit = int(share * payload)
+    assert reader.sync("large").vector.tobytes() == client.sync("large").vector.tobytes()
+    moved = [t for t in world.transfers_of("large", "down", 4) if t.keyid != client._edge.key.keyid]
+    assert sum(t.payload_bytes for t in moved) <= payload + CHUNK_BYTES
+
+
+def test_a_client_killed_after_sending_resumes_with_the_same_update(world: World) -> None:
+    client = world.edge("edge")
+    task = world.open_round()
+    synced_by(client, task)
+    first = client.submit(task, trained(1))
+    again = EdgeClient(client._edge).resume(EXPERT)
+    assert again == first
+    assert world.close_round().accepted == 1
+    client.sync(EXPERT)
+    assert client.resume(EXPERT) is None
+
+
+def test_an_aggregator_killed_and_started_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        str(Path(sys.executable).parent / "compeft"),
+        "serve",
+        "--data",
+        str(data),
+        "--port",
+        str(port),
+        "--format",
+        "json",
+    ]
+    ledger, key = open_ledger(data), own_key(data)
+    conductor_key, edge_key = (new_key() for _ in range(2))
+    ledger.enrol("conductor", conductor_key.public, "conductor", now_ms())
+    ledger.enrol("edge", edge_key.public, "edge", now_ms())
+
+    log = tmp_path / "serve.log"
+
+    def serve() -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            before = log.read_text().count('{"address"')
+            started = subprocess.Popen(command, stdout=output, stderr=output)
+        while log.read_text().count('{"address"') == before:
+            assert started.poll() is None
+            time.sleep(0.05)
+        return started
+
+    first = serve()
+    conductor = Conductor(Station(f"127.0.0.1:{port}", conductor_key, key.public))
+    conductor.publish(genesis())
+    opened = conductor.open_round(EXPERT, RUN, 1, 60.0)
+    task = RoundTask(EXPERT, RUN, 1, opened.round_nonce, 0, Compression(0.05, "norm"))
+    client = EdgeClient(Edge(f"127.0.0.1:{port}", edge_key, key.public, tmp_path / "state", patience_s=20))
+    client.sync(EXPERT)
+    first.kill()
+    first.wait()
+    with pytest.raises(UnreachableError):
+        EdgeClient(Edge(f"127.0.0.1:{port}", edge_key, key.public, tmp_path / "state", patience_s=0)).sync(EXPERT)
+    threading.Timer(1.0, lambda: processes.append(serve())).start()
+    processes: list[subprocess.Popen[bytes]] = []
+    receipt = client.submit(task, trained(1))
+    give_up = time.monotonic() + 10
+    while not processes and time.monotonic() < give_up:
+        time.sleep(0.05)
+    closed = conductor.close_round(EXPERT, RUN, 1, "average", 1.0, Compression(0.1, "norm"))
+    assert (receipt.sequence, closed.accepted, closed.version) == (1, 1, 1)
+    assert client.sync(EXPERT).version == 1
+    processes[0].terminate()
+    assert processes[0].wait(20) == 0
+    ledger.close()
