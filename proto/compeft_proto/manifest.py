@@ -24,7 +24,6 @@ CHUNK_BYTES = 2**20
 MAX_CHUNKS = 2**16
 DIGEST_BYTES = 32
 MAX_NAME = 128
-CODEC = "rice"
 
 
 def layout_to_proto(layout: Layout) -> pb.Layout:
@@ -84,7 +83,7 @@ def compression_of(density: float, scale: str, factor: float, granularity: str =
 def coding_of(encoded: Encoded, compression: Compression) -> pb.Coding:
     """What a manifest says of its payload."""
     return pb.Coding(
-        codec=CODEC,
+        codec=encoded.codec,
         compression=compression_to_proto(compression),
         ternary_size=encoded.ternary_size,
         dense_size=encoded.dense_size,
@@ -106,7 +105,7 @@ def read_payload(coding: pb.Coding, blob: bytes, layout: Layout) -> Encoded:
     if found != expected:
         raise LayoutMismatchError(f"payload has {found[0]} ternary and {found[1]} dense parameters, the layout {expected}")
     claimed = (coding.codec, coding.ternary_size, coding.dense_size, coding.kept, list(coding.scales))
-    actual = (CODEC, *found, encoded.count, encoded.scales.tolist())
+    actual = (encoded.codec, *found, encoded.count, encoded.scales.tolist())
     if claimed != actual:
         raise FormatError(f"manifest says coding {_short(claimed)}, its payload {_short(actual)}")
     return encoded
@@ -175,11 +174,7 @@ def initial_state(genesis: pb.Genesis, layout: Layout, snapshot: bytes = b"") ->
         except InputError as error:
             raise FormatError(f"genesis of {genesis.expert}: {error}") from error
     else:
-        if len(snapshot) != 4 * layout.size:
-            raise FormatError(f"snapshot of {len(snapshot)} bytes, the layout needs {4 * layout.size}")
-        state = np.frombuffer(snapshot, "<f4").astype(np.float32)
-        if not np.isfinite(state).all():
-            raise NotFiniteError(f"snapshot of {genesis.expert} holds NaN or infinity")
+        state = _snapshot(genesis.expert, layout, snapshot)
     _check_state(genesis.expert, 0, genesis.state_digest, layout, state)
     return state
 
@@ -190,8 +185,11 @@ def next_state(manifest: pb.VersionManifest, layout: Layout, state: Vector, payl
     Errors: WrongBaseError if the manifest builds on another state or leads to another one than it names; FormatError.
     """
     _check_state(manifest.expert, manifest.version - 1, manifest.parent_state_digest, layout, state)
-    following = state.copy()
-    add_to(read_payload(manifest.coding, payload, layout), following)
+    if manifest.snapshot:
+        following = _snapshot(manifest.expert, layout, payload)
+    else:
+        following = state.copy()
+        add_to(read_payload(manifest.coding, payload, layout), following)
     _check_state(manifest.expert, manifest.version, manifest.state_digest, layout, following)
     return following
 
@@ -199,6 +197,15 @@ def next_state(manifest: pb.VersionManifest, layout: Layout, state: Vector, payl
 def metrics_to_proto(metrics: Iterable[tuple[str, float]]) -> list[pb.Metric]:
     """Named numbers as messages, sorted by name."""
     return [pb.Metric(name=name, value=value) for name, value in sorted(metrics)]
+
+
+def _snapshot(expert: str, layout: Layout, data: bytes) -> Vector:
+    if len(data) != 4 * layout.size:
+        raise FormatError(f"snapshot of {len(data)} bytes, the layout needs {4 * layout.size}")
+    state = np.frombuffer(data, "<f4").astype(np.float32)
+    if not np.isfinite(state).all():
+        raise NotFiniteError(f"snapshot of {expert} holds NaN or infinity")
+    return state
 
 
 def _check_state(expert: str, version: int, expected: bytes, layout: Layout, state: Vector) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 from compeft_core import Compression, Encoded, Layout, Vector, add_to, compress, densify, encode, merge, parse
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import PublicKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.facts import Expert, Submission, Version
+from compeft_server.facts import Contribution, Expert, Version
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
 
@@ -64,7 +65,10 @@ class ExpertLog:
         return dsse.open_envelope(Envelope.FromString(version.envelope), dsse.only(self._public), dsse.VERSION)
 
     def state(self, expert: Expert, number: int) -> Vector:
-        """The state at one version, float32 of shape (layout.size,); do not write to it. Errors: WrongBaseError if the log is damaged."""
+        """The state at one version, float32 of shape (layout.size,); do not write to it.
+
+        Errors: WrongBaseError if the log is damaged.
+        """
         at, state = self._newest.get(expert.name, (-1, np.empty(0, np.float32)))
         if at > number:
             at = -1
@@ -85,12 +89,15 @@ class ExpertLog:
             return np.zeros(expert.layout.size, np.float32)
         return np.frombuffer(b"".join(map(self._store.read, chunks)), "<f4").astype(np.float32)
 
-    def merged(self, expert: Expert, accepted: Sequence[Submission], method: str, coefficient: float) -> Vector:
-        """The compressed updates of one round merged, weighted by their numbers of examples. Errors: as `compeft_core.merge`."""
-        encoded = [self._encoded(expert, submission) for submission in accepted]
-        return merge(method, encoded, [float(s.num_examples) for s in accepted], coefficient=coefficient)
+    def merged(self, expert: Expert, inputs: Sequence[Contribution], method: str, coefficient: float) -> Vector:
+        """The compressed updates of one round merged by these weights. Errors: as `compeft_core.merge`."""
+        encoded = [self._encoded(expert, contribution.update_digest) for contribution in inputs]
+        return merge(method, encoded, [contribution.weight for contribution in inputs], coefficient=coefficient)
 
-    def _encoded(self, expert: Expert, submission: Submission) -> Encoded:
+    def _encoded(self, expert: Expert, update_digest: bytes) -> Encoded:
+        submission = self._ledger.submission(update_digest)
+        if submission is None:
+            raise UnknownExpertError(f"update {update_digest.hex()[:16]} is not in the ledger")
         member = self._ledger.member(submission.keyid)
         lookup = dsse.only(member.public) if member is not None else lambda _: None
         update = dsse.open_envelope(Envelope.FromString(submission.envelope), lookup, dsse.UPDATE)

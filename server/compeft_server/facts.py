@@ -85,6 +85,16 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class Contribution:
+    """One update that went into a version, and its weight there."""
+
+    update_digest: bytes
+    keyid: str
+    sequence: int
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sequences:
     """A client's newest sequence numbers, 0 for none: in a version, accepted for a round still open, accepted at all."""
 

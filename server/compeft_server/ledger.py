@@ -103,6 +103,13 @@ class Ledger:
         rows = self._rows(sa.select(sa.func.max(table.c.version).label("head")).where(table.c.expert == expert))
         return int(rows[0].head)
 
+    def append(self, version: Version) -> None:
+        """One more version of an expert. Errors: ConflictError if that number is taken."""
+        try:
+            self._insert(schema.versions, _version_row(version))
+        except sa.exc.IntegrityError as error:
+            raise ConflictError(f"{version.expert} has a version {version.version} already") from error
+
     # Rounds and submissions
 
     def open_round(self, opened: Round) -> None:

@@ -7,7 +7,7 @@ same answer. Closing is a function of what is stored, so a crash in the middle o
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 from compeft_core import state_digest
@@ -20,7 +20,7 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
 from compeft_server.admission import Limits
 from compeft_server.expert_log import ExpertLog, Step, compose
-from compeft_server.facts import Expert, Member, Quality, Round, Submission, Version
+from compeft_server.facts import Contribution, Expert, Member, Quality, Round, Submission, Version
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
 
@@ -91,13 +91,14 @@ class Rounds:
         """Merge, compress, store and describe the next step; the ledger does not know of it yet."""
         started = time.monotonic()
         expert, compression = self._expert(found.expert), mf.compression_from_proto(closing.compression)
-        merged = self._log.merged(expert, accepted, closing.merge_method, closing.coefficient)
+        inputs = [Contribution(s.update_digest, s.keyid, s.sequence, float(s.num_examples)) for s in accepted]
+        merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient)
         state, residual = self._log.state(expert, found.base_version), self._log.residual(expert, found.base_version)
         step = compose(expert.layout, state, residual, merged, compression)
         for chunk in mf.chunks(step.payload):
             self._store.put(chunk)
         kept = tuple(self._store.put(chunk) for chunk in mf.chunks(step.residual.astype("<f4").tobytes()))
-        manifest = self._manifest(expert, found, accepted, closing, step)
+        manifest = self._manifest(expert, found, inputs, closing, step)
         return Version(
             expert=expert.name,
             version=manifest.version,
@@ -112,7 +113,7 @@ class Rounds:
         )
 
     def _manifest(
-        self, expert: Expert, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing, step: Step
+        self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: Step
     ) -> pb.VersionManifest:
         return pb.VersionManifest(
             expert=expert.name,
@@ -128,10 +129,7 @@ class Rounds:
             chunks=mf.refs_of(step.payload),
             merge_method=closing.merge_method,
             coefficient=closing.coefficient,
-            contributions=[
-                pb.Contribution(update_digest=s.update_digest, keyid=s.keyid, sequence=s.sequence, weight=float(s.num_examples))
-                for s in accepted
-            ],
+            contributions=[pb.Contribution(**asdict(contribution)) for contribution in inputs],
             issued_at_ms=self._now_ms(),
         )
 

@@ -49,7 +49,25 @@ def test_a_wrong_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> 
     assert "--colour" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["serve", "join", "demo", "report", "pull", "keys new", "keys show", "clients add"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve",
+        "join",
+        "demo",
+        "report",
+        "pull",
+        "keys new",
+        "keys show",
+        "clients add",
+        "lineage",
+        "verify-merge",
+        "forget",
+        "experts log",
+        "experts list",
+        "experts rollback",
+    ],
+)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command.split(), "--help"]) == 0
     assert "Example" in capsys.readouterr().out

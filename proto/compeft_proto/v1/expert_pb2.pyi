@@ -528,6 +528,9 @@ class VersionManifest(_message.Message):
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
     GENESIS_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    ROLLED_BACK_TO_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     version: _builtins.int
     parent_state_digest: _builtins.bytes
@@ -540,6 +543,10 @@ class VersionManifest(_message.Message):
     merge_method: _builtins.str
     coefficient: _builtins.float
     issued_at_ms: _builtins.int
+    snapshot: _builtins.bool
+    """The chunks are the whole state as little-endian float32, not a step from the parent: after a rollback, or a forgotten client."""
+    rolled_back_to: _builtins.int
+    """A snapshot is of this earlier version ..."""
     @_builtins.property
     def coding(self) -> Global___Coding: ...
     @_builtins.property
@@ -549,6 +556,10 @@ class VersionManifest(_message.Message):
     @_builtins.property
     def genesis(self) -> Global___Genesis:
         """Version 0 only."""
+
+    @_builtins.property
+    def forgotten(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """... or of the log recomputed without the updates of these keys."""
 
     def __init__(
         self,
@@ -569,12 +580,17 @@ class VersionManifest(_message.Message):
         contributions: _abc.Iterable[Global___Contribution] | None = ...,
         issued_at_ms: _builtins.int = ...,
         genesis: Global___Genesis | None = ...,
+        snapshot: _builtins.bool = ...,
+        rolled_back_to: _builtins.int | None = ...,
+        forgotten: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "genesis", b"genesis"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "parent_state_digest", b"parent_state_digest", "round", b"round", "run", b"run", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "parent_state_digest", b"parent_state_digest", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__rolled_back_to: _TypeAlias = _typing.Literal["rolled_back_to"]  # noqa: Y015
+    _WhichOneofArgType__rolled_back_to: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rolled_back_to) -> _WhichOneofReturnType__rolled_back_to | None: ...
 
 Global___VersionManifest: _TypeAlias = VersionManifest  # noqa: Y015
 

@@ -1,0 +1,153 @@
+"""Commands about experts and their versions, run on the aggregator's machine: list, log, lineage, verify-merge, rollback, forget."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compeft_core.errors import InputError
+from compeft_server.serving import now_ms, open_ledger, own_key
+from compeft_server.store import ChunkStore
+from compeft_server.versions import Origin, Versions
+
+AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
+Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
+Name = Annotated[str, typer.Argument(help="name of the expert")]
+
+app = typer.Typer()
+experts = typer.Typer(help="Experts and their versions.", no_args_is_help=True)
+app.add_typer(experts, name="experts")
+
+
+@experts.command("list")
+def experts_list(data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """List experts with their newest version and size.
+
+    Example: compeft experts list --data /var/lib/compeft
+    """
+    ledger = open_ledger(data)
+    found = [(name, ledger.head(name), ledger.expert(name)) for name in ledger.experts()]
+    rows = [{"expert": name, "version": head, "parameters": e.layout.size} for name, head, e in found if e is not None]
+    if format == "json":
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        typer.echo(f"{row['expert']:<32} version {row['version']:<6} {row['parameters']:>14,} parameters")
+
+
+@experts.command("log")
+def experts_log(name: Name, data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """Show where every version comes from: round, method, density, bytes, contributors and their weights.
+
+    Example: compeft experts log sentiment --data /var/lib/compeft
+    """
+    origins = _versions(data).lineage(name)
+    if format == "json":
+        typer.echo(json.dumps([_as_json(origin) for origin in origins]))
+        return
+    for origin in origins:
+        typer.echo(_as_text(origin))
+
+
+@app.command("lineage")
+def lineage(
+    name: Name,
+    data: Data,
+    version: Annotated[int | None, typer.Option(help="the version; the newest by default")] = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Name one version's contributors: digest of each signed update, key, sequence number, weight.
+
+    Example: compeft lineage sentiment --version 3 --data /var/lib/compeft
+    """
+    origins = _versions(data).lineage(name)
+    if version is not None and not 0 <= version < len(origins):
+        raise InputError(f"{name} has versions 0 to {len(origins) - 1}, not {version}")
+    origin = origins[-1 if version is None else version]
+    if format == "json":
+        typer.echo(json.dumps(_as_json(origin)))
+        return
+    typer.echo(_as_text(origin))
+    for member, c in origin.contributors:
+        typer.echo(
+            f"  {member:<24} update {c.update_digest.hex()[:16]}  key {c.keyid[:16]}  number {c.sequence}  weight {c.weight:g}"
+        )
+
+
+@app.command("verify-merge")
+def verify_merge(
+    name: Name,
+    data: Data,
+    version: Annotated[int | None, typer.Option(help="the version; all of them by default")] = None,
+) -> None:
+    """Recompute versions from their stored, signed inputs and hold them against what was signed, bit for bit.
+
+    Example: compeft verify-merge sentiment --data /var/lib/compeft
+    """
+    versions = _versions(data)
+    numbers = range(len(versions.lineage(name))) if version is None else [version]
+    for number in numbers:
+        versions.verify(name, number)
+        typer.echo(f"{name} version {number} recomputes bit for bit")
+
+
+@experts.command("rollback")
+def experts_rollback(name: Name, version: Annotated[int, typer.Argument(help="the version to go back to")], data: Data) -> None:
+    """Append a version with the state of an earlier one; clients follow at their next sync. The log keeps everything.
+
+    Example: compeft experts rollback sentiment 3 --data /var/lib/compeft
+    """
+    made = _versions(data).roll_back(name, version, now_ms())
+    typer.echo(f"{name} version {made.version} has the state of version {version}")
+
+
+@app.command("forget")
+def forget(name: Name, member: Annotated[str, typer.Argument(help="the client's enrolled name")], data: Data) -> None:
+    """Append a version as if one client had never contributed: every merge is done again without its updates.
+
+    Example: compeft forget sentiment berlin-1 --data /var/lib/compeft
+    """
+    found = next((m for m in open_ledger(data).members() if m.name == member), None)
+    if found is None:
+        raise InputError(f"no enrolled member is named {member!r}: see `compeft clients list`")
+    made = _versions(data).forget(name, found.public.keyid, now_ms())
+    typer.echo(f"{name} version {made.version} is merged without {member}")
+
+
+def _versions(data: Path) -> Versions:
+    return Versions(own_key(data), ChunkStore(data), open_ledger(data))
+
+
+def _as_json(origin: Origin) -> dict[str, object]:
+    return {
+        "version": origin.version,
+        "state_digest": origin.state_digest.hex(),
+        "run": origin.run,
+        "round": origin.round,
+        "created_at_ms": origin.created_at_ms,
+        "payload_bytes": origin.payload_bytes,
+        "merge_method": origin.merge_method,
+        "density": origin.compression.density if origin.compression else None,
+        "scale": origin.compression.scale if origin.compression else None,
+        "rolled_back_to": origin.rolled_back_to,
+        "forgotten": list(origin.forgotten),
+        "contributors": [
+            {"name": name, "update": c.update_digest.hex(), "keyid": c.keyid, "sequence": c.sequence, "weight": c.weight}
+            for name, c in origin.contributors
+        ],
+    }
+
+
+def _as_text(origin: Origin) -> str:
+    when = datetime.fromtimestamp(origin.created_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    head = f"version {origin.version:<5} {when}  state {origin.state_digest.hex()[:16]}  {origin.payload_bytes:>10,} bytes  "
+    if origin.rolled_back_to is not None:
+        return f"{head}rolled back to version {origin.rolled_back_to}"
+    if origin.forgotten:
+        return f"{head}merged again without {', '.join(key[:16] for key in origin.forgotten)}"
+    if origin.compression is None:
+        return f"{head}published"
+    names = ", ".join(sorted(name for name, _ in origin.contributors))
+    return f"{head}round {origin.round}, {origin.merge_method} at {origin.compression.density:g} of {names}"

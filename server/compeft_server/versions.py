@@ -1,0 +1,182 @@
+"""What an expert's versions are made of, and the operator's ways to mend them: lineage, verify, roll back, forget a client.
+
+The log only grows: rolling back and forgetting append a version whose chunks are a whole state. Everything is recomputed from what
+is stored (signed updates, seeds, residuals by construction), so anybody with the store can check it bit for bit.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from compeft_core import Compression, Vector, state_digest
+from compeft_proto import envelope as dsse
+from compeft_proto import manifest as mf
+from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
+from compeft_proto.keys import SigningKey
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.expert_log import ExpertLog, compose
+from compeft_server.facts import Contribution, Expert, Version
+from compeft_server.ledger import Ledger
+from compeft_server.store import ChunkStore
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where one version comes from. `contributors` are (name, contribution); a snapshot has none and says of what it is."""
+
+    version: int
+    state_digest: bytes
+    run: str
+    round: int
+    created_at_ms: int
+    payload_bytes: int
+    merge_method: str
+    compression: Compression | None
+    contributors: tuple[tuple[str, Contribution], ...]
+    rolled_back_to: int | None
+    forgotten: tuple[str, ...]
+
+
+class Versions:
+    """The versions of one aggregator's experts, for its operator."""
+
+    def __init__(self, key: SigningKey, store: ChunkStore, ledger: Ledger) -> None:
+        self._key, self._store, self._ledger = key, store, ledger
+        self._log = ExpertLog(key.public, store, ledger)
+
+    def lineage(self, name: str) -> list[Origin]:
+        """Where each version comes from, oldest first. Errors: UnknownExpertError."""
+        expert = self._expert(name)
+        names = {m.public.keyid: m.name for m in self._ledger.members()}
+        return [self._origin(version, names) for version in self._ledger.versions(expert.name, -1, self._head(expert))]
+
+    def verify(self, name: str, number: int) -> None:
+        """Recompute one version from its stored inputs and hold it against what was signed, bit for bit.
+
+        Errors: WrongBaseError that names the version and both digests; UnknownExpertError if an input is gone.
+        """
+        expert = self._expert(name)
+        manifest = self._manifest(expert, number)
+        if number == 0:
+            mf.initial_state(manifest.genesis, expert.layout, self._log.blob(manifest.chunks))
+            return
+        if manifest.snapshot:
+            state = self._snapshot_of(expert, manifest)
+        else:
+            parent, residual = self._log.state(expert, number - 1), self._log.residual(expert, number - 1)
+            state, _ = self._step(expert, manifest, parent, residual, ())
+        found = state_digest(expert.layout, state)
+        if found != manifest.state_digest:
+            raise WrongBaseError(
+                f"{name} version {number} recomputes to {found.hex()[:16]}, signed is {manifest.state_digest.hex()[:16]}"
+            )
+
+    def roll_back(self, name: str, number: int, now_ms: int) -> Version:
+        """Append a version with the state of an earlier one. Errors: UnknownExpertError, ConflictError while a round is open."""
+        expert = self._expert(name)
+        if not 0 <= number < self._head(expert):
+            raise UnknownExpertError(f"{name} has versions 0 to {self._head(expert)}, the newest is where it is already")
+        state = self._log.state(expert, number)
+        return self._append(expert, state, pb.VersionManifest(rolled_back_to=number), now_ms)
+
+    def forget(self, name: str, keyid: str, now_ms: int) -> Version:
+        """Append a version as if one client had never contributed; everybody forgotten before stays forgotten.
+
+        The other clients' updates are merged as they were sent. Errors: UnknownExpertError if it never contributed; ConflictError.
+        """
+        expert = self._expert(name)
+        manifests = [self._manifest(expert, v) for v in range(1, self._head(expert) + 1)]
+        if not any(c.keyid == keyid for m in manifests for c in m.contributions):
+            raise UnknownExpertError(f"key {keyid} contributed to no version of {name}")
+        forgotten = sorted({keyid, *(k for m in manifests for k in m.forgotten)})
+        state, _ = self._recompute(expert, self._head(expert), forgotten)
+        return self._append(expert, state, pb.VersionManifest(forgotten=forgotten), now_ms)
+
+    def _origin(self, version: Version, names: dict[str, str]) -> Origin:
+        manifest = self._log.manifest(version)
+        contributions = [Contribution(c.update_digest, c.keyid, c.sequence, c.weight) for c in manifest.contributions]
+        stepped = manifest.HasField("coding")
+        return Origin(
+            version=version.version,
+            state_digest=version.state_digest,
+            run=version.run,
+            round=version.round,
+            created_at_ms=version.created_at_ms,
+            payload_bytes=version.payload_bytes,
+            merge_method=manifest.merge_method,
+            compression=mf.compression_from_proto(manifest.coding.compression) if stepped else None,
+            contributors=tuple((names.get(c.keyid, "?"), c) for c in contributions),
+            rolled_back_to=manifest.rolled_back_to if manifest.HasField("rolled_back_to") else None,
+            forgotten=tuple(manifest.forgotten),
+        )
+
+    def _recompute(self, expert: Expert, number: int, forgotten: Collection[str]) -> tuple[Vector, Vector]:
+        """State and downlink residual at one version, had the `forgotten` keys never contributed."""
+        state, residual = self._log.state(expert, 0), np.zeros(expert.layout.size, np.float32)
+        for at in range(1, number + 1):
+            manifest = self._manifest(expert, at)
+            if manifest.HasField("rolled_back_to"):
+                state, _ = self._recompute(expert, manifest.rolled_back_to, forgotten)
+                residual = np.zeros_like(state)
+            elif not manifest.snapshot:
+                state, residual = self._step(expert, manifest, state, residual, forgotten)
+        return state, residual
+
+    def _step(
+        self, expert: Expert, manifest: pb.VersionManifest, state: Vector, residual: Vector, forgotten: Collection[str]
+    ) -> tuple[Vector, Vector]:
+        """One merge again, from its stored inputs; where nobody is left, the state stays."""
+        kept = [c for c in manifest.contributions if c.keyid not in forgotten]
+        if not kept:
+            return state, residual
+        inputs = [Contribution(c.update_digest, c.keyid, c.sequence, c.weight) for c in kept]
+        merged = self._log.merged(expert, inputs, manifest.merge_method, manifest.coefficient)
+        step = compose(expert.layout, state, residual, merged, mf.compression_from_proto(manifest.coding.compression))
+        return step.state, step.residual
+
+    def _snapshot_of(self, expert: Expert, manifest: pb.VersionManifest) -> Vector:
+        if manifest.HasField("rolled_back_to"):
+            return self._log.state(expert, manifest.rolled_back_to)
+        return self._recompute(expert, manifest.version - 1, list(manifest.forgotten))[0]
+
+    def _append(self, expert: Expert, state: Vector, manifest: pb.VersionManifest, now_ms: int) -> Version:
+        if any(r.closed_at_ms is None for r in self._ledger.rounds(expert.name)):
+            raise ConflictError(f"a round of {expert.name} is open: wait until its conductor has closed it")
+        head, payload = self._head(expert), state.astype("<f4").tobytes()
+        for chunk in mf.chunks(payload):
+            self._store.put(chunk)
+        manifest.expert, manifest.version, manifest.snapshot, manifest.issued_at_ms = expert.name, head + 1, True, now_ms
+        manifest.parent_state_digest = self._log.version(expert.name, head).state_digest
+        manifest.state_digest = state_digest(expert.layout, state)
+        manifest.base_model_digest, manifest.layout_digest = expert.base_model_digest, expert.layout.digest
+        manifest.adapter_config_digest = expert.adapter_config_digest
+        manifest.chunks.extend(mf.refs_of(payload))
+        version = Version(
+            expert=expert.name,
+            version=manifest.version,
+            envelope=dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString(),
+            state_digest=manifest.state_digest,
+            residual=(),
+            run="",
+            round=0,
+            payload_bytes=len(payload),
+            merge_seconds=0.0,
+            created_at_ms=now_ms,
+        )
+        self._ledger.append(version)
+        return version
+
+    def _manifest(self, expert: Expert, number: int) -> pb.VersionManifest:
+        if not 0 <= number <= self._head(expert):
+            raise UnknownExpertError(f"{expert.name} has versions 0 to {self._head(expert)}, not {number}")
+        return self._log.manifest(self._log.version(expert.name, number))
+
+    def _head(self, expert: Expert) -> int:
+        return self._ledger.head(expert.name)
+
+    def _expert(self, name: str) -> Expert:
+        found = self._ledger.expert(name)
+        if found is None:
+            raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
+        return found
