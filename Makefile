@@ -4,13 +4,16 @@ BIN := .venv/bin
 PACKAGES := compeft_core proto/compeft_proto server/compeft_server client/compeft_client
 CODE := $(PACKAGES) tests benchmarks examples
 
-.PHONY: demo test check lint types contracts generated format clean
+.PHONY: demo fuzz test check lint types contracts generated format clean
 
 demo: .venv/demo
 	$(BIN)/compeft demo $(ARGS)
 
 test: .venv/dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+fuzz: .venv/fuzz
+	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 check: lint types contracts generated test
 
@@ -41,6 +44,10 @@ format: .venv/dev
 .venv/dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/fuzz: .venv/dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
 	touch $@
 
 clean:

@@ -1,16 +1,18 @@
 """The numeric core: layouts, compression, the codec and merging. Arrays and bytes in and out; no I/O, clock or log."""
 
-from compeft_core.codec import Encoded, add_to, decode, encode, parse
+from compeft_core.codec import Codec, Encoded, add_to, decode, encode, parse
 from compeft_core.compress import SCALE_RULES, Compression, ScaleRule, Ternary, Update, compress, densify
 from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.initial import seeded_state
 from compeft_core.layout import MAX_SIZE, Layout, Tensor, Vector, flatten, layout_of, state_digest, unflatten
 from compeft_core.merge import METHODS, merge
+from compeft_core.shapes import shapes_of
 
 __all__ = [
     "MAX_SIZE",
     "METHODS",
     "SCALE_RULES",
+    "Codec",
     "CompeftError",
     "Compression",
     "Encoded",
@@ -35,6 +37,7 @@ __all__ = [
     "merge",
     "parse",
     "seeded_state",
+    "shapes_of",
     "state_digest",
     "unflatten",
 ]

@@ -218,7 +218,7 @@ def _ternarize(front: Vector, ends: NDArray[np.int64], settings: Compression, wo
     seen = survey(bits, spans, wanted, workers)
     if not np.isfinite(seen.squares).all():
         raise NotFiniteError("the task vector holds NaN or infinity")
-    positions, negative = select(bits, seen.parts, wanted)
+    positions, negative = select(bits, seen.parts, wanted, workers)
     bounds = np.searchsorted(positions, ends.astype(np.uint32))
     kept = np.diff(bounds, prepend=0)
     magnitudes = _kept_magnitudes(front[positions], bounds) if settings.scale == "mean_magnitude" else np.zeros(ends.size)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.machine import CHUNK, MAGNITUDE, kernel, magnitude_mask, ones, trailing_zeros, uint64
+from compeft_core.machine import CHUNK, MAGNITUDE, int64, kernel, magnitude_mask, ones, trailing_zeros, uint64
 
 SPAN = 65536
 """Values added up in lanes before they are added to the total."""
@@ -21,6 +21,7 @@ LOW_BINS = 1 << LOW_BITS
 Bits = NDArray[np.uint32]
 Ints = NDArray[np.int64]
 Doubles = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 @kernel
@@ -31,28 +32,83 @@ def survey(
     sums: Doubles,
     squares: Doubles,
     bracket: tuple[int, int],
+    positions: Bits,
+    negative: Flags,
+    doubtful: Bits,
     words: Bits,
     first: int,
     last: int,
 ) -> tuple[int, int]:
-    """Sum the values and their squares in each of the spans first..last, and sort their magnitudes by a bracket (least, most).
-
-    Returns how many are above (>= most), and within (>= least, < most). The bits of those within are written to `words` as far
-    as there is room, so they are all there only if the second number is at most `words.size`.
-    """
+    """Sum the values and their squares in each of the spans first..last, and `collect` their candidates, in one pass."""
     plain, squared = np.zeros(LANES, np.float64), np.zeros(LANES, np.float64)
     values = bits.view(np.float32)
-    above = within = 0
+    found = doubts = 0
     for s in range(first, last):
         plain[:] = 0.0
         squared[:] = 0.0
+        found, doubts = collect(bits, starts[s], stops[s], bracket, positions, negative, doubtful, words, found, doubts)
         for row in range(starts[s], stops[s], LANES):
-            stop = min(row + LANES, stops[s])
-            over, within = _collect(bits, row, stop, bracket, words, within)
-            above += over
-            _add_row(values, row, stop, plain, squared)
+            _add_row(values, row, min(row + LANES, stops[s]), plain, squared)
         sums[s], squares[s] = _fold(plain), _fold(squared)
-    return above, within
+    return found, doubts
+
+
+@kernel
+def collect(
+    bits: Bits,
+    start: int,
+    stop: int,
+    bracket: tuple[int, int],
+    positions: Bits,
+    negative: Flags,
+    doubtful: Bits,
+    words: Bits,
+    found: int,
+    doubts: int,
+) -> tuple[int, int]:
+    """Append the candidates of start..stop, those with magnitude bits >= the bracket's least, to the `found` there are.
+
+    positions, negative: of each.   doubtful, words: index among the candidates, and magnitude bits, of those < the bracket's most.
+    Returns how many candidates and doubtful ones there are then. What has no room is counted but not written.
+    """
+    least, most = bracket
+    for i in range(start, stop, CHUNK):
+        mask = _mask(bits, i, stop, least)
+        doubt = mask & ~_mask(bits, i, stop, most)
+        if found + ones(mask) > positions.size or doubts + ones(doubt) > words.size:
+            found += ones(mask)
+            doubts += ones(doubt)
+            continue
+        while doubt != 0:
+            lowest = doubt & (~doubt + uint64(1))
+            doubtful[doubts] = found + ones(mask & (lowest - uint64(1)))
+            words[doubts] = bits[i + trailing_zeros(doubt)] & np.uint32(MAGNITUDE)
+            doubts += 1
+            doubt ^= lowest
+        while mask != 0:
+            position = i + trailing_zeros(mask)
+            positions[found] = position
+            negative[found] = bits[position] >> np.uint32(31)
+            found += 1
+            mask &= mask - uint64(1)
+    return found, doubts
+
+
+@kernel
+def settle(positions: Bits, negative: Flags, found: int, doubtful: Bits, words: Bits, magnitude: int, quota: int) -> int:
+    """Drop the doubtful candidates below `magnitude`, and all but the first `quota` of those that equal it; how many are left."""
+    at = start = 0
+    for d in range(words.size + 1):
+        stop = int64(doubtful[d]) if d < words.size else found
+        for i in range(start, stop):
+            positions[at], negative[at] = positions[i], negative[i]
+            at += 1
+        start = stop
+        if d < words.size and (words[d] < magnitude or (words[d] == magnitude and quota == 0)):
+            start += 1
+        elif d < words.size and words[d] == magnitude:
+            quota -= 1
+    return at
 
 
 @kernel
@@ -83,36 +139,6 @@ def count_low(words: Bits, high: int, histogram: Ints) -> None:
 
 
 @kernel
-def find_tie(bits: Bits, start: int, stop: int, magnitude: int, quota: int) -> int:
-    """The position after the `quota`-th entry of start..stop whose magnitude has exactly these bits."""
-    i = start
-    while quota > 0 and i < stop:
-        if bits[i] & np.uint32(MAGNITUDE) == magnitude:
-            quota -= 1
-        i += 1
-    return i
-
-
-@kernel
-def emit(
-    bits: Bits, start: int, stop: int, least: int, positions: NDArray[np.uint32], negative: NDArray[np.bool_], at: int
-) -> int:
-    """Write from entry `at` on the positions and signs of those of start..stop with magnitude bits >= `least`.
-
-    Returns the entry after the last; the caller knows how many there are.
-    """
-    for i in range(start, stop, CHUNK):
-        mask = _mask(bits, i, stop, least)
-        while mask != 0:
-            position = i + trailing_zeros(mask)
-            positions[at] = position
-            negative[at] = bits[position] >> np.uint32(31)
-            at += 1
-            mask &= mask - uint64(1)
-    return at
-
-
-@kernel
 def _mask(bits: Bits, i: int, stop: int, least: int) -> Any:
     """`magnitude_mask` of the up to CHUNK values from i on, below `stop`."""
     if i + CHUNK <= stop:
@@ -121,25 +147,6 @@ def _mask(bits: Bits, i: int, stop: int, least: int) -> Any:
     for j in range(stop - i):
         mask |= uint64((bits[i + j] & np.uint32(MAGNITUDE)) >= least) << uint64(j)
     return mask
-
-
-@kernel
-def _collect(bits: Bits, start: int, stop: int, bracket: tuple[int, int], words: Bits, within: int) -> tuple[int, int]:
-    """Of start..stop, count what is above the bracket, and append what is within to the `within` words already there."""
-    least, most = bracket
-    above = 0
-    for i in range(start, stop, CHUNK):
-        over = _mask(bits, i, stop, most)
-        mask = _mask(bits, i, stop, least) & ~over
-        above += ones(over)
-        if within + ones(mask) > words.size:
-            within += ones(mask)
-            continue
-        while mask != 0:
-            words[within] = bits[i + trailing_zeros(mask)]
-            within += 1
-            mask &= mask - uint64(1)
-    return above, within
 
 
 @kernel

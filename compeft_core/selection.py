@@ -1,13 +1,13 @@
 """The largest magnitudes of a float32 vector, exactly, without sorting it.
 
-A sample guesses a narrow bracket around the threshold. One pass sums the vector, counts what lies above the bracket and collects
-what lies within; two histograms of the collected bits, upper 16 then lower 15, give the threshold to the last bit and how many
-entries tie with it. A guess that misses costs time, never a different result: the histograms are then taken of the whole vector.
+A sample guesses a narrow bracket around the threshold. One pass sums the vector and collects all that is above the bracket or in
+it; two histograms of what is in it, upper 16 bits then lower 15, give the threshold to the last bit and how many entries tie with
+it, and what falls short is dropped. A guess that misses costs time, never a different result: the histograms are then taken of
+the whole vector, and the candidates collected again.
 """
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,21 +39,42 @@ class Spans:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """One worker's positions start..stop: how many magnitudes are surely above the threshold, and all the other candidates."""
+    """One worker's candidates: the `found` first of `positions` and `negative`.
 
-    start: int
-    stop: int
-    above: int
+    Not sure to be kept are those with an index in `doubtful`; `words` are the bits of their magnitudes. There was no room for all
+    of them if it is not whole.
+    """
+
+    positions: Bits
+    negative: NDArray[np.bool_]
+    found: int
+    doubtful: Bits
     words: Bits
+    is_whole: bool
+
+    @property
+    def sure(self) -> int:
+        """Candidates that are kept."""
+        return self.found - self.words.size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """The sums of each span, of values and of squares, and the parts that the selection goes on with."""
+    """The sums of each span, of values and of squares, and the candidates; no parts if the guess missed."""
 
     sums: NDArray[np.float64]
     squares: NDArray[np.float64]
     parts: list[Part]
+
+
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """Magnitude bits least..most that the threshold probably lies in; at most how many candidates there are, and doubtful ones."""
+
+    least: int
+    most: int
+    candidates: int
+    doubtful: int
 
 
 def spans_of(ends: Ints) -> Spans:
@@ -68,56 +89,88 @@ def spans_of(ends: Ints) -> Spans:
 
 def survey(bits: Bits, spans: Spans, wanted: int, workers: int) -> Survey:
     """Sum the spans of a vector and gather the candidates for its `wanted` largest magnitudes, in one pass."""
-    bracket, room = _bracket(bits, wanted)
+    bracket = _guess(bits, wanted)
     sums, squares = np.zeros((2, spans.group.size), np.float64)
 
-    def look(first: int, last: int) -> tuple[Part, int]:
-        start, stop = int(spans.starts[first]), int(spans.stops[last - 1])
-        words = np.empty(math.ceil(room * (stop - start)), np.uint32)
-        above, within = kernels.survey(bits, spans.starts, spans.stops, sums, squares, bracket, words, first, last)
-        return Part(start, stop, above, _read_only(words[:within])), within - words.size
+    def look(first: int, last: int) -> Part:
+        size = int(spans.stops[last - 1] - spans.starts[first])
+        room = _Room(min(bracket.candidates, size), min(bracket.doubtful, size))
+        return room.part(
+            *kernels.survey(
+                bits, spans.starts, spans.stops, sums, squares, (bracket.least, bracket.most), *room.arrays, first, last
+            )
+        )
 
-    looks = spread(look, shares(spans.group.size, workers))
-    parts = [part for part, _ in looks]
-    above, found = sum(p.above for p in parts), sum(p.above + p.words.size for p in parts)
-    if any(excess > 0 for _, excess in looks) or not above < wanted <= found:
-        parts = [Part(p.start, p.stop, 0, bits[p.start : p.stop]) for p in parts]
-    return Survey(sums, squares, parts)
+    parts = spread(look, shares(spans.group.size, workers))
+    sure, found = sum(p.sure for p in parts), sum(p.found for p in parts)
+    hit = sure < wanted <= found and all(p.is_whole for p in parts)
+    return Survey(sums, squares, parts if hit else [])
 
 
-def select(bits: Bits, parts: list[Part], wanted: int) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
+def select(bits: Bits, parts: list[Part], wanted: int, workers: int) -> tuple[Bits, NDArray[np.bool_]]:
     """Positions, increasing, and signs of the `wanted` largest magnitudes; of those that tie for the last places, the first ones.
 
-    Never an exact zero, so fewer than `wanted` if there are fewer others.
+    Never an exact zero, so fewer than `wanted` if there are fewer others. `parts` are those of `survey`.
     """
-    wanted -= sum(p.above for p in parts)
-    highs = spread(_count_high, [(p,) for p in parts])
-    high, above = _threshold(highs, wanted)
-    lows = spread(_count_low, [(p, high) for p in parts])
-    low, between = _threshold(lows, wanted - above)
-    magnitude = high << kernels.LOW_BITS | low
-    ties = [int(counts[low]) for counts in lows]
-    greater = [p.above + int(a[high + 1 :].sum() + b[low + 1 :].sum()) for p, a, b in zip(parts, highs, lows, strict=True)]
-    quotas = _quotas(ties, wanted - above - between if magnitude else 0)
-    ends = list(accumulate((g + q for g, q in zip(greater, quotas, strict=True)), initial=0))
-    positions, negative = np.empty(ends[-1], np.uint32), np.empty(ends[-1], np.bool_)
+    if parts:
+        threshold = _threshold([p.words for p in parts], wanted - sum(p.sure for p in parts))
+    else:
+        ranges = shares(bits.size, workers)
+        threshold = _threshold([bits[first:last] for first, last in ranges], wanted)
+        parts = _collect(bits, threshold, ranges)
+    quotas = _quotas([int((p.words == threshold.magnitude).sum()) for p in parts], threshold.ties)
 
-    def emit(part: Part, tied: int, quota: int, at: int) -> None:
-        last_tie = part.stop if quota == tied else kernels.find_tie(bits, part.start, part.stop, magnitude, quota)
-        at = kernels.emit(bits, part.start, last_tie, magnitude, positions, negative, at)
-        kernels.emit(bits, last_tie, part.stop, magnitude + 1, positions, negative, at)
+    def settle(part: Part, quota: int) -> int:
+        return kernels.settle(part.positions, part.negative, part.found, part.doubtful, part.words, threshold.magnitude, quota)
 
-    spread(emit, list(zip(parts, ties, quotas, ends, strict=False)))
-    return positions, negative
+    sizes = spread(settle, list(zip(parts, quotas, strict=True)))
+    positions = [p.positions[:size] for p, size in zip(parts, sizes, strict=True)]
+    negative = [p.negative[:size] for p, size in zip(parts, sizes, strict=True)]
+    return (positions[0], negative[0]) if len(parts) == 1 else (np.concatenate(positions), np.concatenate(negative))
 
 
-def _bracket(bits: Bits, wanted: int) -> tuple[tuple[int, int], float]:
-    """Magnitudes (least, most) that the threshold probably lies between, and a bound on the fraction of values that do.
+@dataclass(frozen=True, slots=True)
+class _Threshold:
+    """Bits of the least magnitude kept, never 0; how many of those that equal it are kept, and how many are greater."""
 
-    A vector that is no larger than a few samples is not worth guessing for: its bracket is empty, which is a miss.
-    """
+    magnitude: int
+    ties: int
+    above: int
+
+
+class _Room:
+    """Arrays for so many candidates. Untouched memory costs nothing, so each part has room for all of the vector's."""
+
+    def __init__(self, candidates: int, doubtful: int) -> None:
+        self.positions, self.negative = np.empty(candidates, np.uint32), np.empty(candidates, np.bool_)
+        self.doubtful, self.words = np.empty((2, doubtful), np.uint32)
+
+    @property
+    def arrays(self) -> tuple[Bits, NDArray[np.bool_], Bits, Bits]:
+        return self.positions, self.negative, self.doubtful, self.words
+
+    def part(self, found: int, doubts: int) -> Part:
+        """What was collected; not whole if there was no room for all of it."""
+        whole = found <= self.positions.size and doubts <= self.words.size
+        return Part(self.positions, self.negative, found, self.doubtful[:doubts], _read_only(self.words[:doubts]), whole)
+
+
+def _collect(bits: Bits, threshold: _Threshold, ranges: list[tuple[int, int]]) -> list[Part]:
+    """Candidates by the exact threshold: only its ties are doubtful, and may be many."""
+
+    def gather(first: int, last: int) -> Part:
+        ties = int(np.count_nonzero((bits[first:last] & np.uint32(MAGNITUDE)) == threshold.magnitude))
+        room = _Room(min(threshold.above + ties, last - first), ties)
+        bracket = threshold.magnitude, threshold.magnitude + 1
+        return room.part(*kernels.collect(bits, first, last, bracket, *room.arrays, 0, 0))
+
+    return spread(gather, ranges)
+
+
+def _guess(bits: Bits, wanted: int) -> Bracket:
+    """A bracket from a sample. A vector that is no larger than a few samples is not worth it: its bracket is empty, a miss."""
     if bits.size < 4 * SAMPLE:
-        return (MAGNITUDE, MAGNITUDE), 0.0
+        return Bracket(MAGNITUDE, MAGNITUDE, 0, 0)
     sample = np.sort(bits[:: bits.size // SAMPLE] & np.uint32(MAGNITUDE))[::-1]
     fraction = wanted / bits.size
     rank = fraction * sample.size
@@ -125,22 +178,32 @@ def _bracket(bits: Bits, wanted: int) -> tuple[tuple[int, int], float]:
     upper, lower = math.floor(rank - margin), math.ceil(rank + margin)
     most = int(sample[upper]) if upper >= 0 else MAGNITUDE
     least = int(sample[lower]) if lower < sample.size else 1
-    return (least, max(least, most)), 4 * margin / sample.size
+    scale = bits.size / sample.size
+    return Bracket(least, max(least, most), math.ceil((rank + 3 * margin) * scale), math.ceil(4 * margin * scale))
 
 
-def _count_high(part: Part) -> Ints:
+def _threshold(words: list[Bits], wanted: int) -> _Threshold:
+    """Of the `wanted` largest of all these magnitudes."""
+    high, above = _cut(spread(_count_high, [(w,) for w in words]), wanted)
+    low, between = _cut(spread(_count_low, [(w, high) for w in words]), wanted - above)
+    magnitude = high << kernels.LOW_BITS | low
+    above += between
+    return _Threshold(magnitude, wanted - above, above) if magnitude else _Threshold(1, above, above)
+
+
+def _count_high(words: Bits) -> Ints:
     histogram = np.zeros(kernels.HIGH_BINS, np.int64)
-    kernels.count_high(part.words, histogram)
+    kernels.count_high(words, histogram)
     return histogram
 
 
-def _count_low(part: Part, high: int) -> Ints:
+def _count_low(words: Bits, high: int) -> Ints:
     histogram = np.zeros(kernels.LOW_BINS, np.int64)
-    kernels.count_low(part.words, high, histogram)
+    kernels.count_low(words, high, histogram)
     return histogram
 
 
-def _threshold(histograms: list[Ints], wanted: int) -> tuple[int, int]:
+def _cut(histograms: list[Ints], wanted: int) -> tuple[int, int]:
     """The highest bin that has, with the bins above it, at least `wanted` entries; and how many those above have."""
     from_top = np.cumsum(np.sum(histograms, axis=0)[::-1])
     steps = int(np.searchsorted(from_top, wanted))

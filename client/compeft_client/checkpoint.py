@@ -213,7 +213,7 @@ def _entry(name: str, entry: object, file: Path, data_start: int) -> Stored:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not _is_text(name) or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
         raise FormatError(f"{file} names a tensor by {len(name)} characters, allowed are 1 to {MAX_NAME_BYTES} bytes")
-    if dtype not in NUMPY:
+    if not isinstance(dtype, str) or dtype not in NUMPY:
         raise FormatError(f"{file} stores {name[:80]!a} as {str(dtype)[:20]!a}, known are {', '.join(NUMPY)}")
     if not _naturals(shape) or len(shape) > MAX_RANK or not _naturals(offsets) or len(offsets) != 2:
         raise FormatError(f"{file} gives {name[:80]!a} a shape or a place that is none")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compeft_client.checkpoint import read_bytes, read_values, width
-from compeft_client.expert_file import Part
+from compeft_client.checkpoint import PIECE, read_bytes, read_values, width
+from compeft_client.expert_manifest import Part
 from compeft_client.plan import PlannedPart
 from compeft_client.start import Start, digest_of, initial_vector
-from compeft_core import Encoded, Tensor, Update, Vector, add_to, compress, encode, parse
+from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encode, parse, shapes_of
 from compeft_core.errors import InputError
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.manifest import coding_of, read_payload
@@ -23,14 +23,14 @@ from compeft_proto.v1 import expert_pb2 as pb
 
 Progress = Callable[[int], None]
 """Told how many parameters have just been done."""
-CODECS = ("rice",)
 WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodedPart:
-    """A part and its payload. `cosine` is that of what was to be coded and what was; 1.0 for exact bytes."""
+    """A part as planned and as made, and its payload. `cosine`: of the ternary tensors' changes and what was kept of them, else 1."""
 
+    planned: PlannedPart
     part: Part
     payload: bytes
     cosine: float = 1.0
@@ -40,30 +40,29 @@ def silent(_done: int) -> None:
     """Progress that nobody watches."""
 
 
-def code(planned: PlannedPart, start: Start, codec: str, progress: Progress = silent) -> CodedPart:
+def code(planned: PlannedPart, start: Start, codec: Codec, progress: Progress = silent) -> CodedPart:
     """Code one planned part. Errors: InputError for a start that is not this expert's; NotFiniteError; those of reading."""
-    if codec not in CODECS:
-        raise InputError(f"codec is {codec!r}, known are {', '.join(CODECS)}")
     if planned.compression is None:
         payload = b"".join(map(read_bytes, planned.tensors))
         progress(planned.layout.size)
-        return CodedPart(_part(planned, payload), payload)
+        return CodedPart(planned, _part(planned, payload), payload)
     vector, digest = task_vector(planned, start, progress)
     update = compress(planned.layout, vector, planned.compression, workers=WORKERS)
     cosine = _cosine(vector[: update.ternary.size], update)
     del vector
-    payload = encode(update, workers=WORKERS)
+    payload = encode(update, codec=codec, shapes=shapes_of(planned.layout), workers=WORKERS)
     coding = coding_of(parse(payload, workers=WORKERS), planned.compression)
-    used = planned.uses(start)
-    seed = start.seed if used else None
-    part = _part(planned, payload, coding, seed, digest if used and seed is None else b"")
-    return CodedPart(part, payload, cosine)
+    part = _part(planned, payload, coding, start.seed if planned.uses(start) else None, digest)
+    return CodedPart(planned, part, payload, cosine)
 
 
 def task_vector(planned: PlannedPart, start: Start, progress: Progress = silent) -> tuple[Vector, bytes]:
-    """Tensors minus where they started, float32 of shape (layout.size,), and the state digest of the start."""
+    """Tensors minus where they started, float32 of shape (layout.size,), and the state digest of a directory they started from, or none.
+
+    Errors: InputError if they did not start there; NotFiniteError; those of reading.
+    """
     vector = initial_vector(planned.file, planned.layout, start)
-    digest = digest_of(planned.layout, vector)
+    digest = digest_of(planned.layout, vector) if start.directory and planned.uses(start) else b""
     at, moved, length = 0, 0.0, 0.0
     for tensor in planned.tensors:
         for piece in read_values(tensor):
@@ -103,6 +102,12 @@ def decode_change(part: Part, payload: bytes) -> Vector:
     return vector
 
 
+def check_payload(part: Part, payload: bytes) -> None:
+    """Whether the payload is what the manifest says, to the last byte. Errors: FormatError, LayoutMismatchError."""
+    if part.coding is not None:
+        _checked(part, payload)
+
+
 def exact_tensors(part: Part, payload: bytes) -> Iterator[tuple[Tensor, str, bytes]]:
     """(tensor, dtype, own bytes) of a part that is not coded."""
     at = 0
@@ -137,8 +142,13 @@ def _part(
 
 
 def _cosine(front: Vector, update: Update) -> float:
-    """Cosine of the ternary part and of what was kept of it; 1.0 if there is none."""
+    """Cosine of the ternary part and of what was kept of it; 1.0 if there is none. A piece at a time: positions can be many."""
     ternary = update.ternary
-    values = np.repeat(ternary.scales, ternary.group_counts)
-    length = math.sqrt(float(np.dot(front, front)) * float(np.dot(values, values)))
-    return float(np.dot(np.abs(front[ternary.positions]), values)) / length if length else 1.0
+    dot = 0.0
+    for at in range(0, ternary.count, PIECE):
+        positions = ternary.positions[at : at + PIECE]
+        scales = ternary.scales[np.searchsorted(ternary.group_ends, positions.astype(np.int64), side="right")]
+        dot += float(np.dot(np.abs(front[positions]), scales))
+    squares = float(np.dot(ternary.scales.astype(np.float64) ** 2, ternary.group_counts))
+    length = math.sqrt(float(np.dot(front, front)) * squares)
+    return dot / length if length else 1.0

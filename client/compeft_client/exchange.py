@@ -13,7 +13,7 @@ from pathlib import Path
 
 from compeft_client import trust
 from compeft_client.state import Memory, Pending, StateDirectory, settle
-from compeft_core import Layout, Vector, compress, encode, parse, state_digest
+from compeft_core import Layout, Vector, compress, parse, state_digest
 from compeft_core.errors import FormatError, LayoutMismatchError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
@@ -131,7 +131,7 @@ class EdgeClient:
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
             target = _target(directory, memory, layout, trained.task_vector)
-            payload = encode(compress(layout, target, task.compression))
+            payload = mf.payload_of(layout, compress(layout, target, task.compression))
             update = self._update(task, trained, payload, layout)
             update.sequence = memory.sequence + 1
             update.base_state_digest = state_digest(layout, directory.vector(memory.synced, layout))

@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 
 from compeft_client.auto_scale import auto_compression
 from compeft_client.checkpoint import FLOATS, NUMPY, PIECE, from_float32, header_bytes, to_float32, width
-from compeft_client.coding import CodedPart, Progress, code, decode_part, exact_tensors, silent
-from compeft_client.expert_file import ExpertFile, Manifest, open_expert, read_payload_of, write_expert
+from compeft_client.coding import CodedPart, Progress, check_payload, code, decode_part, exact_tensors, silent
+from compeft_client.expert_file import ExpertFile, open_expert, read_payload_of, write_expert
+from compeft_client.expert_manifest import Manifest, Part
 from compeft_client.files import write_durably
 from compeft_client.plan import plan
 from compeft_client.source import ADAPTER_CONFIG, Source, read_source
 from compeft_client.start import Start, read_start
 from compeft_client.whole_file import written_whole
-from compeft_core import Compression, Tensor, Vector
+from compeft_core import Codec, Compression, Tensor, Vector
 from compeft_core.errors import InputError, LimitError, NotFiniteError
 from compeft_proto.errors import ConflictError
 from compeft_proto.keys import PublicKey, SigningKey
@@ -50,7 +51,7 @@ class PackSettings:
     scale: str = AUTO
     factor: float | None = None
     init: str | None = None
-    codec: str = "rice"
+    codec: Codec = "rice"
     key: SigningKey | None = None
 
     @property
@@ -84,7 +85,7 @@ class Loaded:
 def save_compressed(
     directory: Path | str,
     file: Path | str,
-    settings: PackSettings = PackSettings(),  # noqa: B008  # a frozen value
+    settings: PackSettings = PackSettings(),
     *,
     force: bool = False,
     progress: Progress = silent,
@@ -98,13 +99,7 @@ def save_compressed(
         raise ConflictError(f"{file} exists already: say --force to replace it, or -o for another name")
     source = read_source(Path(directory))
     coded = code_parts(source, settings, progress)
-    manifest = Manifest(
-        tool=f"compeft {version('compeft')}",
-        base_model=source.base_model[:256],
-        config=source.config,
-        parts=[c.part for c in coded],
-        metadata={name: header.metadata for name, header in source.files.items() if any(c.part.file == name for c in coded)},
-    )
+    manifest = manifest_of(source, [c.part for c in coded])
     with written_whole(file) as stream:
         write_expert(stream, manifest, [c.payload for c in coded], settings.key)
         total = stream.tell()
@@ -116,9 +111,16 @@ def code_parts(source: Source, settings: PackSettings, progress: Progress = sile
     """All parts of a source, coded, in memory. Errors: those of `save_compressed`."""
     start = read_start(settings.init)
     planned = plan(source, start, settings.compression)
-    if start.seed is not None and not any(part.uses(start) for part in planned):
-        raise InputError(f"{source.path} has no lora_A that --init seed:{start.seed} could have started")
+    if settings.init is not None and not any(part.uses(start) for part in planned):
+        raise InputError(f"{source.path} has no tensor that --init {settings.init} says the start of")
     return [code(part, start, settings.codec, progress) for part in planned]
+
+
+def manifest_of(source: Source, parts: Sequence[Part]) -> Manifest:
+    """What a file made of these parts says of itself: nothing of when and where, so that equal experts make equal files."""
+    files = {part.file for part in parts}
+    metadata = {name: header.metadata for name, header in source.files.items() if name in files and header.metadata}
+    return Manifest(f"compeft {version('compeft')}", source.base_model, source.config, parts, metadata)
 
 
 def load_compressed(
@@ -160,6 +162,12 @@ def unpack(
     if manifest.config:
         write_durably(directory / manifest.config_name, manifest.config)
     return opened
+
+
+def check_payloads(opened: ExpertFile) -> None:
+    """Whether every payload of an opened file is the one its manifest names, and decodes. Errors: FormatError."""
+    for number, part in enumerate(opened.manifest.parts):
+        check_payload(part, read_payload_of(opened, number))
 
 
 def from_compressed(

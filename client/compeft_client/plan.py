@@ -12,6 +12,8 @@ from compeft_core.errors import InputError
 
 GROUPS: tuple[tuple[Treatment, ...], ...] = (("ternary", "dense"), ("coarse",), ("exact",))
 """Treatments that share a part, in the order of the parts of a file."""
+COARSE_SIZE = 2**25
+"""Most parameters of one coarse part, unless a tensor alone has more: what bounds the memory for the entries kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,11 @@ class PlannedPart:
     tensors: Sequence[Stored]
     compression: Compression | None
     treatments: Sequence[Treatment]
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether it holds what travels only because its start is unknown."""
+        return "coarse" in self.treatments
 
     def uses(self, start: Start) -> bool:
         """Whether any of its tensors starts where `start` says, and not at zero."""
@@ -44,8 +51,23 @@ def plan(source: Source, start: Start, compression: Compression) -> list[Planned
 def _parts(source: Source, start: Start, file: str, compression: Compression) -> list[PlannedPart]:
     treated = [(t, treatment_of(source, start, file, t)) for t in source.files[file].tensors.values()]
     settings = {"ternary": compression, "coarse": COARSE, "exact": None}
-    found = [(group[0], [(t, how) for t, how in treated if how in group]) for group in GROUPS]
-    return [_part(file, members, settings[first]) for first, members in found if members]
+    groups = [(group[0], [(t, how) for t, how in treated if how in group]) for group in GROUPS]
+    return [_part(file, run, settings[first]) for first, members in groups for run in _runs(first, members)]
+
+
+def _runs(first: Treatment, members: list[tuple[Stored, Treatment]]) -> list[list[tuple[Stored, Treatment]]]:
+    """Members that go into one part: all of them, but coarse ones, which keep so many entries, in runs of COARSE_SIZE."""
+    if first != "coarse":
+        return [members] if members else []
+    runs: list[list[tuple[Stored, Treatment]]] = []
+    left = 0
+    for tensor, how in sorted(members, key=lambda member: member[0].name.encode()):
+        if not runs or tensor.size > left:
+            runs.append([])
+            left = COARSE_SIZE
+        runs[-1].append((tensor, how))
+        left -= tensor.size
+    return runs
 
 
 def _part(file: str, members: list[tuple[Stored, Treatment]], compression: Compression | None) -> PlannedPart:

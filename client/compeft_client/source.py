@@ -20,6 +20,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
 MAX_CONFIG_BYTES = 2**20
+MAX_BASE_MODEL = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,15 @@ class Source:
         return ADAPTER in self.files
 
     @property
+    def size(self) -> int:
+        """Parameters in all."""
+        return sum(t.size for header in self.files.values() for t in header.tensors.values())
+
+    @property
     def base_model(self) -> str:
-        """The base model's name, as the configuration gives it; empty if it does not."""
+        """The base model's name, as the configuration gives it; empty if it gives none that could be one."""
         name = self.fields.get("base_model_name_or_path")
-        return name if isinstance(name, str) else ""
+        return name if isinstance(name, str) and name.isprintable() and len(name) <= MAX_BASE_MODEL else ""
 
     def stored(self, file: str, name: str, shape: tuple[int, ...]) -> Stored | None:
         """The tensor of that name and shape, or None."""

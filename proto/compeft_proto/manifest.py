@@ -11,7 +11,21 @@ from typing import cast
 
 import numpy as np
 
-from compeft_core import Compression, Encoded, Layout, ScaleRule, Tensor, Vector, add_to, parse, seeded_state, state_digest
+from compeft_core import (
+    Compression,
+    Encoded,
+    Layout,
+    ScaleRule,
+    Tensor,
+    Update,
+    Vector,
+    add_to,
+    encode,
+    parse,
+    seeded_state,
+    shapes_of,
+    state_digest,
+)
 from compeft_core.compress import Granularity
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.layout import MAX_TENSORS, Kind
@@ -24,6 +38,8 @@ CHUNK_BYTES = 2**20
 MAX_CHUNKS = 2**16
 DIGEST_BYTES = 32
 MAX_NAME = 128
+CONTEXT_SIZE = 2**23
+"""Most ternary parameters that travel by `context`, the smallest codec; above, the time it takes outweighs what it saves."""
 
 
 def layout_to_proto(layout: Layout) -> pb.Layout:
@@ -90,6 +106,13 @@ def coding_of(encoded: Encoded, compression: Compression) -> pb.Coding:
         kept=encoded.count,
         scales=encoded.scales.tolist(),
     )
+
+
+def payload_of(layout: Layout, update: Update) -> bytes:
+    """The bytes of an update that travel: by `context` up to CONTEXT_SIZE ternary parameters, by `rice` above."""
+    if layout.ternary_size > CONTEXT_SIZE:
+        return encode(update)
+    return encode(update, codec="context", shapes=shapes_of(layout))
 
 
 def read_payload(coding: pb.Coding, blob: bytes, layout: Layout) -> Encoded:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compeft_core import Compression, Encoded, Layout, Vector, add_to, compress, densify, encode, merge, parse
+from compeft_core import Compression, Encoded, Layout, Vector, add_to, compress, densify, merge, parse
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.errors import UnknownExpertError
@@ -38,7 +38,7 @@ def compose(layout: Layout, state: Vector, residual: Vector, task_vector: Vector
     """
     target = task_vector + residual
     update = compress(layout, target, compression)
-    payload = encode(update)
+    payload = mf.payload_of(layout, update)
     encoded = parse(payload, max_size=layout.size)
     following = state.copy()
     add_to(encoded, following)

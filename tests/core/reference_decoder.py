@@ -4,41 +4,24 @@ import math
 import struct
 from dataclasses import dataclass
 
+from tests.core import reference_context
+from tests.core.reference_bytes import Bytes, Malformed, need
+
 BLOCK = 65536
-
-
-class Malformed(ValueError):  # noqa: N818
-    """The bytes break a rule of docs/format.md."""
+__all__ = ["Decoded", "Malformed", "decode"]
 
 
 @dataclass
 class Decoded:
+    codec: str
+    shapes: list[tuple[int, int]]
+    """Of the matrices, if the codec is context."""
     ternary_size: int
     entries: dict[int, float]
     """Position -> +scale or -scale."""
     dense: list[float]
     scales: list[float]
     group_ends: list[int]
-
-
-class Bytes:
-    def __init__(self, blob: bytes) -> None:
-        self.rest = blob
-
-    def take(self, count: int) -> bytes:
-        need(count <= len(self.rest), "too short")
-        taken, self.rest = self.rest[:count], self.rest[count:]
-        return taken
-
-    def varint(self) -> int:
-        octets = b""
-        while not octets or octets[-1] & 0x80:
-            octets += self.take(1)
-            need(len(octets) <= 5, "varint of more than 5 bytes")
-        need(len(octets) == 1 or octets[-1] != 0, "varint not minimal")
-        value = sum((octet & 0x7F) << 7 * i for i, octet in enumerate(octets))
-        need(value < 2**32, "varint too large")
-        return value
 
 
 class Bits:
@@ -64,14 +47,11 @@ class Bits:
         return self.bits[self.at :]
 
 
-def need(condition: bool, message: str) -> None:
-    if not condition:
-        raise Malformed(message)
-
-
 def decode(blob: bytes) -> Decoded:
     data = Bytes(blob)
-    need(data.take(6) == b"CPFT\x01\x01", "head")
+    need(data.take(5) == b"CPFT\x01", "head")
+    codec = data.take(1)[0]
+    need(codec in BODIES, "codec")
     ternary_size, dense_size, groups = data.varint(), data.varint(), data.varint()
     need(ternary_size + dense_size < 2**32, "size")
     need((groups == 0) == (ternary_size == 0) and groups <= 65536, "groups")
@@ -79,27 +59,68 @@ def decode(blob: bytes) -> Decoded:
     need(all(sizes) and sum(sizes) == ternary_size, "group sizes")
     raw_scales = data.take(4 * groups)
     scales = list(struct.unpack(f"<{groups}f", raw_scales))
-    spans = [min(BLOCK, ternary_size - base) for base in range(0, ternary_size, BLOCK)]
+    before = len(data.rest)
+    name, decode_body = BODIES[codec]
+    signs, shapes = decode_body(data, ternary_size)
+    body = before - len(data.rest)
+    dense = decode_dense(data.take(2 * dense_size))
+    need(not data.rest, "bytes follow")
+    need(codec == 1 or body < rice_length(signs, ternary_size), "not shorter than rice")
+    ends = [sum(sizes[: i + 1]) for i in range(groups)]
+    check_scales(scales, raw_scales, ends, sorted(signs))
+    entries = {p: -s if signs[p] else s for p in sorted(signs) for s in [scales[group_of(p, ends)]]}
+    return Decoded(name, shapes, ternary_size, entries, dense, scales, ends)
+
+
+def decode_rice(data: Bytes, ternary_size: int) -> tuple[dict[int, bool], list[tuple[int, int]]]:
+    """Position -> whether it is negative; no shapes."""
+    spans = spans_of(ternary_size)
     index = [(data.varint(), data.varint()) for _ in spans]
     signs: dict[int, bool] = {}
     for block, (span, (kept, extra)) in enumerate(zip(spans, index, strict=True)):
         need(kept <= span, "more kept than there are")
         for place, negative in decode_stream(data, kept, extra, span):
             signs[block * BLOCK + place] = negative
-    dense = decode_dense(data.take(2 * dense_size))
-    need(not data.rest, "bytes follow")
-    ends = [sum(sizes[: i + 1]) for i in range(groups)]
-    check_scales(scales, raw_scales, ends, sorted(signs))
-    entries = {p: -s if signs[p] else s for p in sorted(signs) for s in [scales[group_of(p, ends)]]}
-    return Decoded(ternary_size, entries, dense, scales, ends)
+    return signs, []
+
+
+def spans_of(ternary_size: int) -> list[int]:
+    return [min(BLOCK, ternary_size - base) for base in range(0, ternary_size, BLOCK)]
+
+
+def golomb(listed: int, span: int) -> tuple[int, int]:
+    """m and b."""
+    m = max(1, math.ceil((45426 * span - 55483 * listed) / (65536 * listed)))
+    return m, m.bit_length() - 1
+
+
+def rice_length(signs: dict[int, bool], ternary_size: int) -> int:
+    """Bytes of the body by rice."""
+    total = 0
+    for block, span in enumerate(spans_of(ternary_size)):
+        places = [p - block * BLOCK for p in sorted(signs) if block * BLOCK <= p < block * BLOCK + span]
+        kept = least = bits = len(places)
+        if 2 * kept > span:
+            places = sorted(set(range(span)) - set(places))
+        for before, place in zip([-1, *places], places, strict=False):
+            m, b = golomb(len(places), span)
+            q, r = divmod(place - before - 1, m)
+            bits += q + 1 + b + (r >= 2 ** (b + 1) - m)
+            least += 1 + b
+        extra = (bits + 7) // 8 - (least + 7) // 8
+        total += varint_length(kept) + varint_length(extra) + (bits + 7) // 8
+    return total
+
+
+def varint_length(value: int) -> int:
+    return max(1, (value.bit_length() + 6) // 7)
 
 
 def decode_stream(data: Bytes, kept: int, extra: int, span: int) -> list[tuple[int, bool]]:
     listed = min(kept, span - kept)
     least = kept
     if listed:
-        m = max(1, math.ceil((45426 * span - 55483 * listed) / (65536 * listed)))
-        b = m.bit_length() - 1
+        m, b = golomb(listed, span)
         least += listed * (1 + b)
     stream = Bits(data.take((least + 7) // 8 + extra))
     negative = [bool(stream.take(1)) for _ in range(kept)]
@@ -137,3 +158,6 @@ def check_scales(scales: list[float], raw: bytes, ends: list[int], positions: li
 
 def group_of(position: int, ends: list[int]) -> int:
     return next(i for i, end in enumerate(ends) if position < end)
+
+
+BODIES = {1: ("rice", decode_rice), 2: ("context", reference_context.decode)}

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from compeft_core import SCALE_RULES, Compression, Layout, Update, compress, layout_of
+from compeft_core import SCALE_RULES, Compression, Layout, Update, compress, layout_of, shapes_of
 
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-40, 3e4]) | st.floats(-100, 100, width=32)
 
@@ -18,10 +18,10 @@ settings = st.builds(
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    sizes = draw(st.lists(st.integers(0, 60), min_size=0, max_size=4))
-    names = [f"t{i}" for i in range(len(sizes))]
+    shapes = draw(st.lists(st.tuples(st.integers(0, 60)) | st.tuples(st.integers(1, 12), st.integers(1, 12)), max_size=4))
+    names = [f"t{i}" for i in range(len(shapes))]
     dense = draw(st.sets(st.sampled_from(names))) if names else set()
-    return layout_of({name: (size,) for name, size in zip(names, sizes, strict=True)}, dense)
+    return layout_of(dict(zip(names, shapes, strict=True)), dense)
 
 
 @st.composite
@@ -34,6 +34,38 @@ def problems(draw: st.DrawFn) -> tuple[Layout, np.ndarray, Compression]:
 @st.composite
 def updates(draw: st.DrawFn) -> Update:
     return compress(*draw(problems()))
+
+
+@st.composite
+def codings(draw: st.DrawFn) -> tuple[Update, dict[str, object]]:
+    """An update, and how `encode` is to write it; most that are to be written by `context` are regular enough for it."""
+    layout, vector, chosen = draw(problems())
+    if draw(st.booleans()):
+        return compress(layout, vector, chosen), {"codec": "rice"}
+    if draw(st.integers(0, 3)):
+        layout, vector = draw(low_rank())
+    return compress(layout, vector, chosen), {"codec": "context", "shapes": shapes_of(layout)}
+
+
+@st.composite
+def low_rank(draw: st.DrawFn) -> tuple[Layout, np.ndarray]:
+    """Two matrices and a dense value: products of a column and a row, but for a few entries."""
+    rows, columns, seed = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(0, 2**32 - 1))
+    layout = layout_of({"a": (rows, columns), "b": (columns, rows), "h": (1,)}, dense=["h"])
+    return layout, rank_one(layout, seed)
+
+
+def rank_one(layout: Layout, seed: int, noise: float = 0.02) -> np.ndarray:
+    """Each tensor an outer product of random signs and sizes, with a fraction of its entries drawn anew."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for t in layout.tensors:
+        rows = t.shape[0]
+        part = np.outer(rng.standard_normal(rows), rng.standard_normal(t.size // rows)).reshape(-1)
+        anew = rng.random(t.size) < noise
+        part[anew] = rng.standard_normal(int(anew.sum()))
+        parts.append(part)
+    return np.concatenate(parts).astype(np.float32)
 
 
 def gaussian(size: int, seed: int = 0) -> np.ndarray:

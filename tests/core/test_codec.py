@@ -22,13 +22,14 @@ from compeft_core import (
 from compeft_core.golomb import BLOCK
 from tests.core import reference_decoder
 from tests.core.oracle import same_bits
-from tests.core.strategies import gaussian_update, updates
+from tests.core.strategies import codings, gaussian_update, updates
 
 DENSITIES = [0.0001, 0.01, 0.05, 0.1, 0.2, 0.499, 0.5, 0.501, 0.7, 0.95, 0.9999, 1.0]
 
 
-def agree(update: Update) -> None:
-    blob = encode(update)
+def agree(update: Update, **how: object) -> str:
+    """Both decoders read what `encode` writes; returns the codec that was used."""
+    blob = encode(update, **how)
     assert same_bits(densify(decode(parse(blob))), densify(update))
     vector = densify(update).tolist()
     second = reference_decoder.decode(blob)
@@ -36,12 +37,14 @@ def agree(update: Update) -> None:
     assert second.group_ends == update.ternary.group_ends.tolist()
     assert second.entries == {p: vector[p] for p in update.ternary.positions.tolist()}
     assert second.dense == update.dense.tolist()
+    assert (second.codec, second.shapes) == (parse(blob).codec, list(parse(blob).shapes))
+    assert encode(decode(parse(blob)), codec=second.codec, shapes=second.shapes) == blob
+    return second.codec
 
 
-@given(updates())
-def test_decoding_gives_back_what_was_encoded_and_the_reference_decoder_agrees(update: Update) -> None:
-    agree(update)
-    assert encode(decode(parse(encode(update)))) == encode(update)
+@given(codings())
+def test_decoding_gives_back_what_was_encoded_and_the_reference_decoder_agrees(coding: tuple[Update, dict[str, object]]) -> None:
+    agree(coding[0], **coding[1])
 
 
 @pytest.mark.parametrize("density", DENSITIES)

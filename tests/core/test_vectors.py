@@ -42,7 +42,7 @@ def test_what_the_reference_decoder_reads_is_encoded_to_the_same_bytes(path: Pat
         np.array(read_by_hand.scales, np.float32),
     )
     update = Update(ternary, np.array(read_by_hand.dense, np.float32))
-    assert encode(update) == blob
+    assert encode(update, codec=read_by_hand.codec, shapes=read_by_hand.shapes) == blob
     assert hashlib.sha256(densify(update).tobytes()).hexdigest() == header["digest"]
 
 
@@ -55,6 +55,15 @@ def test_a_malformed_vector_is_refused_by_both_decoders(path: Path) -> None:
         reference_decoder.decode(blob)
 
 
-def test_there_are_vectors_of_both_kinds() -> None:
-    assert len(chosen("valid")) >= 10
-    assert len(chosen("malformed")) >= 18
+def test_there_are_vectors_of_both_kinds_for_both_codecs() -> None:
+    for expect in ("valid", "malformed"):
+        names = [path.stem for path in chosen(expect)]
+        by_context = [name for name in names if name.startswith("context_")]
+        assert len(by_context) >= 12
+        assert len(names) - len(by_context) >= 20
+
+
+def test_every_file_holds_one_scenario_and_no_two_hold_the_same_bytes() -> None:
+    assert len(FILES) >= 60
+    assert len({read(path)[1] for path in FILES}) == len(FILES)
+    assert all(len(read(path)[0]["comment"]) > 5 for path in FILES)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from compeft_client.exchange import Edge, EdgeClient, Trained
-from compeft_core import compress, encode, layout_of, parse, state_digest
+from compeft_core import compress, layout_of, parse, state_digest
 from compeft_core.errors import CompeftError, FormatError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import (
@@ -34,7 +34,7 @@ from compeft_proto.errors import (
     from_rpc,
 )
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.manifest import coding_of, refs_of
+from compeft_proto.manifest import coding_of, payload_of, refs_of
 from compeft_proto.task import Origin, RoundTask
 from compeft_proto.transport import SubmitDialogue, upload
 from compeft_proto.v1 import exchange_pb2 as xp
@@ -99,7 +99,7 @@ class Sender:
 
 
 def good_payload(seed: int = 1) -> bytes:
-    return encode(compress(LAYOUT, task_vector(seed), UPLINK))
+    return payload_of(LAYOUT, compress(LAYOUT, task_vector(seed), UPLINK))
 
 
 @pytest.fixture
@@ -413,7 +413,7 @@ def test_a_client_of_another_origin_is_refused_and_keeps_its_mass(world: World) 
     refused(world, WrongBaseError, "trained on base", lambda: client.submit(task, wrong))
     synced_by(client, task)
     receipt = client.submit(task, trained(2))
-    both = encode(compress(LAYOUT, task_vector(2) + task_vector(1), UPLINK))
+    both = payload_of(LAYOUT, compress(LAYOUT, task_vector(2) + task_vector(1), UPLINK))
     assert receipt.payload_bytes == len(both)
 
 

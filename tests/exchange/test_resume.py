@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -168,26 +169,27 @@ def test_an_aggregator_killed_and_started_again_goes_on_where_it_was(tmp_path: P
             time.sleep(0.05)
         return started
 
+    def serve_later() -> subprocess.Popen[bytes]:
+        time.sleep(1.0)
+        return serve()
+
     first = serve()
     conductor = Conductor(Station(f"127.0.0.1:{port}", conductor_key, key.public))
     conductor.publish(genesis())
     opened = conductor.open_round(EXPERT, RUN, 1, 60.0)
     task = RoundTask(EXPERT, RUN, 1, opened.round_nonce, 0, Compression(0.05, "norm"))
-    client = EdgeClient(Edge(f"127.0.0.1:{port}", edge_key, key.public, tmp_path / "state", patience_s=20))
+    client = EdgeClient(Edge(f"127.0.0.1:{port}", edge_key, key.public, tmp_path / "state", patience_s=60))
     client.sync(EXPERT)
     first.kill()
     first.wait()
     with pytest.raises(UnreachableError):
         EdgeClient(Edge(f"127.0.0.1:{port}", edge_key, key.public, tmp_path / "state", patience_s=0)).sync(EXPERT)
-    threading.Timer(1.0, lambda: processes.append(serve())).start()
-    processes: list[subprocess.Popen[bytes]] = []
-    receipt = client.submit(task, trained(1))
-    give_up = time.monotonic() + 10
-    while not processes and time.monotonic() < give_up:
-        time.sleep(0.05)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(serve_later)
+        receipt = client.submit(task, trained(1))
     closed = conductor.close_round(EXPERT, RUN, 1, "average", 1.0, Compression(0.1, "norm"))
     assert (receipt.sequence, closed.accepted, closed.version) == (1, 1, 1)
     assert client.sync(EXPERT).version == 1
-    processes[0].terminate()
-    assert processes[0].wait(20) == 0
+    second.result().terminate()
+    assert second.result().wait(60) == 0
     ledger.close()

@@ -1,0 +1,169 @@
+"""What an expert file says of itself: values, and the checks that a message must pass to become them.
+
+Nothing of it becomes a path: files of tensors are numbers, and `FILES` has their names.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from compeft_client.checkpoint import FLOATS, width
+from compeft_client.source import ADAPTER, ADAPTER_CONFIG, HEAD, MAX_CONFIG_BYTES, MODEL, MODEL_CONFIG
+from compeft_core import MAX_SIZE, Layout
+from compeft_core.errors import FormatError, LimitError
+from compeft_proto.manifest import check_digest, layout_from_proto, layout_to_proto
+from compeft_proto.v1 import expert_pb2 as pb
+
+MAX_PARTS = 256
+MAX_TEXT_BYTES = 1024
+NUMBERS: dict[str, pb.TensorFile.ValueType] = {
+    ADAPTER: pb.TENSOR_FILE_ADAPTER,
+    HEAD: pb.TENSOR_FILE_HEAD,
+    MODEL: pb.TENSOR_FILE_MODEL,
+}
+FILES: dict[int, str] = {number: name for name, number in NUMBERS.items()}
+DTYPE_NUMBERS = {name.removeprefix("DTYPE_"): number for name, number in pb.Dtype.items() if number}
+DTYPES: dict[int, str] = {number: name for name, number in DTYPE_NUMBERS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Tensors of one file, coded alike, in layout order.
+
+    dtypes: what each was stored as.   coding: absent if the payload is the tensors' own bytes.
+    seed, initial_digest: what the decoded vector is added to; neither: zero.
+    """
+
+    file: str
+    layout: Layout
+    dtypes: tuple[str, ...]
+    payload_bytes: int
+    payload_sha256: bytes
+    coding: pb.Coding | None
+    seed: int | None = None
+    initial_digest: bytes = b""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors as they were stored."""
+        return sum(t.size * width(dtype) for t, dtype in zip(self.layout.tensors, self.dtypes, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a file says of itself. `metadata` by file name; `config` is empty if a checkpoint had none."""
+
+    tool: str
+    base_model: str
+    config: bytes
+    parts: Sequence[Part]
+    metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files of tensors, in the order of their first part."""
+        return list(dict.fromkeys(part.file for part in self.parts))
+
+    @property
+    def config_name(self) -> str:
+        """The file that `config` came from."""
+        return MODEL_CONFIG if MODEL in self.files else ADAPTER_CONFIG
+
+    @property
+    def size(self) -> int:
+        """Parameters in all."""
+        return sum(part.layout.size for part in self.parts)
+
+
+def manifest_to_proto(manifest: Manifest) -> pb.ExpertManifest:
+    """A manifest as a message."""
+    return pb.ExpertManifest(
+        tool=manifest.tool,
+        base_model=manifest.base_model,
+        config=manifest.config,
+        metadata=[
+            pb.FileMetadata(file=NUMBERS[file], entries=[pb.MetadataEntry(key=k, value=v) for k, v in sorted(entries.items())])
+            for file, entries in manifest.metadata.items()
+            if entries
+        ],
+        parts=[_part_to_proto(part) for part in manifest.parts],
+    )
+
+
+def _part_to_proto(part: Part) -> pb.Part:
+    dtypes = part.dtypes[:1] if len(set(part.dtypes)) == 1 else part.dtypes
+    message = pb.Part(
+        file=NUMBERS[part.file],
+        layout=layout_to_proto(part.layout),
+        dtypes=[DTYPE_NUMBERS[name] for name in dtypes],
+        payload=pb.ChunkRef(sha256=part.payload_sha256, size=part.payload_bytes),
+        coding=part.coding,
+    )
+    if part.seed is not None:
+        message.seed = part.seed
+    elif part.initial_digest:
+        message.initial_digest = part.initial_digest
+    return message
+
+
+def manifest_from_proto(message: pb.ExpertManifest) -> Manifest:
+    """A message as a manifest. Errors: FormatError if it breaks a rule of docs/expert-file.md, LimitError."""
+    for what, text in (("tool", message.tool), ("base model", message.base_model)):
+        if len(text.encode()) > MAX_TEXT_BYTES or not text.isprintable():
+            raise FormatError(f"manifest names a {what} of {len(text)} characters, or not all are printable")
+    if len(message.config) > MAX_CONFIG_BYTES:
+        raise LimitError(f"manifest has a configuration of {len(message.config)} bytes, the cap is {MAX_CONFIG_BYTES}")
+    if not 0 < len(message.parts) <= MAX_PARTS:
+        raise FormatError(f"manifest has {len(message.parts)} parts, allowed are 1 to {MAX_PARTS}")
+    parts = [_part_from_proto(part) for part in message.parts]
+    names = [(part.file, tensor.name) for part in parts for tensor in part.layout.tensors]
+    if len(set(names)) != len(names):
+        raise FormatError("manifest names a tensor twice in one file")
+    files = {part.file for part in parts}
+    if MODEL in files and len(files) > 1:
+        raise FormatError("manifest is of a full checkpoint and of an adapter at once")
+    metadata = {_file_name(m.file): {e.key: e.value for e in m.entries} for m in message.metadata}
+    entries = sum(len(m.entries) for m in message.metadata)
+    once = len(metadata) == len(message.metadata) and entries == sum(map(len, metadata.values()))
+    if not once or not set(metadata) <= files:
+        raise FormatError("manifest has metadata twice, or of a file that it does not have")
+    return Manifest(message.tool, message.base_model, message.config, parts, metadata)
+
+
+def _part_from_proto(message: pb.Part) -> Part:
+    layout = layout_from_proto(message.layout)
+    coding = message.coding if message.HasField("coding") else None
+    initial = message.WhichOneof("initial")
+    part = Part(
+        file=_file_name(message.file),
+        layout=layout,
+        dtypes=_dtypes(message, len(layout.tensors)),
+        payload_bytes=message.payload.size,
+        payload_sha256=check_digest(message.payload.sha256, "payload"),
+        coding=coding,
+        seed=message.seed if initial == "seed" else None,
+        initial_digest=check_digest(message.initial_digest, "initial state") if initial == "initial_digest" else b"",
+    )
+    if part.payload_bytes > MAX_SIZE:
+        raise LimitError(f"manifest names a payload of {part.payload_bytes} bytes, the cap is {MAX_SIZE}")
+    if coding is None and (part.payload_bytes != part.stored_bytes or initial or layout.ternary_size):
+        raise FormatError(f"manifest names {part.payload_bytes} bytes for {part.stored_bytes} bytes of uncoded tensors")
+    if coding is not None and not set(part.dtypes) <= set(FLOATS):
+        raise FormatError("manifest has a coded tensor whose type is no float")
+    return part
+
+
+def _dtypes(message: pb.Part, count: int) -> tuple[str, ...]:
+    numbers = list(message.dtypes)
+    if not set(numbers) <= set(DTYPES):
+        raise FormatError(f"manifest has a tensor of type {max(numbers)}, known are 1 to {max(DTYPES)}")
+    if len(numbers) == 1:
+        return (DTYPES[numbers[0]],) * count
+    if len(numbers) != count or len(set(numbers)) < 2:
+        raise FormatError(f"manifest has {len(numbers)} types for {count} tensors")
+    return tuple(DTYPES[number] for number in numbers)
+
+
+def _file_name(number: int) -> str:
+    if number not in FILES:
+        raise FormatError(f"manifest speaks of file {number}, known are 1 to {max(FILES)}")
+    return FILES[number]

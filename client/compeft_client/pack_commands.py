@@ -1,0 +1,121 @@
+"""Commands for one expert and no server: pack, unpack, inspect, verify, diff. Each parses, calls one function, prints."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compeft_client import pack_texts as texts
+from compeft_client.commands import AsFormat
+from compeft_client.diffing import diff as compare
+from compeft_client.expert_file import is_expert_file, open_expert
+from compeft_client.inspecting import inspect_directory
+from compeft_client.node import load_public_key, load_signing_key
+from compeft_client.packing import MAX_PARAMETERS, PackSettings, check_payloads, save_compressed
+from compeft_client.packing import unpack as write_directory
+from compeft_client.progress import watched
+from compeft_client.source import read_source
+from compeft_core import Codec
+
+Init = Annotated[
+    str | None, typer.Option(help="where it started: the untrained adapter's (or base model's) directory, or seed:N")
+]
+Trusted = Annotated[Path | None, typer.Option(help="public key of the signer; nothing is written unless it signed")]
+Force = Annotated[bool, typer.Option("--force", help="replace what is there")]
+Scale = Literal["auto", "alpha_sigma", "mean_magnitude", "norm"]
+
+app = typer.Typer()
+
+
+@app.command()
+def pack(
+    directory: Annotated[Path, typer.Argument(help="a PEFT directory, or a full checkpoint (with --init BASE)")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="the file; DIRECTORY's name and .expert by default")
+    ] = None,
+    density: Annotated[float, typer.Option(help="fraction of the changes to keep, above 0 and at most 1")] = 0.05,
+    scale: Annotated[Scale, typer.Option(help="the rule for the one magnitude of what is kept")] = "auto",
+    factor: Annotated[float | None, typer.Option(help="multiplies the rule's scale; for auto, replaces its factor")] = None,
+    init: Init = None,
+    codec: Annotated[Codec, typer.Option(help="rice is fast, context some per cent smaller")] = "rice",
+    sign: Annotated[Path | None, typer.Option(help="private key to sign with, from `compeft keys new`")] = None,
+    force: Force = False,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Pack a fine-tuned expert into one small file.
+
+    Example: compeft pack ./my-lora -o my.expert --density 0.05 --init ./my-lora-untrained --sign me.key
+    """
+    file = output or Path(f"{directory.resolve().name}.expert")
+    key = load_signing_key(sign) if sign else None
+    settings = PackSettings(density, scale, factor, init, codec, key)
+    with watched("packing", read_source(directory).size) as tick:
+        packed = save_compressed(directory, file, settings, force=force, progress=tick)
+    typer.echo(texts.packed(file, packed, key.keyid if key else None, format))
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(help="an expert file")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
+    key: Trusted = None,
+    init: Init = None,
+    max_parameters: Annotated[int, typer.Option(help="refuse a file that would unpack to more")] = MAX_PARAMETERS,
+    force: Force = False,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Write a packed expert out as the directory it was packed from: PEFT and serving stacks load it.
+
+    Example: compeft unpack my.expert -o ./my-lora --key me.pub
+    """
+    trusted = load_public_key(key) if key else None
+    with watched("unpacking", open_expert(file, trusted).manifest.size) as tick:
+        opened = write_directory(file, output, init=init, key=trusted, force=force, max_parameters=max_parameters, progress=tick)
+    typer.echo(texts.unpacked(opened, output, format))
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="an expert file, or a directory that could be packed")],
+    init: Init = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Show what costs bytes: in a directory before anything is packed, or in an expert file.
+
+    Example: compeft inspect ./my-lora
+    """
+    if is_expert_file(path):
+        typer.echo(texts.file(open_expert(path), format))
+        return
+    with watched("measuring", read_source(path).size) as tick:
+        found = inspect_directory(path, init, tick)
+    typer.echo(texts.directory(found, init is not None, format))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="an expert file")],
+    key: Annotated[Path, typer.Option(help="public key of the signer you trust")],
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Check that a key signed an expert file, and that every byte of it is what was signed.
+
+    Example: compeft verify my.expert --key me.pub
+    """
+    opened = open_expert(file, load_public_key(key))
+    check_payloads(opened)
+    typer.echo(texts.verified(opened, load_public_key(key).keyid, format))
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="an expert file or a directory")],
+    b: Annotated[Path, typer.Argument(help="another one")],
+    init: Init = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Compare what two experts changed: cosine, norms, and where and with which sign they moved.
+
+    Example: compeft diff berlin.expert paris.expert
+    """
+    typer.echo(texts.difference(compare(a, b, init), format))

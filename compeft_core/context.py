@@ -1,0 +1,246 @@
+"""The context model: the kernels behind the codec `context`, around the coder of `arithmetic`. docs/format.md is normative.
+
+What a task vector keeps is not independent: some rows and columns keep more, two slots of a line are kept together, and the signs
+of two slots agree or differ all along a tensor, because gradients of low-rank factors are close to low rank. A logistic
+regression learns all of that while it codes, entry by entry, the same on both sides, so nothing of it is sent.
+
+Integers only, and `>>` rounds down, so every machine computes the same bits. One walk serves both directions: an encoder and a
+decoder that differ only in where a bit comes from cannot disagree about its probability.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compeft_core.arithmetic import FULL, Octets, code_bit, first_word, last_octet
+from compeft_core.machine import int64, kernel, uint64
+
+WINDOW = 64
+"""Slots that may be contexts of each other: those with the same slot // WINDOW."""
+ONE = 1 << 16
+"""One, of a probability, a logit or a weight."""
+STEPS = 256
+"""Steps of the squash table in a logit."""
+REACH = 12 * STEPS - 1
+"""Last step of the squash table; the logit of a probability below 2**-17 is not told apart from it."""
+DECAY = 4278222805
+"""round-down(2**32 * exp(-1 / STEPS))."""
+BINS = 32
+BIN_BITS = 13
+"""A sign's evidence is an eighth of a logit a bin."""
+AGES = 512
+"""After so many steps a learning rate falls no further."""
+PAIR_START = ONE // 4
+"""Before anything is learned: that one slot of a line is kept makes the others a little more likely."""
+PAIR_SHIFT = 4
+"""Pair weights learn at a rate of 1/16."""
+WEIGHT_CAP = 1 << 24
+"""No weight leaves +-256 logits, so 32 bits hold it whatever the bytes."""
+LEAST_AGREE = 64
+
+KEPT, KEPT_AGE, AGREE, AGREE_AGE = range(4)
+"""Rows of the shared model, BINS columns each: weight of the evidence for being kept, probability that a sign agrees with its
+evidence, and how often each was used."""
+
+Ints = NDArray[np.int64]
+Weights = NDArray[np.int32]
+
+
+def squash_table() -> Weights:
+    """round-down(ONE / (1 + exp(-i / STEPS))) for i = -REACH..REACH, by the integer rule of docs/format.md; within 1 of exact."""
+    power, half = 1 << 32, []
+    for _ in range(REACH + 1):
+        half.append((1 << 48) // ((1 << 32) + power))
+        power = power * DECAY >> 32
+    return np.array([ONE - p for p in half[:0:-1]] + half, np.int32)
+
+
+SQUASH = squash_table()
+SIGN_RATES = np.array([math.isqrt((1 << 34) // (4 + age)) for age in range(AGES)], np.int64)
+"""ONE / sqrt(1 + age / 4)."""
+AGREE_RATES = np.array([ONE // (12 + age) for age in range(AGES)], np.int64)
+
+
+@kernel
+def encode_segment(
+    stream: Octets, positions: NDArray[np.uint32], negative: NDArray[np.bool_], rows: Ints, columns: Ints, base: int
+) -> int:
+    """Write the entries kept in the matrices rows x columns, which begin at position `base`, to `stream`.
+
+    Returns the length written, or -1 if there is no room.
+    """
+    cells = np.empty(np.max(rows * columns), np.int8)
+    shared, density = _shared_model(), _density(positions.size, rows, columns)
+    logit, rates = _stretch(density), _rates(density)
+    coder = (0, FULL, 0, 0)
+    count, place = 0, base
+    for t in range(rows.size):
+        end = place + rows[t] * columns[t]
+        cells[: end - place] = 0
+        while count < positions.size and positions[count] < end:
+            cells[positions[count] - place] = -1 if negative[count] else 1
+            count += 1
+        coder = _code_matrix(cells, rows[t], columns[t], logit, rates, shared, coder, stream, False)
+        if coder[3] < 0:
+            return -1
+        place = end
+    last, at = last_octet(coder[0]), coder[3]
+    if last == 0:
+        return at
+    if at >= stream.size:
+        return -1
+    stream[at] = last
+    return at + 1
+
+
+@kernel
+def decode_segment(
+    stream: Octets, positions: NDArray[np.uint32], negative: NDArray[np.bool_], rows: Ints, columns: Ints, base: int
+) -> bool:
+    """Fill `positions` and `negative` from `stream`. False if it is not the one stream of so many entries.
+
+    Whatever the bytes, nothing outside the arrays is read or written, and the time taken is that of as many positions.
+    """
+    cells = np.empty(np.max(rows * columns), np.int8)
+    shared, density = _shared_model(), _density(positions.size, rows, columns)
+    logit, rates = _stretch(density), _rates(density)
+    coder = (0, FULL, first_word(stream), 0)
+    count, place = 0, base
+    for t in range(rows.size):
+        end = place + rows[t] * columns[t]
+        cells[: end - place] = 0
+        coder = _code_matrix(cells, rows[t], columns[t], logit, rates, shared, coder, stream, True)
+        count = _gather(cells[: end - place], place, positions, negative, count)
+        if coder[3] < 0 or count < 0:
+            return False
+        place = end
+    last, at = last_octet(coder[0]), coder[3]
+    if last == 0:
+        return count == positions.size and at == stream.size
+    return count == positions.size and at + 1 == stream.size and stream[at] == last
+
+
+@kernel
+def _density(count: int, rows: Ints, columns: Ints) -> int:
+    size: int = np.sum(rows * columns)
+    return min(max((count << 16) // size, 1), ONE - 1)
+
+
+@kernel
+def _shared_model() -> Ints:
+    shared = np.zeros((4, BINS), np.int64)
+    for b in range(BINS):
+        shared[AGREE, b] = _squash((2 * b + 1) << (BIN_BITS - 1))
+    return shared
+
+
+@kernel
+def _squash(logit: int) -> int:
+    """Logit -> probability, 1..ONE - 1, both in units of 1 / ONE."""
+    step = min(max(logit >> 8, -REACH), REACH)
+    return int64(SQUASH[uint64(step + REACH)])
+
+
+@kernel
+def _stretch(probability: int) -> int:
+    """The least logit on the table whose squash is at least `probability`."""
+    step = -REACH
+    while SQUASH[step + REACH] < probability:
+        step += 1
+    return step << 8
+
+
+@kernel
+def _rates(density: int) -> Ints:
+    """Learning rates by age: min(16, 1 / (p (1 - p))) / (40 + age), the step of a mean, carried over to logits."""
+    slope = min((1 << 48) // (density * (ONE - density)), 16 << 16)
+    rates = np.empty(AGES, np.int64)
+    for age in range(AGES):
+        rates[age] = slope // (40 + age)
+    return rates
+
+
+@kernel
+def _gather(cells: NDArray[np.int8], place: int, positions: NDArray[np.uint32], negative: NDArray[np.bool_], count: int) -> int:
+    """Append the entries of a matrix that begins at `place` to the `count` there are; the new count, or -1 if there is no room."""
+    for i in range(cells.size):
+        if cells[i] != 0:
+            if count >= positions.size:
+                return -1
+            positions[count] = place + i
+            negative[count] = cells[i] < 0
+            count += 1
+    return count
+
+
+@kernel
+def _code_matrix(
+    cells: NDArray[np.int8],
+    rows: int,
+    columns: int,
+    logit: int,
+    rates: Ints,
+    shared: Ints,
+    coder: tuple[int, int, int, int],
+    stream: Octets,
+    decoding: bool,
+) -> tuple[int, int, int, int]:
+    """Code one matrix along lines of its shorter side: lines l of the longer side, in each the slots s."""
+    tall = rows >= columns
+    lines, slots = (rows, columns) if tall else (columns, rows)
+    by_line, by_slot = (columns, 1) if tall else (1, columns)
+    bias = np.zeros(slots, np.int64)
+    sign_age = np.zeros(slots, np.int64)
+    pairs = np.full((slots, WINDOW), PAIR_START, np.int32)
+    signs = np.zeros((slots, WINDOW), np.int32)
+    seen, seen_sign = np.zeros(WINDOW, np.int64), np.zeros(WINDOW, np.int64)
+    low, high, word, at = coder  # the interval, the four bytes ahead when decoding, the bytes settled
+    for line in range(lines):
+        rate = rates[min(line, AGES - 1)]
+        count = 0
+        for slot in range(slots):
+            if slot % WINDOW == 0:
+                count = 0
+            evidence, z = 0, logit + bias[slot]
+            for i in range(count):
+                z += pairs[slot, seen[i]]
+                evidence += signs[slot, seen[i]] * seen_sign[i]
+            b = min(abs(evidence) >> BIN_BITS, BINS - 1)
+            p = _squash(z + shared[KEPT, b])
+            cell = line * by_line + slot * by_slot
+            kept, low, high, word, at = code_bit(int64(cells[cell] != 0), p, low, high, word, at, stream, decoding)
+            error = (kept << 16) - p
+            bias[slot] += (error * rate) >> 16
+            shared[KEPT, b] += (error * rates[shared[KEPT_AGE, b]]) >> 16
+            shared[KEPT_AGE, b] = min(shared[KEPT_AGE, b] + 1, AGES - 1)
+            for i in range(count):
+                pairs[slot, seen[i]] = _capped(pairs[slot, seen[i]] + (error >> PAIR_SHIFT))
+            if kept == 0:
+                continue
+            p = shared[AGREE, b] if evidence >= 0 else ONE - shared[AGREE, b]
+            plus, low, high, word, at = code_bit(int64(cells[cell] > 0), p, low, high, word, at, stream, decoding)
+            _learn_agreement(shared, b, int64(evidence >= 0) == plus)
+            step = (((plus << 16) - _squash(evidence)) * SIGN_RATES[sign_age[slot]]) >> 16
+            sign_age[slot] = min(sign_age[slot] + 1, AGES - 1)
+            for i in range(count):
+                signs[slot, seen[i]] = _capped(signs[slot, seen[i]] + step * seen_sign[i])
+            seen[count], seen_sign[count] = slot % WINDOW, 2 * plus - 1
+            cells[cell] = 2 * plus - 1
+            count += 1
+        if at < 0 or (decoding and at > stream.size):
+            return low, high, word, -1
+    return low, high, word, at
+
+
+@kernel
+def _capped(weight: int) -> int:
+    return min(max(weight, -WEIGHT_CAP), WEIGHT_CAP)
+
+
+@kernel
+def _learn_agreement(shared: Ints, b: int, agrees: bool) -> None:
+    p, age = shared[AGREE, b], shared[AGREE_AGE, b]
+    p += (((ONE if agrees else 0) - p) * AGREE_RATES[age]) >> 16
+    shared[AGREE, b] = min(max(p, LEAST_AGREE), ONE - LEAST_AGREE)
+    shared[AGREE_AGE, b] = min(age + 1, AGES - 1)

@@ -1,0 +1,62 @@
+"""Writes the seed corpus: small valid inputs of each target. Run by hand: `python -m tests.fuzz.make_corpus`. No test runs it."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from safetensors.numpy import save, save_file
+
+from compeft_client.packing import PackSettings, save_compressed
+from compeft_core import Compression, Update, compress, encode, layout_of, shapes_of
+from compeft_proto import envelope as dsse
+from compeft_proto.keys import new_key
+from compeft_proto.manifest import layout_to_proto
+from compeft_proto.v1 import exchange_pb2 as xp
+from compeft_proto.v1 import expert_pb2 as pb
+from tests.fuzz.run import CORPUS
+
+LAYOUT = layout_of({"x.lora_A": (4, 60), "x.lora_B": (50, 4), "head": (2, 8)}, dense=["head"])
+WIDE = layout_of({"x.lora_A": (8, 300), "x.lora_B": (400, 8)})
+
+
+def main() -> None:
+    """All of it."""
+    random = np.random.default_rng(0)
+    vector = random.normal(0, 1e-3, LAYOUT.size).astype(np.float32)
+    for density in (0.01, 0.3, 0.9):
+        made = compress(LAYOUT, vector, Compression(density))
+        keep("update", f"rice-{density}", encode(made))
+        keep("update", f"context-{density}", encode(_low_rank(random, density), codec="context", shapes=shapes_of(WIDE)))
+    keep("update", "tensors", encode(compress(LAYOUT, vector, Compression(0.1, granularity="tensor"))))
+    key = new_key()
+    sealed = dsse.seal(key, dsse.RECEIPT, pb.Receipt(expert="e", round=1))
+    keep("envelope", "receipt", xp.SubmitRequest(envelope=sealed).SerializeToString())
+    keep("manifest", "layout", layout_to_proto(LAYOUT).SerializeToString())
+    keep("key", "public", key.public.to_pem())
+    tensors = {"a.lora_A.weight": vector[:240].reshape(4, 60), "a.lora_B.weight": vector[240:440].reshape(50, 4)}
+    keep("safetensors", "two", save(tensors))
+    with TemporaryDirectory() as folder:
+        adapter = Path(folder) / "adapter"
+        adapter.mkdir()
+        save_file(tensors, adapter / "adapter_model.safetensors")
+        (adapter / "adapter_config.json").write_text('{"peft_type":"LORA","r":4,"lora_alpha":8,"target_modules":["a"]}')
+        packed = Path(folder) / "small.expert"
+        save_compressed(adapter, packed, PackSettings())
+        keep("expert_file", "lora", packed.read_bytes())
+
+
+def _low_rank(random: np.random.Generator, density: float) -> Update:
+    """An update whose rows and signs agree, as training makes them: `context` has something to learn."""
+    parts = [np.outer(random.normal(size=rows), random.normal(size=columns)).ravel() for rows, columns in shapes_of(WIDE)]
+    return compress(WIDE, np.concatenate(parts).astype(np.float32), Compression(density))
+
+
+def keep(target: str, name: str, data: bytes) -> None:
+    """One seed."""
+    folder = CORPUS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""One fuzzing process: the product's decoders instrumented, then atheris until it is told to stop. Started by tests.fuzz.run."""
+
+import sys
+
+import atheris
+
+KERNELS = [f"compeft_core.{name}" for name in ("arithmetic", "context", "golomb", "kernels")]
+"""Not instrumented: numba compiles them itself."""
+
+with atheris.instrument_imports(include=["compeft_core", "compeft_proto", "compeft_client"], exclude=KERNELS):
+    from tests.fuzz.targets import check
+
+TARGET = sys.argv.pop(1)
+
+
+def one_case(data: bytes) -> None:
+    """What atheris calls."""
+    check(TARGET, data)
+
+
+if __name__ == "__main__":
+    atheris.Setup(sys.argv, one_case)
+    atheris.Fuzz()

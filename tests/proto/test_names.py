@@ -1,0 +1,109 @@
+"""Layouts as messages: small, one message for each layout, and hostile ones refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compeft_core import Layout, layout_of
+from compeft_core.errors import CompeftError, FormatError, LimitError
+from compeft_core.layout import MAX_TENSORS
+from compeft_proto.manifest import layout_from_proto, layout_to_proto
+from compeft_proto.names import Shared, share, unshare
+from compeft_proto.v1.expert_pb2 import Layout as Message
+from compeft_proto.v1.expert_pb2 import Shape
+
+WORDS = st.text(st.sampled_from("ab.é"), max_size=12)
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> Layout:
+    shapes = draw(st.dictionaries(WORDS.filter(bool), st.lists(st.integers(0, 300), max_size=3).map(tuple), max_size=8))
+    return layout_of(shapes, draw(st.sets(st.sampled_from(sorted(shapes)))) if shapes else ())
+
+
+def lora(layers: int) -> Layout:
+    name = "base_model.model.encoder.layer.{}.attention.self.{}.lora_{}.weight"
+    shapes = {"A": (16, 384), "B": (384, 16)}
+    return layout_of({name.format(i, m, ab): shapes[ab] for i in range(layers) for m in ("query", "key", "value") for ab in "AB"})
+
+
+@given(st.lists(WORDS))
+def test_names_come_back_whatever_they_share(names: list[str]) -> None:
+    assert unshare(share(names)) == names
+
+
+@given(layouts())
+def test_a_layout_comes_back_from_its_message(layout: Layout) -> None:
+    assert layout_from_proto(Message.FromString(layout_to_proto(layout).SerializeToString())) == layout
+
+
+def test_what_names_share_is_sent_once() -> None:
+    layout = lora(12)
+    plain = sum(len(t.name) for t in layout.tensors)
+    assert layout_to_proto(layout).ByteSize() < plain / 4
+
+
+def test_the_prefix_is_the_longest_then_the_suffix_is() -> None:
+    assert share(["aXa", "aYa", "aa", "aaa"]) == [
+        Shared(0, 0, b"aXa"),
+        Shared(1, 1, b"Y"),
+        Shared(1, 1, b""),
+        Shared(2, 0, b"a"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Shared(0, 1, b"aY"),
+        Shared(0, 0, b"aYa"),
+        Shared(1, 0, b"Ya"),
+        Shared(2, 2, b""),
+        Shared(4, 0, b""),
+        Shared(1, 1, b"\xff"),
+        Shared(1, 1, b"x" * 1023),
+        Shared(2**32 - 1, 2**32 - 1, b""),
+    ],
+)
+def test_any_other_coding_of_a_name_is_refused(row: Shared) -> None:
+    with pytest.raises(FormatError):
+        unshare([Shared(0, 0, b"aXa"), row])
+
+
+@given(layouts(), st.data())
+def test_there_is_one_message_for_a_layout(layout: Layout, data: st.DataObject) -> None:
+    message = layout_to_proto(layout)
+    for column in (message.shared_prefix, message.shared_suffix, message.shape):
+        if column:
+            column[data.draw(st.integers(0, len(column) - 1))] = data.draw(st.integers(0, 9))
+    message.ternary = data.draw(st.integers(0, 9))
+    try:
+        found = layout_from_proto(message)
+    except CompeftError:
+        return
+    assert layout_to_proto(found) == message
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Message(middle=[b"a"], shared_prefix=[0], shared_suffix=[0], shape=[0]),
+        Message(middle=[b"a"], shared_prefix=[0], shared_suffix=[0], shape=[1], shapes=[Shape(), Shape(sizes=[1])]),
+        Message(middle=[b"a"], shared_prefix=[0], shared_suffix=[0], shape=[0], shapes=[Shape(), Shape(sizes=[1])]),
+        Message(middle=[b"a"], shared_prefix=[0], shared_suffix=[], shape=[0], shapes=[Shape()]),
+        Message(middle=[b"a"], shared_prefix=[0], shared_suffix=[0], shape=[0], shapes=[Shape()], ternary=2),
+        Message(middle=[b"a"], shared_prefix=[0], shared_suffix=[0], shape=[0], shapes=[Shape(sizes=[1] * 9)], ternary=1),
+        Message(middle=[b""], shared_prefix=[0], shared_suffix=[0], shape=[0], shapes=[Shape()]),
+        Message(middle=[b"a", b""], shared_prefix=[0, 1], shared_suffix=[0, 0], shape=[0, 0], shapes=[Shape()]),
+        Message(middle=[b"b", b"a"], shared_prefix=[0, 0], shared_suffix=[0, 0], shape=[0, 0], shapes=[Shape()]),
+        Message(middle=[b"a", b"b"], shared_prefix=[0, 0], shared_suffix=[0, 0], shape=[0, 1], shapes=[Shape(), Shape()]),
+    ],
+)
+def test_a_message_that_is_no_layout_is_malformed(message: Message) -> None:
+    with pytest.raises(FormatError):
+        layout_from_proto(message)
+
+
+def test_too_many_tensors_are_refused_before_their_names_are_made() -> None:
+    with pytest.raises(LimitError):
+        layout_from_proto(Message(middle=[b""] * (MAX_TENSORS + 1)))
