@@ -16,7 +16,8 @@ from compeft_proto.errors import ConflictError
 from compeft_proto.keys import PublicKey
 from compeft_proto.manifest import layout_from_proto, layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import schema
+from compeft_server import audit, schema
+from compeft_server.audit import Entry, Event
 from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Submission, Transfer, Version
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class Ledger:
                 f"{known[0].name!r} is enrolled with key {known[0].public.keyid} as {known[0].role}: revoke it first"
             )
         row = {"keyid": public.keyid, "public": public.raw, "name": name, "role": role, "enrolled_at_ms": now_ms}
-        self._insert(schema.keys, row)
+        self._insert(schema.keys, row, audit.event(now_ms, "enrol", name, keyid=public.keyid, role=role))
 
     def revoke(self, name: str, now_ms: int) -> bool:
         """Refuse a member from now on. False if there is no such member."""
@@ -53,6 +54,8 @@ class Ledger:
                 sa.update(schema.keys).where(schema.keys.c.name == name, schema.keys.c.revoked_at_ms.is_(None)),
                 {"revoked_at_ms": now_ms},
             )
+            if found.rowcount:
+                audit.append(connection, audit.event(now_ms, "revoke", name))
             return bool(found.rowcount)
 
     def members(self) -> list[Member]:
@@ -86,6 +89,7 @@ class Ledger:
         }
         try:
             with self._engine.begin() as connection:
+                audit.append(connection, _published(first))
                 connection.execute(sa.insert(schema.experts), row)
                 connection.execute(sa.insert(schema.versions), _version_row(first))
         except sa.exc.IntegrityError as error:
@@ -106,7 +110,7 @@ class Ledger:
     def append(self, version: Version) -> None:
         """One more version of an expert. Errors: ConflictError if that number is taken."""
         try:
-            self._insert(schema.versions, _version_row(version))
+            self._insert(schema.versions, _version_row(version), _published(version))
         except sa.exc.IntegrityError as error:
             raise ConflictError(f"{version.expert} has a version {version.version} already") from error
 
@@ -115,7 +119,8 @@ class Ledger:
     def open_round(self, opened: Round) -> None:
         """A new open round. Errors: ConflictError if it exists."""
         try:
-            self._insert(schema.rounds, asdict(opened))
+            happened = audit.event(opened.opened_at_ms, "open round", opened.expert, run=opened.run, round=opened.round)
+            self._insert(schema.rounds, asdict(opened), happened)
         except sa.exc.IntegrityError as error:
             raise ConflictError(f"round {opened.round} of run {opened.run!r} exists already") from error
 
@@ -133,7 +138,15 @@ class Ledger:
 
     def accept(self, submission: Submission) -> None:
         """One more update for an open round."""
-        self._insert(schema.submissions, asdict(submission))
+        happened = audit.event(
+            submission.accepted_at_ms,
+            "accept",
+            submission.expert,
+            round=submission.round,
+            keyid=submission.keyid,
+            update=submission.update_digest.hex(),
+        )
+        self._insert(schema.submissions, asdict(submission), happened)
 
     def submission(self, update_digest: bytes) -> Submission | None:
         """The accepted update of this digest."""
@@ -164,7 +177,10 @@ class Ledger:
         """Close a round and append the version it led to, at once; `merged` are the digests of the updates in it."""
         rounds, submissions = schema.rounds, schema.submissions
         with self._engine.begin() as connection:
+            happened = audit.event(closing.closed_at_ms or 0, "close round", closing.expert, run=closing.run, round=closing.round)
+            audit.append(connection, happened)
             if version is not None:
+                audit.append(connection, _published(version))
                 connection.execute(sa.insert(schema.versions), _version_row(version))
                 connection.execute(
                     sa.update(submissions).where(submissions.c.update_digest.in_(merged)), {"merged_in": version.version}
@@ -184,7 +200,10 @@ class Ledger:
 
     def record_refusal(self, refusal: Refusal) -> None:
         """A submission that was not taken."""
-        self._insert(schema.refusals, asdict(refusal))
+        happened = audit.event(
+            refusal.at_ms, "refuse", refusal.expert, peer=refusal.peer, code=refusal.code, reason=refusal.reason
+        )
+        self._insert(schema.refusals, asdict(refusal), happened)
 
     def record_quality(self, quality: Quality) -> None:
         """A task metric. The same arm, client and metric at the same version again is nothing: the first report stands."""
@@ -210,8 +229,15 @@ class Ledger:
         query = sa.select(*columns).where(table.c.expert == expert).order_by(table.c.id)
         return [fact(**row._mapping) for row in self._rows(query)]
 
-    def _insert(self, table: sa.Table, row: dict[str, object]) -> None:
+    def audit_entries(self) -> list[Entry]:
+        """The audit log, oldest first."""
+        rows = self._rows(sa.select(schema.audit).order_by(schema.audit.c.id))
+        return [Entry(row.id, Event(row.at_ms, row.action, row.subject, row.detail), row.hash) for row in rows]
+
+    def _insert(self, table: sa.Table, row: dict[str, object], happened: Event | None = None) -> None:
         with self._engine.begin() as connection:
+            if happened is not None:
+                audit.append(connection, happened)
             connection.execute(sa.insert(table), row)
 
     def _rows(self, query: sa.Select[tuple[object, ...]]) -> Sequence[sa.Row[tuple[object, ...]]]:
@@ -221,6 +247,11 @@ class Ledger:
 
 def _first(rows: list[T]) -> T | None:
     return rows[0] if rows else None
+
+
+def _published(version: Version) -> Event:
+    digest = version.state_digest.hex()
+    return audit.event(version.created_at_ms, "publish", version.expert, version=version.version, state=digest)
 
 
 def _member(row: sa.Row[tuple[object, ...]]) -> Member:

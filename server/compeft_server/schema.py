@@ -127,6 +127,18 @@ quality = sa.Table(
 )
 
 
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("subject", sa.String(256), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("hash", sa.LargeBinary, nullable=False),
+)
+
+
 def open_engine(path: Path) -> Engine:
     """An engine on the SQLite file at `path` (made if absent): WAL, foreign keys on, writers wait 30 s for each other."""
     engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from compeft_core.errors import InputError
+from compeft_server.audit import check
 from compeft_server.serving import now_ms, open_ledger, own_key
 from compeft_server.store import ChunkStore
 from compeft_server.versions import Origin, Versions
@@ -17,6 +18,8 @@ Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
 Name = Annotated[str, typer.Argument(help="name of the expert")]
 
 app = typer.Typer()
+audit_app = typer.Typer(help="The append-only log of decisions.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
 experts = typer.Typer(help="Experts and their versions.", no_args_is_help=True)
 app.add_typer(experts, name="experts")
 
@@ -116,8 +119,37 @@ def forget(name: Name, member: Annotated[str, typer.Argument(help="the client's 
     typer.echo(f"{name} version {made.version} is merged without {member}")
 
 
+@audit_app.command("log")
+def audit_log(data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """Show every decision: enrolments, refusals with their reasons, rounds, versions.
+
+    Example: compeft audit log --data /var/lib/compeft --format json
+    """
+    for entry in open_ledger(data).audit_entries():
+        event, when = entry.event, _when(entry.event.at_ms)
+        if format == "json":
+            fields = {"number": entry.number, "at_ms": event.at_ms, "action": event.action, "subject": event.subject}
+            typer.echo(json.dumps(fields | {"detail": json.loads(event.detail), "hash": entry.hash.hex()}))
+        else:
+            typer.echo(f"{entry.number:>6}  {when}  {event.action:<12} {event.subject:<24} {event.detail}")
+
+
+@audit_app.command("verify")
+def audit_verify(data: Data) -> None:
+    """Check that no entry was altered, dropped or inserted; prints the newest hash, to be kept somewhere else.
+
+    Example: compeft audit verify --data /var/lib/compeft
+    """
+    entries = open_ledger(data).audit_entries()
+    typer.echo(f"{len(entries)} entries hold, the newest is {check(entries).hex()}")
+
+
 def _versions(data: Path) -> Versions:
     return Versions(own_key(data), ChunkStore(data), open_ledger(data))
+
+
+def _when(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _as_json(origin: Origin) -> dict[str, object]:
@@ -141,8 +173,8 @@ def _as_json(origin: Origin) -> dict[str, object]:
 
 
 def _as_text(origin: Origin) -> str:
-    when = datetime.fromtimestamp(origin.created_at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    head = f"version {origin.version:<5} {when}  state {origin.state_digest.hex()[:16]}  {origin.payload_bytes:>10,} bytes  "
+    state, size = origin.state_digest.hex()[:16], f"{origin.payload_bytes:,}"
+    head = f"version {origin.version:<5} {_when(origin.created_at_ms)}  state {state}  {size:>10} bytes  "
     if origin.rolled_back_to is not None:
         return f"{head}rolled back to version {origin.rolled_back_to}"
     if origin.forgotten:

@@ -51,7 +51,7 @@ def test_a_wrong_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> 
 
 EDGE = ["join", "pull", "keys new", "keys show"]
 OPERATOR = ["serve", "demo", "report", "clients add", "clients list", "clients revoke"]
-VERSIONS = ["lineage", "verify-merge", "forget", "experts log", "experts list", "experts rollback"]
+VERSIONS = ["lineage", "verify-merge", "forget", "experts log", "experts list", "experts rollback", "audit log", "audit verify"]
 
 
 @pytest.mark.parametrize("command", EDGE + OPERATOR + VERSIONS)
