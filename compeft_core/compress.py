@@ -113,7 +113,7 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class Group:
     """What a scale rule may look at: of one group, its size, the sums over it, and what is kept of it."""
 
     size: int
@@ -123,22 +123,22 @@ class _Group:
     kept_magnitudes: float
 
 
-def _alpha_sigma(g: _Group) -> float:
+def _alpha_sigma(g: Group) -> float:
     """Standard deviation before sparsifying, unbiased, mean subtracted (ComPEFT, arXiv 2311.13171; torch's `.std()`)."""
     return math.sqrt(max(0.0, (g.squares - g.total * g.total / g.size) / (g.size - 1))) if g.size > 1 else 0.0
 
 
-def _mean_magnitude(g: _Group) -> float:
+def _mean_magnitude(g: Group) -> float:
     """Mean of the kept magnitudes: the least-squares choice (Sattler et al., arXiv 1903.02891)."""
     return g.kept_magnitudes / g.kept
 
 
-def _norm(g: _Group) -> float:
+def _norm(g: Group) -> float:
     """Keeps the L2 norm of the group: ||tau|| / sqrt(nnz) (T-Switch, arXiv 2412.00054)."""
     return math.sqrt(g.squares / g.kept)
 
 
-SCALE_RULES: dict[ScaleRule, Callable[[_Group], float]] = {
+SCALE_RULES: dict[ScaleRule, Callable[[Group], float]] = {
     "alpha_sigma": _alpha_sigma,
     "mean_magnitude": _mean_magnitude,
     "norm": _norm,
@@ -161,7 +161,7 @@ def compress(layout: Layout, vector: Vector, settings: Compression, *, workers: 
         raise InputError(f"vector is {vector.dtype}, it must be float32")
     vector = np.ascontiguousarray(vector)
     front = vector[: layout.ternary_size]
-    ternary = _ternarize(front, _group_ends(layout, settings.granularity), settings, workers)
+    ternary = _ternarize(front, group_ends_of(layout, settings.granularity), settings, workers)
     return Update(ternary, bf16.unpack(bf16.pack(vector[layout.ternary_size :])))
 
 
@@ -204,7 +204,8 @@ def _divides(ends: NDArray[np.int64], size: int) -> bool:
     return int(ends[-1]) == size and bool((np.diff(ends, prepend=0) > 0).all())
 
 
-def _group_ends(layout: Layout, granularity: Granularity) -> NDArray[np.int64]:
+def group_ends_of(layout: Layout, granularity: Granularity) -> NDArray[np.int64]:
+    """Where each scale group of the ternary part ends: int64, one for the whole or one for each tensor that is not empty."""
     sizes = [t.size for t in layout.tensors if t.kind == "ternary" and t.size > 0]
     ends = list(accumulate(sizes))
     return np.array(ends[-1:] if granularity == "vector" else ends, np.int64)
@@ -229,7 +230,7 @@ def _ternarize(front: Vector, ends: NDArray[np.int64], settings: Compression, wo
         kept,
         magnitudes,
     )
-    scales = _scales([_Group(*row) for row in zip(*(c.tolist() for c in columns), strict=True)], settings)
+    scales = scales_of([Group(*row) for row in zip(*(c.tolist() for c in columns), strict=True)], settings)
     if (scales[kept > 0] == 0).any():
         keep = np.repeat(scales > 0, kept)
         positions, negative = positions[keep], negative[keep]
@@ -247,7 +248,11 @@ def _kept_magnitudes(kept: Vector, bounds: NDArray[np.int64]) -> NDArray[np.floa
     return totals
 
 
-def _scales(groups: list[_Group], settings: Compression) -> Vector:
+def scales_of(groups: list[Group], settings: Compression) -> Vector:
+    """The scale of each group by the settings' rule, rounded once to float32; zero where it would be below LEAST_SCALE.
+
+    Errors: NotFiniteError if one is beyond float32.
+    """
     rule = SCALE_RULES[settings.scale]
     exact = np.array([settings.factor * rule(g) if g.kept else 0.0 for g in groups], np.float64)
     with np.errstate(over="ignore"):

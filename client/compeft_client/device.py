@@ -18,7 +18,7 @@ from compeft_client.device_selection import INTEGERS, all_finite, magnitudes_of,
 from compeft_core import Compression, Encoded, InputError, Layout, LayoutMismatchError, NotFiniteError, ScaleRule
 from compeft_core.bf16 import INFINITY, NEGATIVE_ZERO
 from compeft_core.codec import RICE, weighted
-from compeft_core.compress import _Group, _group_ends, _scales
+from compeft_core.compress import Group, group_ends_of, scales_of
 from compeft_core.golomb import BLOCK
 from compeft_core.header import Header, write_header
 from compeft_core.layout import Vector
@@ -61,7 +61,7 @@ def compress_on_device(layout: Layout, vector: Tensor, settings: Compression) ->
         raise LayoutMismatchError(f"vector has shape {tuple(vector.shape)}, the layout says ({layout.size},)")
     _check_type("vector", vector)
     vector = vector.detach().contiguous()
-    ends = _group_ends(layout, settings.granularity)
+    ends = group_ends_of(layout, settings.granularity)
     kept = _keep(vector[: layout.ternary_size], ends, settings)
     header = write_header(Header(RICE, layout.ternary_size, layout.dense_size, ends, kept.scales))
     head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(vector.device)
@@ -116,7 +116,7 @@ def _keep(front: Tensor, ends: Ints, settings: Compression) -> _Kept:
     values = front[positions]
     bounds = torch.searchsorted(positions, torch.tensor(ends).to(front.device)).cpu().numpy()
     counts = np.diff(bounds, prepend=0)
-    scales = _scales(_groups(front, ends, values.abs(), bounds, settings.scale), settings)
+    scales = scales_of(_groups(front, ends, values.abs(), bounds, settings.scale), settings)
     negative = values.view(INTEGERS[values.dtype]) < 0
     if (scales[counts > 0] == 0).any():
         full = torch.tensor(np.repeat(scales > 0, counts)).to(front.device)
@@ -124,7 +124,7 @@ def _keep(front: Tensor, ends: Ints, settings: Compression) -> _Kept:
     return _Kept(positions, negative, scales)
 
 
-def _groups(front: Tensor, ends: Ints, kept: Tensor, bounds: Ints, rule: ScaleRule) -> list[_Group]:
+def _groups(front: Tensor, ends: Ints, kept: Tensor, bounds: Ints, rule: ScaleRule) -> list[Group]:
     """What the scale rule looks at; sums that it does not look at are 0. `kept` has the kept magnitudes, cut at `bounds`."""
     plain, squares = SUMS[rule]
     columns = (
@@ -134,7 +134,7 @@ def _groups(front: Tensor, ends: Ints, kept: Tensor, bounds: Ints, rule: ScaleRu
         np.diff(bounds, prepend=0),
         _sums(kept, bounds, squared=False) if rule == "mean_magnitude" else np.zeros(ends.size),
     )
-    return [_Group(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return [Group(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _sums(values: Tensor, ends: Ints, *, squared: bool) -> NDArray[np.float64]:

@@ -38,7 +38,7 @@ CHUNK_BYTES = 2**20
 MAX_CHUNKS = 2**16
 DIGEST_BYTES = 32
 MAX_NAME = 128
-CONTEXT_SIZE = 2**23
+CONTEXT_SIZE = 2**25
 """Most ternary parameters that travel by `context`, the smallest codec; above, the time it takes outweighs what it saves."""
 
 
