@@ -33,7 +33,12 @@ def pack(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="the file; DIRECTORY's name and .expert by default")
     ] = None,
-    density: Annotated[float, typer.Option(help="fraction of the changes to keep, above 0 and at most 1")] = 0.05,
+    density: Annotated[
+        float,
+        typer.Option(
+            help="fraction of the changes to keep, above 0 and at most 1; 0.1 is safer for an expert trained long on a hard task"
+        ),
+    ] = 0.05,
     scale: Annotated[Scale, typer.Option(help="the rule for the one magnitude of what is kept")] = "auto",
     factor: Annotated[float | None, typer.Option(help="multiplies the rule's scale; for auto, replaces its factor")] = None,
     init: Init = None,

@@ -76,7 +76,7 @@ def test_inspect_a_file_shows_what_its_manifest_says(adapter: Path, capsys: pyte
     assert [part["tensors"] for part in found["parts"]] == [2, 2]  # type: ignore[attr-defined]
     assert run(["inspect", "adapter.expert"]) == 0
     said = capsys.readouterr().out
-    assert "density 0.1, 1.5 x norm" in said
+    assert "density 0.1, 1.47 x norm" in said
     assert "not signed" in said
 
 

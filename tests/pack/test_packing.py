@@ -229,7 +229,7 @@ def test_what_cannot_be_packed_says_why(tmp_path: Path, adapter: Path) -> None:
         packed(adapter, tmp_path / "x.expert")
 
 
-@pytest.mark.parametrize(("density", "factor"), [(0.001, 2), (0.02, 2), (0.05, 1.75), (0.1, 1.5), (0.2, 1.2), (0.5, 1), (1, 1)])
+@pytest.mark.parametrize(("density", "factor"), [(0.001, 2), (0.03, 2), (0.05, 1.8), (0.1, 1.47), (0.2, 1.25), (0.5, 1.12), (1, 1.12)])
 def test_the_automatic_factor_is_that_of_the_table(density: float, factor: float) -> None:
     assert auto_factor(density) == pytest.approx(factor)
 
@@ -237,11 +237,11 @@ def test_the_automatic_factor_is_that_of_the_table(density: float, factor: float
 def test_the_automatic_factor_never_rises_with_density() -> None:
     found = [auto_factor(d) for d in np.geomspace(0.001, 1, 200)]
     assert found == sorted(found, reverse=True)
-    assert {factor for _, factor in FACTORS} == {2.0, 1.75, 1.5, 1.2, 1.0}
+    assert {factor for _, factor in FACTORS} == {2.0, 1.8, 1.47, 1.25, 1.12}
 
 
 def test_a_rule_and_a_factor_of_ones_own_replace_the_automatic_ones() -> None:
-    assert PackSettings().compression == Compression(0.05, "norm", 1.75)
+    assert PackSettings().compression == Compression(0.05, "norm", 1.8)
     assert PackSettings(factor=3.0).compression == Compression(0.05, "norm", 3.0)
     assert PackSettings(scale="alpha_sigma", factor=5.0).compression == Compression(0.05, "alpha_sigma", 5.0)
     assert PackSettings(scale="mean_magnitude").compression == Compression(0.05, "mean_magnitude", 1.0)
