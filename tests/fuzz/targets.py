@@ -23,6 +23,8 @@ from compeft_proto.v1 import expert_pb2 as pb
 
 MAX_SIZE = 2**22
 KEY = new_key()
+SCRATCH = TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)  # memory, not disk
+FOLDER = Path(SCRATCH.name)
 
 
 def update(data: bytes) -> None:
@@ -55,30 +57,19 @@ def key(data: bytes) -> None:
 
 def expert_file(data: bytes) -> None:
     """A packed expert: open it, and check every payload, as unpack, inspect and verify do."""
-    with _file(data, "fuzz.expert") as path:
-        check_payloads(open_expert(path))
+    check_payloads(open_expert(_file(data, "fuzz.expert")))
 
 
 def safetensors(data: bytes) -> None:
     """The header of a checkpoint."""
-    with _file(data, "fuzz.safetensors") as path:
-        read_header(path)
+    read_header(_file(data, "fuzz.safetensors"))
 
 
-class _file:  # noqa: N801  # used as a function
-    """The bytes in a file."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        self._data, self._name = data, name
-
-    def __enter__(self) -> Path:
-        self._folder = TemporaryDirectory()
-        path = Path(self._folder.name) / self._name
-        path.write_bytes(self._data)
-        return path
-
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+def _file(data: bytes, name: str) -> Path:
+    """The bytes in a file, always the same one of this process: a fuzzer makes millions."""
+    path = FOLDER / name
+    path.write_bytes(data)
+    return path
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
