@@ -18,7 +18,7 @@ def draw_sizes(path: Path, densities: Sequence[float], bits: Mapping[str, Sequen
     axes.set(xscale="log", yscale="log", xlabel="density k, %", ylabel="bits a parameter", title=f"Size of an update: {subject}")
     axes.set_xticks([100 * k for k in densities], [f"{100 * k:g}" for k in densities])
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
     _save(figure, path)
 
 
