@@ -4,6 +4,7 @@ A state is rebuilt by adding the updates of its versions in order, in float32, a
 the newest state of each expert is kept in memory. Nothing is written here.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import PublicKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.facts import Contribution, Expert, Version
+from compeft_server.facts import Contribution, Expert, Submission, Version
+from compeft_server.influence import bounded_weights
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
 
@@ -88,6 +90,14 @@ class ExpertLog:
         if not chunks:
             return np.zeros(expert.layout.size, np.float32)
         return np.frombuffer(b"".join(map(self._store.read, chunks)), "<f4").astype(np.float32)
+
+    def contributions(self, expert: Expert, accepted: Sequence[Submission]) -> list[Contribution]:
+        """The updates of one round with their weights: by examples, bounded against the cohort (influence.py)."""
+        encoded = [self._encoded(expert, s.update_digest) for s in accepted]
+        scales = [float(e.scales.max(initial=0.0)) for e in encoded]
+        norms = [math.sqrt(math.fsum(e.dense.astype(np.float64) ** 2)) for e in encoded]
+        weights = bounded_weights([s.num_examples for s in accepted], scales, norms)
+        return [Contribution(s.update_digest, s.keyid, s.sequence, w) for s, w in zip(accepted, weights, strict=True)]
 
     def merged(self, expert: Expert, inputs: Sequence[Contribution], method: str, coefficient: float) -> Vector:
         """The compressed updates of one round merged by these weights. Errors: as `compeft_core.merge`."""

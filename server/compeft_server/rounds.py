@@ -91,7 +91,7 @@ class Rounds:
         """Merge, compress, store and describe the next step; the ledger does not know of it yet."""
         started = time.monotonic()
         expert, compression = self._expert(found.expert), mf.compression_from_proto(closing.compression)
-        inputs = [Contribution(s.update_digest, s.keyid, s.sequence, float(s.num_examples)) for s in accepted]
+        inputs = self._log.contributions(expert, accepted)
         merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient)
         state, residual = self._log.state(expert, found.base_version), self._log.residual(expert, found.base_version)
         step = compose(expert.layout, state, residual, merged, compression)
