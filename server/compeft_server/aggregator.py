@@ -121,7 +121,7 @@ class Aggregator:
         request = dsse.parse(verified, dsse.SYNC_REQUEST)
         admission.admit_time(request.issued_at_ms, request.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
         member = admission.admit_member(self._member(verified), request.keyid, "edge", "conductor", "reader")
-        expert = self._expert(request.expert)
+        expert = self._log.expert(request.expert)
         with self._lock:
             return self._answer(member, expert, request)
 
@@ -148,12 +148,6 @@ class Aggregator:
         if member is None:
             raise ForbiddenError(f"key {verified.keyid} was removed just now")
         return member
-
-    def _expert(self, name: str) -> Expert:
-        found = self._ledger.expert(name)
-        if found is None:
-            raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
-        return found
 
     def _situation(self, update: pb.UpdateManifest, offer: Offer) -> Situation:
         keyid = offer.member.public.keyid
@@ -214,7 +208,7 @@ class Aggregator:
 
     def _accept(self, update: pb.UpdateManifest, offer: Offer) -> Envelope:
         with self._chunks(offer) as blob:
-            admission.admit_payload(update, blob, self._expert(update.expert))
+            admission.admit_payload(update, blob, self._log.expert(update.expert))
         now = self._now_ms()
         receipt = pb.Receipt(
             update_digest=offer.digest,

@@ -54,6 +54,13 @@ class ExpertLog:
         self._public, self._store, self._ledger = public, store, ledger
         self._newest: dict[str, tuple[int, Vector]] = {}
 
+    def expert(self, name: str) -> Expert:
+        """The expert of this name. Errors: UnknownExpertError, which names those there are."""
+        found = self._ledger.expert(name)
+        if found is None:
+            raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
+        return found
+
     def blob(self, refs: Sequence[pb.ChunkRef]) -> bytes:
         """The payload that these chunks make up. Errors: UnknownExpertError, ChunkMismatchError."""
         return b"".join(mf.check_chunk(ref, self._store.read(ref.sha256)) for ref in refs)

@@ -13,7 +13,7 @@ from typing import TypeVar
 from compeft_core import state_digest
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto.errors import RoundClosedError, UnknownExpertError
+from compeft_proto.errors import RoundClosedError
 from compeft_proto.keys import SigningKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -52,7 +52,7 @@ class Rounds:
         return command
 
     def _open(self, opening: pb.RoundOpening) -> pb.RoundStatement:
-        expert = self._expert(opening.expert)
+        expert = self._log.expert(opening.expert)
         mf.check_name(opening.run, "run")
         found = self._ledger.round(expert.name, opening.run, opening.round)
         if found is None:
@@ -90,7 +90,7 @@ class Rounds:
     def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> Version:
         """Merge, compress, store and describe the next step; the ledger does not know of it yet."""
         started = time.monotonic()
-        expert, compression = self._expert(found.expert), mf.compression_from_proto(closing.compression)
+        expert, compression = self._log.expert(found.expert), mf.compression_from_proto(closing.compression)
         inputs = self._log.contributions(expert, accepted)
         merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient)
         state, residual = self._log.state(expert, found.base_version), self._log.residual(expert, found.base_version)
@@ -134,7 +134,7 @@ class Rounds:
         )
 
     def _record(self, report: pb.QualityReport) -> pb.Recorded:
-        self._expert(report.expert)
+        self._log.expert(report.expert)
         arm = admission.admit_quality(report)
         self._ledger.record_quality(
             Quality(
@@ -151,12 +151,6 @@ class Rounds:
             )
         )
         return pb.Recorded(nonce=report.nonce)
-
-    def _expert(self, name: str) -> Expert:
-        found = self._ledger.expert(name)
-        if found is None:
-            raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
-        return found
 
     def _closed(self, found: Round, version: int) -> Round:
         return replace(found, closed_at_ms=self._now_ms(), version=version)

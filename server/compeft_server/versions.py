@@ -47,7 +47,7 @@ class Versions:
 
     def lineage(self, name: str) -> list[Origin]:
         """Where each version comes from, oldest first. Errors: UnknownExpertError."""
-        expert = self._expert(name)
+        expert = self._log.expert(name)
         names = {m.public.keyid: m.name for m in self._ledger.members()}
         return [self._origin(version, names) for version in self._ledger.versions(expert.name, -1, self._head(expert))]
 
@@ -56,7 +56,7 @@ class Versions:
 
         Errors: WrongBaseError that names the version and both digests; UnknownExpertError if an input is gone.
         """
-        expert = self._expert(name)
+        expert = self._log.expert(name)
         manifest = self._manifest(expert, number)
         if number == 0:
             mf.initial_state(manifest.genesis, expert.layout, self._log.blob(manifest.chunks))
@@ -74,7 +74,7 @@ class Versions:
 
     def roll_back(self, name: str, number: int, now_ms: int) -> Version:
         """Append a version with the state of an earlier one. Errors: UnknownExpertError, ConflictError while a round is open."""
-        expert = self._expert(name)
+        expert = self._log.expert(name)
         if not 0 <= number < self._head(expert):
             raise UnknownExpertError(f"{name} has versions 0 to {self._head(expert)}, the newest is where it is already")
         state = self._log.state(expert, number)
@@ -85,7 +85,7 @@ class Versions:
 
         The other clients' updates are merged as they were sent. Errors: UnknownExpertError if it never contributed; ConflictError.
         """
-        expert = self._expert(name)
+        expert = self._log.expert(name)
         manifests = [self._manifest(expert, v) for v in range(1, self._head(expert) + 1)]
         if not any(c.keyid == keyid for m in manifests for c in m.contributions):
             raise UnknownExpertError(f"key {keyid} contributed to no version of {name}")
@@ -174,9 +174,3 @@ class Versions:
 
     def _head(self, expert: Expert) -> int:
         return self._ledger.head(expert.name)
-
-    def _expert(self, name: str) -> Expert:
-        found = self._ledger.expert(name)
-        if found is None:
-            raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
-        return found

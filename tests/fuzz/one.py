@@ -8,6 +8,7 @@ KERNELS = [f"compeft_core.{name}" for name in ("arithmetic", "context", "golomb"
 """Not instrumented: numba compiles them itself."""
 
 with atheris.instrument_imports(include=["compeft_core", "compeft_proto", "compeft_client"], exclude=KERNELS):
+    from tests.fuzz.run import CORPUS
     from tests.fuzz.targets import check
 
 TARGET = sys.argv.pop(1)
@@ -19,5 +20,7 @@ def one_case(data: bytes) -> None:
 
 
 if __name__ == "__main__":
+    for seed in (CORPUS / TARGET).iterdir():
+        check(TARGET, seed.read_bytes())  # compiles the kernels, which is no hang of theirs
     atheris.Setup(sys.argv, one_case)
     atheris.Fuzz()
