@@ -229,7 +229,9 @@ def test_what_cannot_be_packed_says_why(tmp_path: Path, adapter: Path) -> None:
         packed(adapter, tmp_path / "x.expert")
 
 
-@pytest.mark.parametrize(("density", "factor"), [(0.001, 2), (0.03, 2), (0.05, 1.8), (0.1, 1.47), (0.2, 1.25), (0.5, 1.12), (1, 1.12)])
+@pytest.mark.parametrize(
+    ("density", "factor"), [(0.001, 2), (0.03, 2), (0.05, 1.8), (0.1, 1.47), (0.2, 1.25), (0.5, 1.12), (1, 1.12)]
+)
 def test_the_automatic_factor_is_that_of_the_table(density: float, factor: float) -> None:
     assert auto_factor(density) == pytest.approx(factor)
 
