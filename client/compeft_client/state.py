@@ -13,7 +13,6 @@ So a lost, refused or repeated upload neither loses nor doubles anything. The re
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -108,9 +107,9 @@ class StateDirectory:
         kept = {memory.genesis, memory.synced, memory.residual, INDEX, "lock"}
         if memory.pending:
             kept |= {memory.pending.envelope, memory.pending.payload, memory.pending.target}
-        for name in os.listdir(self._folder):
-            if name not in kept:
-                (self._folder / name).unlink()
+        for path in self._folder.iterdir():
+            if path.name not in kept and path.is_file():  # a folder is another expert's, whose name begins with this one's
+                path.unlink()
 
     def vector(self, name: str, layout: Layout) -> Vector:
         """A vector that the index names, float32 of shape (layout.size,); zeros for no name. Errors: InputError."""

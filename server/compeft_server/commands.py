@@ -157,11 +157,11 @@ def demo_command(
     from compeft_server.report_json import to_json
     from compeft_server.report_text import to_table
 
-    where = folder or Path("demo-runs") / time.strftime("%Y%m%d-%H%M%S")
+    where = (folder or Path("demo-runs") / time.strftime("%Y%m%d-%H%M%S")).absolute()
     if where.exists():
         raise InputError(f"{where} exists already: choose another --folder")
     console = _wide(Console(stderr=format == "json"))
-    done = run_demo(DemoSettings(where.absolute(), rounds, seed, density, compare), console)
+    done = run_demo(DemoSettings(where, rounds, seed, density, compare), console)
     values = to_json(done.report) | {"control_bytes": done.control_bytes, "expert_directory": str(done.expert)}
     page = where / "report.html"
     page.write_text(to_html(done.report), encoding="utf-8")

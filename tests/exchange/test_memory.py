@@ -10,7 +10,7 @@ from compeft_client.state import StateDirectory
 from compeft_core import compress, densify
 from compeft_core.errors import InputError
 from compeft_proto.errors import ConflictError
-from tests.exchange.conftest import EXPERT, LAYOUT, UPLINK, World, synced_by, task_vector, trained
+from tests.exchange.conftest import EXPERT, LAYOUT, UPLINK, World, genesis, synced_by, task_vector, trained
 
 
 def residual_of(folder: Path) -> np.ndarray:
@@ -119,6 +119,18 @@ def test_a_client_that_missed_rounds_catches_up(world: World) -> None:
         world.close_round(number)
     assert idle.sync(EXPERT).vector.tobytes() == busy.sync(EXPERT).vector.tobytes()
     assert idle.sync(EXPERT).version == 3
+
+
+def test_experts_whose_names_nest_do_not_disturb_each_other(world: World) -> None:
+    world.conductor().publish(genesis(expert=f"{EXPERT}/french"))
+    client = world.edge("edge")
+    client.sync(f"{EXPERT}/french")
+    task = world.open_round()
+    synced_by(client, task)
+    client.submit(task, trained(1))
+    world.close_round()
+    assert client.sync(EXPERT).version == 1
+    assert client.sync(f"{EXPERT}/french").version == 0
 
 
 def test_an_expert_name_cannot_leave_the_state_directory(world: World) -> None:
