@@ -93,7 +93,7 @@ class EdgeClient:
         SignatureError, WrongBaseError, ReplayError, FormatError or ChunkMismatchError if the answer cannot be trusted. After an
         error the local copy is what it was.
         """
-        directory = StateDirectory(self._edge.state / mf.check_name(expert, "expert"))
+        directory = self._memory_of(expert)
         with directory.lock():
             memory = directory.load()
             trust.check_goal(expert, memory.version, version)
@@ -125,7 +125,7 @@ class EdgeClient:
         ConflictError while an earlier update waits for its round to close; NotFiniteError; the aggregator's refusal;
         UnreachableError. After an error of the exchange the update stays pending, and the next `sync` settles it.
         """
-        directory = StateDirectory(self._edge.state / mf.check_name(task.expert, "expert"))
+        directory = self._memory_of(task.expert)
         with directory.lock():
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
@@ -147,7 +147,7 @@ class EdgeClient:
 
     def resume(self, expert: str) -> pb.Receipt | None:
         """Go on with the update that was under way when an earlier process ended; None if there is none. Errors: as `submit`."""
-        directory = StateDirectory(self._edge.state / mf.check_name(expert, "expert"))
+        directory = self._memory_of(expert)
         with directory.lock():
             pending = directory.load().pending
             if pending is None:
@@ -166,6 +166,10 @@ class EdgeClient:
         receipt = dsse.open_envelope(answer, dsse.only(self._edge.aggregator), dsse.RECEIPT)
         trust.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
         return receipt
+
+    def _memory_of(self, expert: str) -> StateDirectory:
+        """The folder of an expert; `~` cannot be in a name, so no two experts share one, nor does one lie in another's."""
+        return StateDirectory(self._edge.state / mf.check_name(expert, "expert").replace("/", "~"))
 
     def _ask(
         self, dialogue: SyncDialogue, request: pb.SyncRequest, memory: Memory

@@ -108,7 +108,7 @@ class StateDirectory:
         if memory.pending:
             kept |= {memory.pending.envelope, memory.pending.payload, memory.pending.target}
         for path in self._folder.iterdir():
-            if path.name not in kept and path.is_file():  # a folder is another expert's, whose name begins with this one's
+            if path.name not in kept:
                 path.unlink()
 
     def vector(self, name: str, layout: Layout) -> Vector:
