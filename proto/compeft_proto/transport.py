@@ -137,7 +137,10 @@ SubmitDialogue = Dialogue[xp.SubmitRequest, xp.SubmitReply]
 
 
 def upload(dialogue: SubmitDialogue, sealed: Envelope, refs: Sequence[ChunkRef], payload: bytes) -> Envelope:
-    """Offer a sealed manifest, send the chunks of `payload` that are asked for, return the sealed answer."""
+    """Offer a sealed manifest, send the chunks of `payload` that are asked for, return the sealed answer.
+
+    A chunk is sent once the one before it is confirmed, so no more than one is lost when the connection breaks.
+    """
     dialogue.send(xp.SubmitRequest(envelope=sealed))
     reply = dialogue.receive()
     if reply.HasField("needed"):
@@ -149,6 +152,8 @@ def upload(dialogue: SubmitDialogue, sealed: Envelope, refs: Sequence[ChunkRef],
             chunk = memoryview(payload)[start : start + CHUNK_BYTES]
             for at in range(wanted.offset, len(chunk), DATA_BYTES):
                 dialogue.send(xp.SubmitRequest(data=bytes(chunk[at : at + DATA_BYTES])))
+            if dialogue.receive().received != wanted.sha256:
+                raise FormatError(f"the aggregator has not confirmed chunk {wanted.sha256.hex()[:16]}")
         reply = dialogue.receive()
     return reply.answer
 

@@ -87,6 +87,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
             yield xp.SubmitReply(needed=xp.Needed(chunks=needed))
             for ref, offset in upload.needed:
                 self._receive(upload, ref, offset, requests, context)
+                yield xp.SubmitReply(received=ref.sha256)
             answer = self._aggregator.finish(upload)
             call.transfer = _accepted(call.transfer, offer)
             yield xp.SubmitReply(answer=answer)

@@ -283,6 +283,7 @@ def test_a_truncated_upload_is_refused_and_goes_on_where_it_stopped(world: World
     refused(world, TruncatedError, f"after {half} of {len(payload)} bytes", lambda: sender.raw(*parts))
     replies = sender.raw(xp.SubmitRequest(envelope=sealed), xp.SubmitRequest(data=payload[half:]))
     assert replies[0].needed.chunks[0].offset == half
+    assert replies[1].received == update.chunks[0].sha256
     assert world.close_round().accepted == 1
 
 

@@ -51,6 +51,9 @@ class SubmitReply(_message.Message):
 
     NEEDED_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    received: _builtins.bytes
+    """The chunk being sent is here, whole: its SHA-256. The next one may follow."""
     @_builtins.property
     def needed(self) -> Global___Needed: ...
     @_builtins.property
@@ -60,12 +63,13 @@ class SubmitReply(_message.Message):
         *,
         needed: Global___Needed | None = ...,
         answer: _envelope_pb2.Envelope | None = ...,
+        received: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "needed", b"needed", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "needed", b"needed", "part", b"part", "received", b"received"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "needed", b"needed", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "needed", b"needed", "part", b"part", "received", b"received"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["needed", "answer"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["needed", "answer", "received"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
