@@ -4,23 +4,15 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from compeft_client.files import write_durably
 from compeft_client.node import edge_of, load_public_key, load_signing_key
+from compeft_client.options import AsFormat, EdgeConfig, takes_edge
 from compeft_core.errors import InputError
 from compeft_proto.keys import new_key
-
-AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
-Aggregator = Annotated[str, typer.Option(help="host:port of the aggregator")]
-AggregatorKey = Annotated[Path, typer.Option(help="file with the aggregator's public key")]
-Key = Annotated[Path, typer.Option(help="file with this client's private key (mode 0600)")]
-StateDir = Annotated[Path, typer.Option(help="folder for this client's memory: synced experts, residuals")]
-TlsCa = Annotated[Path | None, typer.Option(help="PEM of the authority behind the aggregator's certificate")]
-TlsCert = Annotated[Path | None, typer.Option(help="PEM of this client's certificate")]
-TlsKey = Annotated[Path | None, typer.Option(help="PEM of this client's certificate's key")]
 
 app = typer.Typer()
 keys = typer.Typer(help="Make and show keys.", no_args_is_help=True)
@@ -54,15 +46,10 @@ def keys_show(file: Path, format: AsFormat = "text") -> None:  # the option's na
 
 
 @app.command()
+@takes_edge
 def join(
     superlink: Annotated[str, typer.Option(help="host:port of Flower's SuperLink")],
-    aggregator: Aggregator,
-    aggregator_key: AggregatorKey,
-    key: Key,
-    state_dir: StateDir,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
+    edge: EdgeConfig,
     insecure: Annotated[bool, typer.Option(help="reach the SuperLink without TLS (loopback only)")] = False,
     superlink_ca: Annotated[Path | None, typer.Option(help="PEM of the authority behind the SuperLink's certificate")] = None,
     node_key: Annotated[Path | None, typer.Option(help="private key for Flower's own node authentication")] = None,
@@ -71,20 +58,13 @@ def join(
 ) -> None:
     """Join a federation as an edge client: a Flower SuperNode whose apps reach the aggregator with this key.
 
-    Example: compeft join --superlink fl.example:8000 --superlink-ca ca.crt --aggregator agg.example:9443 --tls-ca ca.crt
+    Examples: compeft join --site /var/lib/compeft-edge --superlink fl.example:8000 --superlink-ca ca.crt -c partition-id=0
+
+    compeft join --superlink fl.example:8000 --superlink-ca ca.crt --aggregator agg.example:9443 --tls-ca ca.crt
     --tls-cert edge.crt --tls-key edge.pem --aggregator-key aggregator.pub --key edge.key --state-dir /var/lib/compeft -c partition-id=0
     """
-    named: dict[str, object] = {
-        "aggregator": aggregator,
-        "aggregator-key": aggregator_key.absolute(),
-        "key": key.absolute(),
-        "state-dir": state_dir.absolute(),
-        "tls-ca": tls_ca and tls_ca.absolute(),
-        "tls-cert": tls_cert and tls_cert.absolute(),
-        "tls-key": tls_key and tls_key.absolute(),
-    }
-    edge_of(named)  # says now, in one line, what would otherwise fail in the first round
-    pairs = [f"{name}={json.dumps(str(value))}" for name, value in named.items() if value] + list(config or ())
+    edge_of(edge)  # says now, in one line, what would otherwise fail in the first round
+    pairs = [f"{name}={json.dumps(str(value))}" for name, value in edge.items()] + list(config or ())
     arguments = ["--superlink", superlink, "--port", str(port), "--node-config", " ".join(pairs)]
     arguments += ["--insecure"] if insecure else []
     arguments += ["--root-certificates", str(superlink_ca)] if superlink_ca else []
@@ -93,37 +73,25 @@ def join(
 
 
 @app.command()
+@takes_edge
 def pull(
     expert: Annotated[str, typer.Argument(help="name of the expert")],
     output: Annotated[Path, typer.Option("-o", "--output", help="folder to write: a PEFT directory")],
-    aggregator: Aggregator,
-    aggregator_key: AggregatorKey,
-    key: Key,
-    state_dir: StateDir,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
+    edge: EdgeConfig,
     version: Annotated[int | None, typer.Option(help="the version; the newest by default")] = None,
     patience: Annotated[float, typer.Option(help="seconds to try a failing transfer again")] = 30.0,
     format: AsFormat = "text",  # the option's name
 ) -> None:
     """Fetch an expert, check every step of it, and write it as a PEFT directory.
 
-    Example: compeft pull sentiment -o ./expert --aggregator 127.0.0.1:9443 --aggregator-key aggregator.pub --key reader.key
-    --state-dir ~/.compeft
+    Examples: compeft pull sentiment -o ./expert --site ~/.compeft
+
+    compeft pull sentiment -o ./expert --aggregator 127.0.0.1:9443 --aggregator-key aggregator.pub --key reader.key --state-dir ~/.compeft
     """
     from compeft_client.exchange import EdgeClient
     from compeft_client.peft_directory import write_peft_directory
 
-    named = {
-        "aggregator": aggregator,
-        "aggregator-key": aggregator_key,
-        "key": key,
-        "state-dir": state_dir,
-        "patience-s": patience,
-    }
-    edge = edge_of(named | {"tls-ca": tls_ca, "tls-cert": tls_cert, "tls-key": tls_key})
-    with EdgeClient(edge) as client:
+    with EdgeClient(edge_of({**edge, "patience-s": patience})) as client:
         synced = client.sync(expert, version)
     write_peft_directory(output, synced)
     if format == "json":

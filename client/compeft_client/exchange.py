@@ -36,7 +36,8 @@ SyncDialogue = Dialogue[xp.SyncCall, xp.SyncReply]
 @dataclass(frozen=True, slots=True)
 class Edge:
     """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback. A transfer that
-    fails is tried again, from where it stopped, for `patience_s` seconds without success.
+    fails is tried again, from where it stopped, for `patience_s` seconds without success. `older` are keys that the aggregator had
+    before: versions that they signed still hold, everything else must be signed by `aggregator`.
     """
 
     address: str
@@ -45,6 +46,7 @@ class Edge:
     state: Path
     tls: Tls | None = None
     patience_s: float = PATIENCE_S
+    older: tuple[PublicKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,9 @@ class EdgeClient:
         trust.check_statement(statement, request, memory.version)
         manifests = []
         while not (reply := dialogue.receive()).listed:
-            manifests.append(dsse.open_envelope(reply.version, trusted, dsse.VERSION))
+            manifests.append(
+                dsse.open_envelope(reply.version, dsse.any_of(self._edge.aggregator, *self._edge.older), dsse.VERSION)
+            )
         trust.check_chain(manifests, request.expert, memory.version, statement.want_version)
         return statement, manifests
 

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compeft_client.exchange import PATIENCE_S, Edge
+from compeft_client.files import read_file, read_private
+from compeft_client.site import complete
 from compeft_core.errors import InputError
-from compeft_proto.keys import PublicKey, SigningKey, public_key_from_pem, signing_key_from_pem
+from compeft_proto.keys import PublicKey, SigningKey, public_key_from_pem, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.transport import Tls
 
 NEEDED = ("aggregator", "aggregator-key", "key", "state-dir")
@@ -13,26 +15,30 @@ TLS = ("tls-ca", "tls-cert", "tls-key")
 
 
 def edge_of(config: Mapping[str, object]) -> Edge:
-    """The client that a SuperNode's --node-config describes.
+    """The client that the options of a command, or a SuperNode's --node-config, describe.
 
-    aggregator: host:port; aggregator-key: file with its public key; key: file with this client's private key; state-dir: folder
-    for its memory; patience-s: seconds to try a failing transfer again; tls-ca, tls-cert, tls-key: PEM files, all three or none.
-    Errors: InputError, ForbiddenError.
+    site: folder that holds all that is not given beside it; aggregator: host:port; aggregator-key: file with its public key, older
+    ones after it; key: file with this client's private key; state-dir: folder for its memory; patience-s: seconds to try a failing
+    transfer again; tls-ca, tls-cert, tls-key: PEM files, all three or none. Errors: InputError, ForbiddenError.
     """
+    config = complete(config)
     missing = [name for name in NEEDED if not config.get(name)]
     if missing:
-        raise InputError(f"node configuration lacks {', '.join(missing)}: start this node with `compeft join`")
+        raise InputError(
+            f"lacking {', '.join(missing)}: give --site with the folder that `compeft enroll` made, or each by itself"
+        )
     given = [name for name in TLS if config.get(name)]
     if given and len(given) < len(TLS):
-        raise InputError(f"node configuration has {', '.join(given)} only, TLS needs {', '.join(TLS)}")
-    tls = Tls(*(read_file(Path(str(config[name]))) for name in ("tls-ca", "tls-cert", "tls-key"))) if given else None
+        raise InputError(f"only {', '.join(given)} of TLS: it needs {', '.join(TLS)}")
+    newest, *older = load_public_keys(Path(str(config["aggregator-key"])))
     return Edge(
         address=str(config["aggregator"]),
         key=load_signing_key(Path(str(config["key"]))),
-        aggregator=load_public_key(Path(str(config["aggregator-key"]))),
+        aggregator=newest,
         state=Path(str(config["state-dir"])),
-        tls=tls,
+        tls=_tls(config) if given else None,
         patience_s=float(str(config.get("patience-s", PATIENCE_S))),
+        older=tuple(older),
     )
 
 
@@ -46,9 +52,11 @@ def load_public_key(path: Path) -> PublicKey:
     return public_key_from_pem(read_file(path), str(path))
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a file. Errors: InputError if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+def load_public_keys(path: Path) -> tuple[PublicKey, ...]:
+    """One or more public keys from a file, in their order. Errors: InputError."""
+    return public_keys_from_pem(read_file(path), str(path))
+
+
+def _tls(config: Mapping[str, object]) -> Tls:
+    authority, certificate, key = (Path(str(config[name])) for name in TLS)
+    return Tls(read_file(authority), read_file(certificate), read_private(key))

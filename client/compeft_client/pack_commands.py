@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 import typer
 
 from compeft_client import pack_texts as texts
-from compeft_client.commands import AsFormat
 from compeft_client.diffing import diff as compare
 from compeft_client.expert_file import is_expert_file, open_expert
 from compeft_client.inspecting import inspect_directory
 from compeft_client.node import load_public_key, load_signing_key
+from compeft_client.options import AsFormat
 from compeft_client.packing import MAX_PARAMETERS, PackSettings, check_payloads, save_compressed
 from compeft_client.packing import unpack as write_directory
 from compeft_client.progress import watched

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compeft_client.checkpoint import Header, Stored, read_header, read_shards
-from compeft_client.node import read_file
+from compeft_client.files import read_file
 from compeft_core.errors import FormatError, InputError, LimitError
 
 ADAPTER = "adapter_model.safetensors"

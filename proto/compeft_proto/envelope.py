@@ -120,6 +120,11 @@ def only(key: PublicKey) -> Lookup:
     return lambda keyid: key if keyid == key.keyid else None
 
 
+def any_of(*keys: PublicKey) -> Lookup:
+    """A lookup that knows these keys: the aggregator's newest one and those before it."""
+    return {key.keyid: key for key in keys}.get
+
+
 def _pae(payload_type: str, payload: bytes) -> bytes:
     """DSSE's pre-authentication encoding: what is really signed."""
     name = payload_type.encode()

@@ -22,6 +22,7 @@ from compeft_core.errors import InputError
 from compeft_proto.errors import ForbiddenError
 
 PUBLIC_BYTES = 32
+PEM_END = b"-----END PUBLIC KEY-----\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,19 @@ def new_key() -> SigningKey:
     return SigningKey(Ed25519PrivateKey.generate())
 
 
+def check_private(name: str, mode: int) -> None:
+    """The `st_mode` of a private file or folder allows its owner only. Errors: ForbiddenError, with the command that mends it."""
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        kind, right = ("a folder of private keys", 0o700) if stat.S_ISDIR(mode) else ("a private key", 0o600)
+        raise ForbiddenError(f"{name} has mode {stat.S_IMODE(mode):04o}, {kind} must be {right:04o}: chmod {right:o} {name}")
+
+
 def signing_key_from_pem(pem: bytes, name: str, mode: int) -> SigningKey:
     """Read a private key from the bytes and the `st_mode` of file `name`.
 
     Errors: ForbiddenError if group or others may touch the file; InputError if it holds no Ed25519 private key.
     """
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ForbiddenError(f"{name} has mode {stat.S_IMODE(mode):04o}, a private key must be 0600: chmod 600 {name}")
+    check_private(name, mode)
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -84,6 +91,12 @@ def signing_key_from_pem(pem: bytes, name: str, mode: int) -> SigningKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise InputError(f"{name} holds a {type(key).__name__}, needed is Ed25519: make one with `compeft keys new`")
     return SigningKey(key)
+
+
+def public_keys_from_pem(pem: bytes, name: str) -> tuple[PublicKey, ...]:
+    """Read the public keys in file `name`, one or more, in their order. Errors: InputError."""
+    parts = [part + PEM_END for part in pem.split(PEM_END)[:-1]] or [pem]
+    return tuple(public_key_from_pem(part.lstrip(), name) for part in parts)
 
 
 def public_key_from_pem(pem: bytes, name: str) -> PublicKey:

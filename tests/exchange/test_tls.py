@@ -18,6 +18,7 @@ from tests.exchange.conftest import EXPERT, genesis
 def pem(folder: Path, name: str, blob: trustme.Blob) -> Path:
     path = folder / name
     blob.write_to_path(str(path))
+    path.chmod(0o600)
     return path
 
 

@@ -1,0 +1,19 @@
+"""A site folder: everything one member needs to reach its aggregator, under fixed names. Names only; the callers own the files.
+
+The folder is mode 0700 and its private files are 0600. Files that are absent are simply not in use: a site of a loopback
+aggregator without TLS has no certificates.
+"""
+
+INDEX = "site.json"
+"""What is no file: the aggregator's address and the member's name, as JSON."""
+FILES = {
+    "key": "signing.key",
+    "aggregator-key": "aggregator.pub",
+    "tls-ca": "ca.crt",
+    "tls-cert": "tls.crt",
+    "tls-key": "tls.key",
+    "state-dir": "state",
+}
+"""Option of a client -> its file in the folder."""
+PRIVATE = ("key", "tls-key")
+"""Those of them that nobody but the owner may read."""
