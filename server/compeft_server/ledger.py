@@ -18,6 +18,7 @@ from compeft_proto.manifest import layout_from_proto, layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server import audit, schema
 from compeft_server.audit import Entry, Event
+from compeft_server.database import open_engine
 from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Submission, Transfer, Version
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ class Ledger:
     """All tables of one aggregator."""
 
     def __init__(self, path: Path) -> None:
-        self._engine = schema.open_engine(path)
+        self._engine = open_engine(path)
 
     def close(self) -> None:
         """Let go of the database file."""

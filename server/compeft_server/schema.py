@@ -1,13 +1,10 @@
-"""The tables of the ledger, and the engine that reaches them. Only `ledger.py` writes SQL; nothing else knows a column.
+"""The tables of the ledger. Only `ledger.py` writes SQL; nothing else knows a column. A change here needs a migration (migrations/).
 
-SQLite in WAL mode by default; every statement is plain SQLAlchemy, so that PostgreSQL takes the same code. Times are
-milliseconds since the Unix epoch, digests are 32 raw bytes.
+Every statement is plain SQLAlchemy: SQLite and PostgreSQL take the same code. Times are milliseconds since the Unix epoch,
+digests are 32 raw bytes.
 """
 
-from pathlib import Path
-
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
 
 metadata = sa.MetaData()
 
@@ -137,18 +134,3 @@ audit = sa.Table(
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
 )
-
-
-def open_engine(path: Path) -> Engine:
-    """An engine on the SQLite file at `path` (made if absent): WAL, foreign keys on, writers wait 30 s for each other."""
-    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
-
-    @sa.event.listens_for(engine, "connect")
-    def _configure(connection: object, _record: object) -> None:
-        cursor = connection.cursor()  # type: ignore[attr-defined]  # a DB-API connection
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    metadata.create_all(engine)
-    return engine

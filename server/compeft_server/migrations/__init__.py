@@ -1,0 +1,76 @@
+"""Bringing a database to the schema that this code knows: one Alembic revision a change, run when the ledger is opened.
+
+Invariant: after `upgrade` the database has exactly the tables of `schema.metadata` (tests/storage/test_migrations.py compares them).
+All of it is one transaction under one lock, so processes that start together take turns and a crash leaves the old schema whole.
+Alembic is imported only where there is something to do: a command that finds its database up to date does not wait for it.
+"""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from compeft_core.errors import CompeftError
+
+REVISIONS = tuple(sorted(path.stem[1:] for path in (Path(__file__).parent / "versions").glob("r*.py")))
+"""Every revision, oldest first: that of `versions/r0001_first_release.py` is `0001_first_release`."""
+ADVISORY_LOCK = 0x636F6D7065667401
+"""PostgreSQL's key of the lock that upgrades take turns by: "compeft" and a 1."""
+
+_noted = sa.table("alembic_version", sa.column("version_num"))
+
+
+class NewerDatabaseError(CompeftError):
+    """The database was upgraded by a newer version of this program."""
+
+    code = "database_newer"
+
+
+def upgrade(engine: Engine) -> None:
+    """Run what the database has not seen yet; nothing where it is up to date. Errors: NewerDatabaseError."""
+    with engine.connect() as connection:
+        up_to_date = _revision(connection) == REVISIONS[-1]
+    if not up_to_date:
+        with engine.connect() as connection:
+            _lock(connection)
+            _upgrade(connection)
+            connection.commit()
+
+
+def _revision(connection: Connection) -> str | None:
+    """The newest revision that the database has seen; None if it is empty. What 0.1.0 made notes none, and is the first."""
+    tables = sa.inspect(connection).get_table_names()
+    if "alembic_version" not in tables:
+        return REVISIONS[0] if "keys" in tables else None
+    found = str(connection.execute(sa.select(_noted.c.version_num)).scalar_one())
+    if found not in REVISIONS:
+        raise NewerDatabaseError(
+            f"database is at revision {found!r}, this program knows up to {REVISIONS[-1]!r}: upgrade compeft"
+        )
+    return found
+
+
+def _upgrade(connection: Connection) -> None:
+    """Everything after what is there. Another process may have been here between the caller's look and its lock: look again."""
+    from alembic import command
+    from alembic.config import Config
+
+    found = _revision(connection)
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    if found is not None:
+        command.stamp(config, found)
+    command.upgrade(config, REVISIONS[-1])
+    if connection.dialect.name == "sqlite" and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+        raise CompeftError(
+            "upgrading would leave rows that refer to nothing: the database is as it was, restore it from a backup"
+        )
+
+
+def _lock(connection: Connection) -> None:
+    """Keep every other upgrade out until the transaction ends. SQLite checks references at its end: tables are made anew there."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+        return
+    connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,110 @@
+"""Databases of every age open with the schema that the code knows, and keep what is in them."""
+
+import sqlite3
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from compeft_server import migrations, schema
+from compeft_server.audit import check
+from compeft_server.ledger import Ledger
+from compeft_server.migrations import REVISIONS, NewerDatabaseError
+
+DUMP = Path(__file__).parent / "ledger-0.1.0.sql"
+
+
+def open_one(database: str) -> list[str]:
+    """Open a ledger, in a process of its own."""
+    ledger = Ledger(Path(database))
+    try:
+        return ledger.experts()
+    finally:
+        ledger.close()
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A database that 0.1.0 made and used: one version merged, a second round open."""
+    path = tmp_path / "ledger.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(DUMP.read_text())
+    connection.close()
+    return path
+
+
+def differences(ledger: Ledger) -> list[object]:
+    """What Alembic would change to get from a database to the metadata."""
+    with ledger._engine.connect() as connection:
+        return list(compare_metadata(MigrationContext.configure(connection), schema.metadata))
+
+
+def test_migrated_tables_are_the_tables_of_the_metadata(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert differences(ledger) == []
+    ledger.close()
+
+
+def test_a_database_of_the_first_release_opens_with_its_data_and_the_newest_schema(old: Path) -> None:
+    ledger = Ledger(old)
+    assert differences(ledger) == []
+    assert [m.name for m in ledger.members()] == ["berlin-1", "conductor"]
+    assert [v.version for v in ledger.versions("sentiment", -1, 9)] == [0, 1]
+    assert [len(ledger.submissions("sentiment", r.run, r.round)) for r in ledger.rounds("sentiment")] == [1, 1]
+    assert len(ledger.quality("sentiment")) == len(ledger.refusals("sentiment")) == 1
+    entries = ledger.audit_entries()
+    assert len(entries) == 10
+    check(entries)
+    ledger.close()
+
+
+def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE alembic_version SET version_num = '9999_from_the_future'")
+    connection.commit()
+    with pytest.raises(NewerDatabaseError, match=r"'9999_from_the_future', this program knows up to .*: upgrade compeft"):
+        Ledger(path)
+    assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999_from_the_future",)]
+    connection.close()
+
+
+@pytest.mark.parametrize("given", ["new", "old"])
+def test_processes_that_start_together_do_not_clash(tmp_path: Path, given: str, request: pytest.FixtureRequest) -> None:
+    path = tmp_path / "fresh.sqlite" if given == "new" else request.getfixturevalue("old")
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(open_one, [str(path)] * 8))
+    assert found == [[] if given == "new" else ["sentiment"]] * 8
+
+
+def test_an_upgrade_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE audit (of_somebody_else TEXT)")
+    connection.commit()
+    with pytest.raises(sa.exc.OperationalError, match="audit already exists"):
+        Ledger(path)
+    assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("audit",)]
+    connection.close()
+
+
+def test_revisions_are_one_line_in_the_order_of_their_file_names() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    script = ScriptDirectory.from_config(config)
+    assert script.get_heads() == [REVISIONS[-1]]
+    assert tuple(r.revision for r in script.walk_revisions())[::-1] == REVISIONS
+
+
+def test_foreign_keys_hold_in_a_migrated_database(old: Path) -> None:
+    ledger = Ledger(old)
+    with pytest.raises(sa.exc.IntegrityError), ledger._engine.begin() as connection:
+        connection.execute(sa.delete(schema.keys))
+    ledger.close()
