@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compeft_client import trust
+from compeft_client.files import write_durably
 from compeft_client.state import Memory, Pending, StateDirectory, settle
 from compeft_core import Layout, Vector, compress, parse, state_digest
 from compeft_core.errors import FormatError, LayoutMismatchError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.believed import Believed
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.task import Origin, RoundTask
 from compeft_proto.transport import Dialogue, SubmitDialogue, Tls, open_channel, persist, upload
@@ -37,7 +39,8 @@ SyncDialogue = Dialogue[xp.SyncCall, xp.SyncReply]
 class Edge:
     """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback. A transfer that
     fails is tried again, from where it stopped, for `patience_s` seconds without success. `older` are keys that the aggregator had
-    before: versions that they signed still hold, everything else must be signed by `aggregator`.
+    before: versions that they signed still hold, everything else must be signed by `aggregator`, or by a key that it introduced; `learn` is
+    the file of public keys that such a key is written to.
     """
 
     address: str
@@ -47,6 +50,7 @@ class Edge:
     tls: Tls | None = None
     patience_s: float = PATIENCE_S
     older: tuple[PublicKey, ...] = ()
+    learn: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class EdgeClient:
         self._edge = edge
         self._channel = open_channel(edge.address, edge.tls)
         self._stub = rpc.ExpertExchangeStub(self._channel)
+        self._believed = Believed((edge.aggregator, *edge.older), self._channel, self._learned)
 
     def __enter__(self) -> "EdgeClient":
         return self
@@ -115,7 +120,7 @@ class EdgeClient:
                     statement, manifests = self._ask(dialogue, request, memory)
                     return statement, manifests, [_payload(dialogue, directory, manifest.chunks) for manifest in manifests]
 
-            statement, manifests, payloads = persist(attempt, self._edge.patience_s)
+            statement, manifests, payloads = persist(lambda: self._believed.trusting(attempt), self._edge.patience_s)
             memory, synced = _follow(directory, memory, expert, manifests, payloads)
             settle(directory, memory, synced.layout, statement.merged_sequence, statement.waiting_sequence)
         return synced
@@ -165,9 +170,14 @@ class EdgeClient:
                 return upload(dialogue, sealed, refs, payload)
 
         answer = persist(attempt, self._edge.patience_s)
-        receipt = dsse.open_envelope(answer, dsse.only(self._edge.aggregator), dsse.RECEIPT)
+        receipt = self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
         trust.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
         return receipt
+
+    def _learned(self, keys: tuple[PublicKey, ...]) -> None:
+        """The aggregator has changed its key."""
+        if self._edge.learn is not None:
+            write_durably(self._edge.learn, b"".join(key.to_pem() for key in keys))
 
     def _memory_of(self, expert: str) -> StateDirectory:
         """The folder of an expert; `~` cannot be in a name, so no two experts share one, nor does one lie in another's."""
@@ -177,15 +187,12 @@ class EdgeClient:
         self, dialogue: SyncDialogue, request: pb.SyncRequest, memory: Memory
     ) -> tuple[pb.SyncStatement, list[pb.VersionManifest]]:
         """The signed statement, and the signed versions that `memory` lacks."""
-        trusted = dsse.only(self._edge.aggregator)
         dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
-        statement = dsse.open_envelope(dialogue.receive().statement, trusted, dsse.SYNC_STATEMENT)
+        statement = dsse.open_envelope(dialogue.receive().statement, self._believed.newest, dsse.SYNC_STATEMENT)
         trust.check_statement(statement, request, memory.version)
         manifests = []
         while not (reply := dialogue.receive()).listed:
-            manifests.append(
-                dsse.open_envelope(reply.version, dsse.any_of(self._edge.aggregator, *self._edge.older), dsse.VERSION)
-            )
+            manifests.append(dsse.open_envelope(reply.version, self._believed.any, dsse.VERSION))
         trust.check_chain(manifests, request.expert, memory.version, statement.want_version)
         return statement, manifests
 

@@ -30,7 +30,8 @@ def edge_of(config: Mapping[str, object]) -> Edge:
     given = [name for name in TLS if config.get(name)]
     if given and len(given) < len(TLS):
         raise InputError(f"only {', '.join(given)} of TLS: it needs {', '.join(TLS)}")
-    newest, *older = load_public_keys(Path(str(config["aggregator-key"])))
+    known = Path(str(config["aggregator-key"]))
+    newest, *older = load_public_keys(known)
     return Edge(
         address=str(config["aggregator"]),
         key=load_signing_key(Path(str(config["key"]))),
@@ -39,6 +40,7 @@ def edge_of(config: Mapping[str, object]) -> Edge:
         tls=_tls(config) if given else None,
         patience_s=float(str(config.get("patience-s", PATIENCE_S))),
         older=tuple(older),
+        learn=known if "site" in config else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A site folder, read: what `compeft enroll` wrote, under the names of the options that it replaces.
+"""A site folder: what `compeft enroll` wrote, under the names of the options that it replaces.
 
 Nothing is read from a folder that anybody but its owner may enter.
 """
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from compeft_client.files import read_file
+from compeft_client.files import read_file, write_durably
 from compeft_core.errors import InputError
 from compeft_proto.keys import check_private
 from compeft_proto.site import FILES, INDEX
@@ -41,3 +41,8 @@ def read_index(folder: Path) -> dict[str, object]:
     if not isinstance(values, dict):
         raise InputError(f"{path} holds a JSON {type(values).__name__}, needed is an object: enrol again with `compeft enroll`")
     return values
+
+
+def write_index(folder: Path, values: Mapping[str, str]) -> None:
+    """Make the folder a site folder: all its other files are there."""
+    write_durably(folder / INDEX, json.dumps(dict(values), indent=1).encode(), mode=0o600)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from compeft_core.errors import FormatError, LimitError
 from compeft_proto.errors import PayloadTypeError, SignatureError, UnknownKeyError
 from compeft_proto.keys import PublicKey, SigningKey
-from compeft_proto.v1 import envelope_pb2, expert_pb2
+from compeft_proto.v1 import enrolment_pb2, envelope_pb2, expert_pb2
 
 MAX_PAYLOAD_BYTES = 16 * 2**20
 """Most bytes of one manifest. Parameters never travel in a manifest: they are chunks."""
@@ -52,6 +52,10 @@ ROUND_STATEMENT = _type("round-statement", expert_pb2.RoundStatement)
 QUALITY = _type("quality", expert_pb2.QualityReport)
 RECORDED = _type("recorded", expert_pb2.Recorded)
 EXPERT = _type("expert", expert_pb2.ExpertManifest)
+ENROLMENT_REQUEST = _type("enrolment-request", enrolment_pb2.EnrolmentRequest)
+RENEWAL_REQUEST = _type("renewal-request", enrolment_pb2.RenewalRequest)
+GRANT = _type("grant", enrolment_pb2.Grant)
+HANDOVER = _type("handover", enrolment_pb2.Handover)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,14 @@ def seal(key: SigningKey, kind: PayloadType[M], message: M) -> envelope_pb2.Enve
         raise LimitError(f"{kind.name} of {len(payload)} bytes, the cap is {MAX_PAYLOAD_BYTES}")
     signature = envelope_pb2.Signature(sig=key.private.sign(_pae(kind.name, payload)), keyid=key.keyid)
     return envelope_pb2.Envelope(payload=payload, payload_type=kind.name, signatures=[signature])
+
+
+def countersign(envelope: envelope_pb2.Envelope, key: SigningKey) -> envelope_pb2.Envelope:
+    """The same envelope with one more signature, over the same bytes."""
+    signature = envelope_pb2.Signature(sig=key.private.sign(_pae(envelope.payload_type, envelope.payload)), keyid=key.keyid)
+    return envelope_pb2.Envelope(
+        payload=envelope.payload, payload_type=envelope.payload_type, signatures=[*envelope.signatures, signature]
+    )
 
 
 def verify(envelope: envelope_pb2.Envelope, lookup: Lookup) -> Verified:

@@ -10,10 +10,8 @@ FILES = {
     "key": "signing.key",
     "aggregator-key": "aggregator.pub",
     "tls-ca": "ca.crt",
-    "tls-cert": "tls.crt",
-    "tls-key": "tls.key",
+    "tls-cert": "tls.pem",
+    "tls-key": "tls.pem",
     "state-dir": "state",
 }
-"""Option of a client -> its file in the folder."""
-PRIVATE = ("key", "tls-key")
-"""Those of them that nobody but the owner may read."""
+"""Option of a client -> its file in the folder. Certificate and key are one file, so that replacing it replaces both at once."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto.errors import ConflictError, ForbiddenError, UnknownExpertError
+from compeft_proto.errors import ConflictError, ForbiddenError, UnknownExpertError, UnknownKeyError
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -62,11 +62,19 @@ class SyncAnswer:
 
 
 class Aggregator:
-    """One aggregator over one store and one ledger. `now_ms` is its clock."""
+    """One aggregator over one store and one ledger. `now_ms` is its clock, `earlier` are public keys that it had before."""
 
-    def __init__(self, key: SigningKey, store: ChunkStore, ledger: Ledger, limits: Limits, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        key: SigningKey,
+        store: ChunkStore,
+        ledger: Ledger,
+        limits: Limits,
+        now_ms: Callable[[], int],
+        earlier: Sequence[PublicKey] = (),
+    ) -> None:
         self._key, self._store, self._ledger, self._limits, self._now_ms = key, store, ledger, limits, now_ms
-        self._log = ExpertLog(key.public, store, ledger)
+        self._log = ExpertLog(key.public, store, ledger, earlier)
         self._rounds = Rounds(key, store, ledger, self._log, limits, now_ms)
         self._lock = threading.RLock()
 
@@ -105,6 +113,8 @@ class Aggregator:
     def finish(self, upload: Upload) -> Envelope:
         """All chunks are here: admit once more, then steps 7 to 10. Errors: those of `admit`, and `admission.admit_payload`."""
         offer = upload.offer
+        if self._lookup(offer.member.public.keyid) is None:
+            raise UnknownKeyError(f"key {offer.member.public.keyid} was revoked just now")
         with self._lock:
             again = self.admit(offer)
             if isinstance(again, Envelope):
@@ -152,7 +162,7 @@ class Aggregator:
     def _situation(self, update: pb.UpdateManifest, offer: Offer) -> Situation:
         keyid = offer.member.public.keyid
         expert, found = self._ledger.expert(update.expert), self._ledger.round(update.expert, update.run, update.round)
-        in_round = self._ledger.submissions(update.expert, update.run, update.round)
+        in_round, mine = self._ledger.submissions(update.expert, update.run, update.round), self._ledger.keyids(keyid)
         base = self._ledger.versions(update.expert, found.base_version - 1, found.base_version) if found else []
         return Situation(
             member=offer.member,
@@ -160,7 +170,7 @@ class Aggregator:
             round=found,
             base_state_digest=base[0].state_digest if base else b"",
             same=self._ledger.submission(offer.digest),
-            other=next((s for s in in_round if s.keyid == keyid), None),
+            other=next((s for s in in_round if s.keyid in mine), None),
             accepted_sequence=self._ledger.sequences(update.expert, keyid).accepted,
         )
 

@@ -1,5 +1,6 @@
 """The conductor's connection to an aggregator: publish an expert, open and close rounds, report quality. No Flower in here."""
 
+import json
 import secrets
 import time
 from collections.abc import Mapping
@@ -11,26 +12,31 @@ import grpc
 from compeft_core import Compression
 from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
+from compeft_proto.believed import Believed
 from compeft_proto.errors import from_rpc
-from compeft_proto.keys import PublicKey, SigningKey, public_key_from_pem, signing_key_from_pem
+from compeft_proto.keys import PublicKey, SigningKey, check_private, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.manifest import compression_to_proto, refs_of
+from compeft_proto.site import FILES, INDEX
 from compeft_proto.transport import SubmitDialogue, Tls, open_channel, upload
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.facts import Arm
+from compeft_server.files import read_file, read_private
 
 NONCE_BYTES = 16
+TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
 
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """Who this conductor is and whom it trusts. Without TLS the address must be loopback."""
+    """Who this conductor is and whom it trusts; `older` are keys that the aggregator had before. Without TLS the address must be loopback."""
 
     address: str
     key: SigningKey
     aggregator: PublicKey
     tls: Tls | None = None
+    older: tuple[PublicKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +54,27 @@ class Measured:
 
 
 def station_of(config: Mapping[str, object]) -> Station:
-    """The conductor that a run's configuration describes: `aggregator` host:port, `aggregator-key` and `conductor-key` files, and
-    PEM files `tls-ca`, `tls-cert`, `tls-key` for anything but loopback. Errors: InputError, ForbiddenError.
+    """The conductor that a run's configuration describes: `site`, a folder from `compeft enroll`; or `aggregator` host:port,
+    `aggregator-key` and `conductor-key` files, and PEM files `tls-ca`, `tls-cert`, `tls-key` for anything but loopback; what is given
+    comes before what is in the folder. Errors: InputError, ForbiddenError.
     """
+    config = {name: value for name, value in config.items() if value}
+    config = {**_site(Path(str(config["site"]))), **config} if "site" in config else config
     needed = ("aggregator", "aggregator-key", "conductor-key")
     missing = [name for name in needed if not config.get(name)]
     if missing:
         raise InputError(f"run configuration lacks {', '.join(missing)}: give them with flwr run -c")
     key, trusted = Path(str(config["conductor-key"])), Path(str(config["aggregator-key"]))
-    tls = [_read(Path(str(config[name]))) for name in ("tls-ca", "tls-cert", "tls-key") if config.get(name)]
+    tls = [read(Path(str(config[name]))) for name, read in TLS.items() if config.get(name)]
     if tls and len(tls) < 3:
         raise InputError("run configuration has some of tls-ca, tls-cert and tls-key: TLS needs all three")
+    newest, *older = public_keys_from_pem(read_file(trusted), str(trusted))
     return Station(
         address=str(config["aggregator"]),
-        key=signing_key_from_pem(_read(key), str(key), key.stat().st_mode),
-        aggregator=public_key_from_pem(_read(trusted), str(trusted)),
+        key=signing_key_from_pem(read_file(key), str(key), key.stat().st_mode),
+        aggregator=newest,
         tls=Tls(*tls) if tls else None,
+        older=tuple(older),
     )
 
 
@@ -72,8 +83,9 @@ class Conductor:
 
     def __init__(self, station: Station) -> None:
         self._station = station
-        self._stub = rpc.ExpertExchangeStub(open_channel(station.address, station.tls))
-        self._trusted = dsse.only(station.aggregator)
+        channel = open_channel(station.address, station.tls)
+        self._stub = rpc.ExpertExchangeStub(channel)
+        self._believed = Believed((station.aggregator, *station.older), channel)
 
     def publish(self, genesis: pb.Genesis, snapshot: bytes = b"") -> pb.VersionManifest:
         """Create an expert with this version 0. Errors: ConflictError if the name is taken."""
@@ -83,7 +95,7 @@ class Conductor:
         sealed = dsse.seal(self._station.key, dsse.GENESIS, genesis)
         with SubmitDialogue(self._stub.Submit, self._station.address) as dialogue:
             answer = upload(dialogue, sealed, genesis.snapshot.chunks, snapshot)
-        return dsse.open_envelope(answer, self._trusted, dsse.VERSION)
+        return self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
 
     def open_round(self, expert: str, run: str, number: int, deadline_s: float) -> pb.RoundStatement:
         """Collect updates for this round on top of the newest version, for at most `deadline_s` seconds."""
@@ -131,14 +143,18 @@ class Conductor:
             reply: Envelope = self._stub.Conduct(dsse.seal(self._station.key, kind, command))
         except grpc.RpcError as error:
             raise from_rpc(error, self._station.address) from error
-        return dsse.open_envelope(reply, self._trusted, answer)
+        return self._believed.trusting(lambda: dsse.open_envelope(reply, self._believed.newest, answer))
 
 
-def _read(path: Path) -> bytes:
+def _site(folder: Path) -> dict[str, object]:
+    """What a site folder holds, under the names of `station_of`. Errors: InputError, ForbiddenError if others may enter it."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+        index = json.loads(read_file(folder / INDEX))
+    except ValueError as error:
+        raise InputError(f"{folder / INDEX} is damaged: enrol again with `compeft enroll`") from error
+    check_private(str(folder), folder.stat().st_mode)
+    found: dict[str, object] = {name: folder / file for name, file in FILES.items() if (folder / file).exists()}
+    return {"aggregator": index.get("aggregator"), "conductor-key": found.pop("key", None), **found}
 
 
 def _now_ms() -> int:

@@ -48,10 +48,10 @@ def compose(layout: Layout, state: Vector, residual: Vector, task_vector: Vector
 
 
 class ExpertLog:
-    """States, residuals and manifests of one aggregator, whose own key is `public`."""
+    """States, residuals and manifests of one aggregator, whose own key is `public`, and before that one of `earlier`."""
 
-    def __init__(self, public: PublicKey, store: ChunkStore, ledger: Ledger) -> None:
-        self._public, self._store, self._ledger = public, store, ledger
+    def __init__(self, public: PublicKey, store: ChunkStore, ledger: Ledger, earlier: Sequence[PublicKey] = ()) -> None:
+        self._own, self._store, self._ledger = dsse.any_of(public, *earlier), store, ledger
         self._newest: dict[str, tuple[int, Vector]] = {}
 
     def expert(self, name: str) -> Expert:
@@ -71,7 +71,7 @@ class ExpertLog:
 
     def manifest(self, version: Version) -> pb.VersionManifest:
         """What the aggregator signed for this version."""
-        return dsse.open_envelope(Envelope.FromString(version.envelope), dsse.only(self._public), dsse.VERSION)
+        return dsse.open_envelope(Envelope.FromString(version.envelope), self._own, dsse.VERSION)
 
     def state(self, expert: Expert, number: int) -> Vector:
         """The state at one version, float32 of shape (layout.size,); do not write to it.

@@ -27,6 +27,40 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class Invited:
+    """An invitation as the aggregator keeps it. number: 16 hexadecimal digits; used_by: the keyid that it let in, empty if none yet."""
+
+    number: str
+    secret_digest: bytes
+    name: str
+    role: Role
+    expires_at_ms: int
+    withdrawn: bool = False
+    used_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """A member's certificate: its serial number in hexadecimal, and its end."""
+
+    serial: str
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    """One key of a member and its times. replaced_by: the keyid that took its place, empty if none did."""
+
+    name: str
+    role: str
+    keyid: str
+    enrolled_at_ms: int
+    revoked_at_ms: int | None
+    replaced_by: str
+    certificate_expires_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Expert:
     """What stays the same over all versions of an expert."""
 

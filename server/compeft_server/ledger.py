@@ -20,6 +20,7 @@ from compeft_server import audit, schema
 from compeft_server.audit import Entry, Event
 from compeft_server.database import open_engine
 from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Submission, Transfer, Version
+from compeft_server.membership import Membership, withdraw
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._engine = open_engine(path)
+        self.membership = Membership(self._engine)
 
     def close(self) -> None:
         """Let go of the database file."""
@@ -38,7 +40,7 @@ class Ledger:
 
     def enrol(self, name: str, public: PublicKey, role: Role, now_ms: int) -> None:
         """Add a key. The same again is nothing; another name, role or key under one of them is a ConflictError."""
-        known = [m for m in self.members() if m.name == name or m.public == public]
+        known = [m for m in self.members() if (m.name == name and not m.revoked) or m.public == public]
         if known == [Member(name, public, role, revoked=False)]:
             return
         if known:
@@ -49,19 +51,25 @@ class Ledger:
         self._insert(schema.keys, row, audit.event(now_ms, "enrol", name, keyid=public.keyid, role=role))
 
     def revoke(self, name: str, now_ms: int) -> bool:
-        """Refuse a member from now on. False if there is no such member."""
+        """Refuse a member from now on, and whom its name was invited for. False if there is neither."""
         with self._engine.begin() as connection:
             found = connection.execute(
                 sa.update(schema.keys).where(schema.keys.c.name == name, schema.keys.c.revoked_at_ms.is_(None)),
                 {"revoked_at_ms": now_ms},
             )
-            if found.rowcount:
+            changed = found.rowcount + withdraw(connection, name, now_ms)
+            if changed:
                 audit.append(connection, audit.event(now_ms, "revoke", name))
-            return bool(found.rowcount)
+            return bool(changed)
 
     def members(self) -> list[Member]:
-        """Everybody enrolled, by name."""
-        return [_member(row) for row in self._rows(sa.select(schema.keys).order_by(schema.keys.c.name))]
+        """Everybody enrolled, by name; a member that changed its key has one entry for each, the newest first."""
+        table = schema.keys
+        return [_member(row) for row in self._rows(sa.select(table).order_by(table.c.name, table.c.enrolled_at_ms.desc()))]
+
+    def keyids(self, keyid: str) -> frozenset[str]:
+        """The key itself and those that it took the place of, one after the other."""
+        return frozenset(row.keyid for row in self._rows(_chain(keyid)))
 
     def member(self, keyid: str) -> Member | None:
         """The member with this key, revoked or not."""
@@ -163,7 +171,7 @@ class Ledger:
         return [Submission(**row._mapping) for row in rows]
 
     def sequences(self, expert: str, keyid: str) -> Sequences:
-        """How far a client's updates have come."""
+        """How far a client's updates have come, those under its earlier keys among them."""
         sub, rnd = schema.submissions, schema.rounds
         same = sa.and_(sub.c.expert == rnd.c.expert, sub.c.run == rnd.c.run, sub.c.round == rnd.c.round)
         query = sa.select(
@@ -171,7 +179,8 @@ class Ledger:
             sa.func.max(sa.case((rnd.c.closed_at_ms.is_(None), sub.c.sequence))).label("waiting"),
             sa.func.max(sub.c.sequence).label("accepted"),
         )
-        row = self._rows(query.select_from(sub.join(rnd, same)).where(sub.c.expert == expert, sub.c.keyid == keyid))[0]
+        mine = sub.c.keyid.in_(_chain(keyid))
+        row = self._rows(query.select_from(sub.join(rnd, same)).where(sub.c.expert == expert, mine))[0]
         return Sequences(int(row.merged or 0), int(row.waiting or 0), int(row.accepted or 0))
 
     def close_round(self, closing: Round, version: Version | None, merged: Sequence[bytes]) -> None:
@@ -244,6 +253,14 @@ class Ledger:
     def _rows(self, query: sa.Select[tuple[object, ...]]) -> Sequence[sa.Row[tuple[object, ...]]]:
         with self._engine.connect() as connection:
             return connection.execute(query).all()
+
+
+def _chain(keyid: str) -> sa.Select[tuple[str]]:
+    """The keyids of a key and of those that it succeeds."""
+    table = schema.keys
+    own = sa.select(table.c.keyid, table.c.succeeds).where(table.c.keyid == keyid).cte("chain", recursive=True)
+    before = sa.select(table.c.keyid, table.c.succeeds).where(table.c.keyid == own.c.succeeds)
+    return sa.select(own.union(before).c.keyid)
 
 
 def _first(rows: list[T]) -> T | None:

@@ -1,4 +1,4 @@
-"""The tables of the ledger. Only `ledger.py` writes SQL; nothing else knows a column. A change here needs a migration (migrations/).
+"""The tables of the ledger. Only `ledger.py` and `membership.py` write SQL; a change here needs a migration (migrations/).
 
 Every statement is plain SQLAlchemy: SQLite and PostgreSQL take the same code. Times are milliseconds since the Unix epoch,
 digests are 32 raw bytes.
@@ -13,10 +13,41 @@ keys = sa.Table(
     metadata,
     sa.Column("keyid", sa.String(32), primary_key=True),
     sa.Column("public", sa.LargeBinary, nullable=False),
-    sa.Column("name", sa.String(128), nullable=False, unique=True),
+    sa.Column("name", sa.String(128), nullable=False),
     sa.Column("role", sa.String(16), nullable=False),
     sa.Column("enrolled_at_ms", sa.BigInteger, nullable=False),
     sa.Column("revoked_at_ms", sa.BigInteger),
+    sa.Column("succeeds", sa.String(32), sa.ForeignKey("keys.keyid", name="keys_succeeds")),
+    sa.Index(
+        "keys_in_force",
+        "name",
+        unique=True,
+        sqlite_where=sa.text("revoked_at_ms IS NULL"),
+        postgresql_where=sa.text("revoked_at_ms IS NULL"),
+    ),
+)
+
+invitations = sa.Table(
+    "invitations",
+    metadata,
+    sa.Column("number", sa.String(16), primary_key=True),
+    sa.Column("secret_digest", sa.LargeBinary, nullable=False),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("expires_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("withdrawn_at_ms", sa.BigInteger),
+    sa.Column("used_at_ms", sa.BigInteger),
+    sa.Column("used_by", sa.String(32)),
+)
+
+certificates = sa.Table(
+    "certificates",
+    metadata,
+    sa.Column("serial", sa.String(40), primary_key=True),
+    sa.Column("keyid", sa.ForeignKey("keys.keyid"), nullable=False),
+    sa.Column("issued_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("expires_at_ms", sa.BigInteger, nullable=False),
 )
 
 experts = sa.Table(

@@ -14,11 +14,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from compeft_core.errors import InputError
-from compeft_proto.keys import SigningKey, new_key, signing_key_from_pem
-from compeft_proto.v1 import exchange_pb2, exchange_pb2_grpc
+from compeft_proto.v1 import enrolment_pb2_grpc, exchange_pb2, exchange_pb2_grpc
 from compeft_server.admission import Limits
 from compeft_server.aggregator import Aggregator
+from compeft_server.authority_files import has_authority
+from compeft_server.credentials import Tls as Tls
+from compeft_server.credentials import from_authority, from_files, server_credentials
+from compeft_server.enrolment_service import MembershipService, enrolment_server
 from compeft_server.ledger import Ledger
+from compeft_server.own_keys import earlier_keys, take_up
+from compeft_server.own_keys import own_key as own_key
+from compeft_server.registrar import Registrar
 from compeft_server.service import ExchangeService
 from compeft_server.store import ChunkStore
 
@@ -29,27 +35,22 @@ MAX_MESSAGE_BYTES = 17 * 2**20
 SPARE_WORKERS = 32
 """Threads beyond those of open transfers: for commands, health, and calls that are about to be told to wait."""
 SERVICE = exchange_pb2.DESCRIPTOR.services_by_name["ExpertExchange"].full_name
-KEY_FILE, LEDGER_FILE = "aggregator.key", "ledger.sqlite"
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """Mutual TLS: PEM files of the server's certificate and key, and of the authority that signed the clients' certificates."""
-
-    certificate: Path
-    key: Path
-    client_authority: Path
+LEDGER_FILE = "ledger.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where the aggregator keeps its data, where it listens, and its caps. Without TLS it listens on loopback only."""
+    """Where the aggregator keeps its data, where it listens, and its caps. enroll_port: where new members come in, None for nowhere.
+
+    TLS is that of `tls`, else that of the data directory's own authority; without either it listens on loopback only.
+    """
 
     data: Path
     host: str = "127.0.0.1"
     port: int = 0
     tls: Tls | None = None
     limits: Limits = field(default_factory=Limits)
+    enroll_port: int | None = None
 
 
 def now_ms() -> int:
@@ -63,24 +64,10 @@ def open_ledger(data: Path) -> Ledger:
     return Ledger(data / LEDGER_FILE)
 
 
-def own_key(data: Path) -> SigningKey:
-    """The aggregator's key, made on first use with mode 0600; its public half lies beside it. Errors: ForbiddenError, InputError."""
-    path = data / KEY_FILE
-    if not path.exists():
-        data.mkdir(parents=True, exist_ok=True)
-        key = new_key()
-        path.touch(mode=0o600)
-        path.write_bytes(key.to_pem())
-    key = signing_key_from_pem(path.read_bytes(), str(path), path.stat().st_mode)
-    path.with_suffix(".pub").write_bytes(key.public.to_pem())
-    return key
-
-
 def start(settings: Settings, ledger: Ledger, clock: Callable[[], int] = now_ms) -> tuple[grpc.Server, int]:
     """Listen; returns the running server and its port. Errors: InputError if the address is taken, or not loopback without TLS."""
-    if settings.tls is None and settings.host not in LOOPBACK:
-        raise InputError(f"listening on {settings.host} needs TLS: give --tls-cert, --tls-key and --tls-client-ca")
-    aggregator = Aggregator(own_key(settings.data), ChunkStore(settings.data), ledger, settings.limits, clock)
+    key, earlier = own_key(settings.data), earlier_keys(settings.data)
+    aggregator = Aggregator(key, ChunkStore(settings.data), ledger, settings.limits, clock, earlier)
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.so_reuseport", 0),
@@ -95,32 +82,58 @@ def start(settings: Settings, ledger: Ledger, clock: Callable[[], int] = now_ms)
     checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    try:
-        port = _listen(server, f"{settings.host}:{settings.port}", settings.tls)
-    except RuntimeError as error:
-        raise InputError(f"cannot listen on {settings.host}:{settings.port}: is another aggregator running there?") from error
+    port = _listen(server, settings, settings.port, clock, ask_clients=True)
+    registrar = Registrar(settings.data, key, ledger, port, settings.limits, clock)
+    enrolment_pb2_grpc.add_MembershipServicer_to_server(MembershipService(registrar), server)
     server.start()
     return server, port
 
 
-def _listen(server: grpc.Server, address: str, tls: Tls | None) -> int:
-    if tls is None:
+def start_enrolment(
+    settings: Settings, ledger: Ledger, exchange_port: int, clock: Callable[[], int] = now_ms
+) -> tuple[grpc.Server, int]:
+    """Let new members in at `enroll_port`; the running server and its port. Errors: InputError, as `start`."""
+    if settings.tls is not None:
+        raise InputError("--enroll-port needs the aggregator's own authority: leave the TLS options out, after `compeft ca init`")
+    server = enrolment_server(Registrar(settings.data, own_key(settings.data), ledger, exchange_port, settings.limits, clock))
+    port = _listen(server, settings, settings.enroll_port or 0, clock, ask_clients=False)
+    server.start()
+    return server, port
+
+
+def _listen(server: grpc.Server, settings: Settings, port: int, clock: Callable[[], int], *, ask_clients: bool) -> int:
+    """Bind a port with the TLS there is."""
+    tls, address = settings.tls, f"{settings.host}:{port}"
+    try:
+        if tls is not None:
+            return server.add_secure_port(address, server_credentials(lambda: from_files(tls), ask_clients=ask_clients))
+        if has_authority(settings.data):
+            shown = lambda: from_authority(settings.data, clock())  # noqa: E731
+            return server.add_secure_port(address, server_credentials(shown, ask_clients=ask_clients))
+        if settings.host not in LOOPBACK:
+            raise InputError(
+                f"listening on {settings.host} needs TLS: run `compeft ca init`, or give --tls-cert, --tls-key and --tls-client-ca"
+            )
         return server.add_insecure_port(address)
-    pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-    authority = tls.client_authority.read_bytes()
-    return server.add_secure_port(address, grpc.ssl_server_credentials([pair], authority, require_client_auth=True))
+    except RuntimeError as error:
+        raise InputError(f"cannot listen on {address}: is another aggregator running there?") from error
 
 
-def serve(settings: Settings, on_ready: Callable[[int], None], grace_s: float = 5.0) -> None:
-    """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end."""
+def serve(settings: Settings, on_ready: Callable[[int, int | None], None], grace_s: float = 5.0) -> None:
+    """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     ledger = open_ledger(settings.data)
+    if (taken_up := take_up(settings.data, now_ms())) is not None:
+        ledger.membership.note("take up key", "aggregator", now_ms(), keyid=taken_up.keyid)
     server, port = start(settings, ledger)
-    log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data))
-    on_ready(port)
+    door, door_port = start_enrolment(settings, ledger, port) if settings.enroll_port is not None else (None, None)
+    log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data), enroll_port=door_port)
+    on_ready(port, door_port)
     stop.wait()
+    if door is not None:
+        door.stop(None).wait()
     server.stop(grace_s).wait()
     ledger.close()
     log.info("stopped")

@@ -9,6 +9,7 @@ import typer
 
 from compeft_core.errors import InputError
 from compeft_server.audit import check
+from compeft_server.own_keys import earlier_keys
 from compeft_server.serving import now_ms, open_ledger, own_key
 from compeft_server.store import ChunkStore
 from compeft_server.versions import Origin, Versions
@@ -145,7 +146,7 @@ def audit_verify(data: Data) -> None:
 
 
 def _versions(data: Path) -> Versions:
-    return Versions(own_key(data), ChunkStore(data), open_ledger(data))
+    return Versions(own_key(data), ChunkStore(data), open_ledger(data), earlier_keys(data))
 
 
 def _when(at_ms: int) -> str:

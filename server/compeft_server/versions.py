@@ -4,7 +4,7 @@ The log only grows: rolling back and forgetting append a version whose chunks ar
 is stored (signed updates, seeds, residuals by construction), so anybody with the store can check it bit for bit.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from compeft_core import Compression, Vector, state_digest
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
-from compeft_proto.keys import SigningKey
+from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.expert_log import ExpertLog, compose
 from compeft_server.facts import Contribution, Expert, Version
@@ -41,9 +41,9 @@ class Origin:
 class Versions:
     """The versions of one aggregator's experts, for its operator."""
 
-    def __init__(self, key: SigningKey, store: ChunkStore, ledger: Ledger) -> None:
+    def __init__(self, key: SigningKey, store: ChunkStore, ledger: Ledger, earlier: Sequence[PublicKey] = ()) -> None:
         self._key, self._store, self._ledger = key, store, ledger
-        self._log = ExpertLog(key.public, store, ledger)
+        self._log = ExpertLog(key.public, store, ledger, earlier)
 
     def lineage(self, name: str) -> list[Origin]:
         """Where each version comes from, oldest first. Errors: UnknownExpertError."""
@@ -81,15 +81,17 @@ class Versions:
         return self._append(expert, state, pb.VersionManifest(rolled_back_to=number), now_ms)
 
     def forget(self, name: str, keyid: str, now_ms: int) -> Version:
-        """Append a version as if one client had never contributed; everybody forgotten before stays forgotten.
+        """Append a version as if one client had never contributed, under this key or those that it took the place of.
 
-        The other clients' updates are merged as they were sent. Errors: UnknownExpertError if it never contributed; ConflictError.
+        Everybody forgotten before stays forgotten. The other clients' updates are merged as they were sent.
+        Errors: UnknownExpertError if it never contributed; ConflictError.
         """
         expert = self._log.expert(name)
         manifests = [self._manifest(expert, v) for v in range(1, self._head(expert) + 1)]
-        if not any(c.keyid == keyid for m in manifests for c in m.contributions):
+        mine = self._ledger.keyids(keyid) | {keyid}
+        if not any(c.keyid in mine for m in manifests for c in m.contributions):
             raise UnknownExpertError(f"key {keyid} contributed to no version of {name}")
-        forgotten = sorted({keyid, *(k for m in manifests for k in m.forgotten)})
+        forgotten = sorted({*mine, *(k for m in manifests for k in m.forgotten)})
         state, _ = self._recompute(expert, self._head(expert), forgotten)
         return self._append(expert, state, pb.VersionManifest(forgotten=forgotten), now_ms)
 

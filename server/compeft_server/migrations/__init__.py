@@ -35,6 +35,7 @@ def upgrade(engine: Engine) -> None:
             _lock(connection)
             _upgrade(connection)
             connection.commit()
+        engine.dispose()  # SQLite's switch for references is of the connection: the one above is not used again
 
 
 def _revision(connection: Connection) -> str | None:

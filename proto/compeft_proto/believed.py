@@ -1,0 +1,67 @@
+"""Which keys of its aggregator a client believes, over one connection. When the aggregator has changed its key, the statement by which
+the old key introduced the new one is fetched and followed.
+
+Invariant: statements and commands' answers must be signed by the newest key; what was signed to last (versions, receipts) may be by an
+earlier one.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import grpc
+
+from compeft_proto import envelope as dsse
+from compeft_proto.errors import UnknownKeyError
+from compeft_proto.handover import follow
+from compeft_proto.keys import PublicKey
+from compeft_proto.v1 import enrolment_pb2 as ep
+from compeft_proto.v1 import enrolment_pb2_grpc as rpc
+
+T = TypeVar("T")
+WAIT_S = 30.0
+
+
+class Believed:
+    """The keys believed, newest first. `learned` is told when they become others."""
+
+    def __init__(
+        self,
+        keys: tuple[PublicKey, ...],
+        channel: grpc.Channel,
+        learned: Callable[[tuple[PublicKey, ...]], None] = lambda _: None,
+    ) -> None:
+        self._keys, self._channel, self._learned = keys, channel, learned
+
+    @property
+    def newest(self) -> dsse.Lookup:
+        """For answers made just now."""
+        return dsse.only(self._keys[0])
+
+    @property
+    def any(self) -> dsse.Lookup:
+        """For what was signed to last."""
+        return dsse.any_of(*self._keys)
+
+    def trusting(self, work: Callable[[], T]) -> T:
+        """`work`, and once more if it met a key that is unknown here and that the newest known key has introduced.
+
+        Errors: those of `work`; SignatureError, FormatError for a wrong introduction.
+        """
+        try:
+            return work()
+        except UnknownKeyError:
+            if not self._follow():
+                raise
+        return work()
+
+    def _follow(self) -> bool:
+        try:
+            found = rpc.MembershipStub(self._channel).ListHandovers(ep.HandoversRequest(), timeout=WAIT_S)
+        except grpc.RpcError:
+            return False
+        keys = follow(self._keys, found.statements)
+        if keys == self._keys:
+            return False
+        self._keys = keys
+        self._learned(keys)
+        return True

@@ -1,0 +1,37 @@
+"""Files of the aggregator: private ones are refused where others may touch them; written ones are whole or not there, and durable."""
+
+import os
+from pathlib import Path
+
+from compeft_core.errors import InputError
+from compeft_proto.keys import check_private
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file. Errors: InputError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_private(path: Path) -> bytes:
+    """The bytes of a file that only its owner may touch. Errors: InputError, ForbiddenError."""
+    data = read_file(path)
+    check_private(str(path), path.stat().st_mode)
+    return data
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace `path` by `data` at once: temporary file, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
