@@ -97,7 +97,7 @@ def _shown(address: str) -> bytes:
         raise UnreachableError(
             f"aggregator {address} cannot be reached: {error}; is it `compeft serve --enroll-port`?"
         ) from error
-    names = [str(name.value) for name in _names(der)]
+    names = [name for name in map(str, (n.value for n in _names(der))) if name.isprintable()]
     if host not in names:
         raise InputError(f"the aggregator at {address} has a certificate for {', '.join(names) or 'no name'}, not for {host}")
     return ssl.DER_cert_to_PEM_cert(der).encode()
