@@ -45,6 +45,16 @@ def is_due(certificate: x509.Certificate, now_ms: int) -> bool:
     return end.timestamp() - now_ms / 1000 < DUE * (end - start).total_seconds()
 
 
+def check_lasting(pem: bytes, name: str, now_ms: int) -> None:
+    """The certificate in file `name` has not ended. Errors: InputError, which says what to do."""
+    try:
+        end = x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    except ValueError as error:
+        raise InputError(f"{name} holds no certificate in PEM") from error
+    if end.timestamp() * 1000 < now_ms:
+        raise InputError(f"certificate {name} ended on {end:%Y-%m-%d}: the operator must revoke this member and invite it again")
+
+
 def check_certificate(pem: bytes, request: bytes, authorities: bytes) -> None:
     """A granted certificate is for the key of our request, and authorities come with it. Errors: TrustError."""
     try:

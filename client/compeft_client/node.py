@@ -1,8 +1,10 @@
 """An edge client's local configuration: from the names and paths that the site's operator wrote to an `Edge`."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from compeft_client.certificates import check_lasting
 from compeft_client.exchange import PATIENCE_S, Edge
 from compeft_client.files import read_file, read_private
 from compeft_client.site import complete
@@ -61,4 +63,5 @@ def load_public_keys(path: Path) -> tuple[PublicKey, ...]:
 
 def _tls(config: Mapping[str, object]) -> Tls:
     authority, certificate, key = (Path(str(config[name])) for name in TLS)
+    check_lasting(read_file(certificate), str(certificate), time.time_ns() // 1_000_000)
     return Tls(read_file(authority), read_file(certificate), read_private(key))

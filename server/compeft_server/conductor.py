@@ -30,7 +30,7 @@ TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
 
 @dataclass(frozen=True, slots=True)
 class Station:
-    """Who this conductor is and whom it trusts; `older` are keys that the aggregator had before. Without TLS the address must be loopback."""
+    """Who this conductor is and whom it trusts; `older` are keys that the aggregator had before. Without TLS: loopback only."""
 
     address: str
     key: SigningKey

@@ -66,6 +66,8 @@ def open_ledger(data: Path) -> Ledger:
 
 def start(settings: Settings, ledger: Ledger, clock: Callable[[], int] = now_ms) -> tuple[grpc.Server, int]:
     """Listen; returns the running server and its port. Errors: InputError if the address is taken, or not loopback without TLS."""
+    if settings.tls is not None and settings.enroll_port is not None:
+        raise InputError("--enroll-port needs the aggregator's own authority: leave the TLS options out, after `compeft ca init`")
     key, earlier = own_key(settings.data), earlier_keys(settings.data)
     aggregator = Aggregator(key, ChunkStore(settings.data), ledger, settings.limits, clock, earlier)
     options = [
@@ -93,8 +95,6 @@ def start_enrolment(
     settings: Settings, ledger: Ledger, exchange_port: int, clock: Callable[[], int] = now_ms
 ) -> tuple[grpc.Server, int]:
     """Let new members in at `enroll_port`; the running server and its port. Errors: InputError, as `start`."""
-    if settings.tls is not None:
-        raise InputError("--enroll-port needs the aggregator's own authority: leave the TLS options out, after `compeft ca init`")
     server = enrolment_server(Registrar(settings.data, own_key(settings.data), ledger, exchange_port, settings.limits, clock))
     port = _listen(server, settings, settings.enroll_port or 0, clock, ask_clients=False)
     server.start()

@@ -49,12 +49,13 @@ def test_a_wrong_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> 
     assert "--colour" in capsys.readouterr().err
 
 
-EDGE = ["join", "pull", "keys new", "keys show"]
-OPERATOR = ["serve", "demo", "report", "clients add", "clients list", "clients revoke"]
+EDGE = ["join", "pull", "keys new", "keys show", "enroll", "renew"]
+OPERATOR = ["serve", "demo", "report", "clients add", "clients invite", "clients list", "clients revoke", "rotate-key"]
+AUTHORITY = ["ca init", "ca show", "ca renew", "ca rotate", "ca retire"]
 VERSIONS = ["lineage", "verify-merge", "forget", "experts log", "experts list", "experts rollback", "audit log", "audit verify"]
 
 
-@pytest.mark.parametrize("command", EDGE + OPERATOR + VERSIONS)
+@pytest.mark.parametrize("command", EDGE + OPERATOR + AUTHORITY + VERSIONS)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command.split(), "--help"]) == 0
     assert "Example" in capsys.readouterr().out

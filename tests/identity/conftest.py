@@ -14,10 +14,12 @@ from compeft_client.node import edge_of
 from compeft_proto.invitation import Invitation, new_invitation
 from compeft_server import authority as ca
 from compeft_server import authority_files
+from compeft_server.admission import Limits
 from compeft_server.conductor import Conductor, station_of
 from compeft_server.facts import Invited, Role
 from compeft_server.ledger import Ledger
-from compeft_server.own_keys import take_up
+from compeft_server.own_keys import own_key, take_up
+from compeft_server.registrar import Registrar
 from compeft_server.serving import Settings, now_ms, open_ledger, start, start_enrolment
 
 HOUR_MS = 3_600_000
@@ -81,6 +83,10 @@ class House:
         """The conductor, by its site folder, which is made at first."""
         site = self.folder / "conductor"
         return Conductor(station_of({"site": site if site.exists() else self.enrol("conductor", "conductor"), "aggregator": ""}))
+
+    def registrar(self) -> Registrar:
+        """One that may be asked without a connection."""
+        return Registrar(self.data, own_key(self.data), self.ledger, 0, Limits(), self.clock)
 
     def refusals(self) -> list[str]:
         """Reasons for which nobody was let in."""

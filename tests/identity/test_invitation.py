@@ -24,10 +24,11 @@ def test_an_invitation_is_read_as_it_was_written(fingerprint: bytes, address: st
 @given(st.integers(0, len(TEXT) - 1), st.sampled_from("ABab01-_ =\x00é"))
 def test_a_slip_of_the_pen_is_seen_and_the_secret_is_not_repeated(at: int, letter: str) -> None:
     damaged = TEXT[:at] + letter + TEXT[at + 1 :]
-    try:
-        assert from_text(damaged) == MADE
-    except InputError as error:
-        assert TEXT[10:20] not in str(error)
+    if damaged.strip() == TEXT:
+        return
+    with pytest.raises(InputError) as refused:
+        from_text(damaged)
+    assert TEXT[10:20] not in str(refused.value)
 
 
 @given(st.binary(max_size=200))
