@@ -3,6 +3,7 @@
 import hashlib
 import socket
 import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -23,12 +24,23 @@ DUE = 1 / 3
 """A certificate is renewed once less than this part of its life is left."""
 
 
-def new_request(name: str) -> tuple[bytes, bytes]:
-    """A fresh P-256 key in PEM, and a request in DER for a certificate of it."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A fresh P-256 key in PEM, and the request in DER for a certificate of it; both empty where there is no TLS."""
+
+    key: bytes = field(default=b"", repr=False)
+    request: bytes = b""
+
+
+NO_CERTIFICATE = Wanted()
+
+
+def new_request(name: str) -> Wanted:
+    """A fresh key and a request for its certificate. The aggregator does not look at `name`."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), request.public_bytes(Encoding.DER)
+    return Wanted(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), request.public_bytes(Encoding.DER))
 
 
 def read_certificate(path: Path) -> x509.Certificate:

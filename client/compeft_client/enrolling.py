@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import grpc
 
-from compeft_client.certificates import check_certificate, new_request, pinned_authority, split_address
+from compeft_client.certificates import NO_CERTIFICATE, Wanted, check_certificate, new_request, pinned_authority, split_address
 from compeft_client.files import write_durably
 from compeft_client.node import edge_of, load_signing_key
-from compeft_client.site import read_index, write_index
+from compeft_client.site import write_index
 from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import ReplayError, UnknownKeyError, from_rpc
@@ -52,57 +52,52 @@ def enrol(invitation: Invitation, address: str, folder: Path) -> Standing:
     """
     if (folder / INDEX).exists():
         raise InputError(f"{folder} is a site folder already: choose another, or `compeft renew` it")
-    split_address(address)
-    key = _prepare(folder)
-    tls_key, request_der = new_request("compeft") if invitation.fingerprint else (b"", b"")
+    host, _ = split_address(address)
+    key, wanted = _prepare(folder), new_request("compeft") if invitation.fingerprint else NO_CERTIFICATE
     request = ep.EnrolmentRequest(
         invitation=invitation.number,
         secret=invitation.secret,
-        certificate_request=request_der,
+        certificate_request=wanted.request,
         keyid=key.keyid,
         nonce=secrets.token_bytes(NONCE_BYTES),
         issued_at_ms=_now_ms(),
     )
+    introduction = ep.Introduction(public_key=key.public.raw, sealed=dsse.seal(key, dsse.ENROLMENT_REQUEST, request))
     with _open_door(invitation, address) as channel:
-        sealed = dsse.seal(key, dsse.ENROLMENT_REQUEST, request)
-        introduction = ep.Introduction(public_key=key.public.raw, sealed=sealed)
         reply = _call(lambda: rpc.EnrolmentStub(channel).Enrol(introduction, timeout=WAIT_S), address)
     aggregator = PublicKey(reply.public_key)
     grant = dsse.open_envelope(reply.sealed, dsse.only(aggregator), dsse.GRANT)
     _check(grant, request.nonce, key.keyid)
-    _write_grant(folder, grant, tls_key, request_der)
-    known = (aggregator, *earlier(aggregator, grant.handovers.statements))
-    write_durably(folder / FILES["aggregator-key"], _bundle(known))
-    host = address.rpartition(":")[0]
-    exchange = f"{host}:{grant.exchange_port}"
+    _write_grant(folder, grant, wanted, (aggregator, *earlier(aggregator, grant.handovers.statements)))
+    exchange = f"{f'[{host}]' if ':' in host else host}:{grant.exchange_port}"
     write_index(folder, {"aggregator": exchange, "enrolment": address, "name": grant.name, "role": grant.role})
     return Standing(grant.name, grant.role, key.keyid, grant.expires_at_ms, exchange)
 
 
 def renew(folder: Path, *, replace_key: bool) -> Standing:
-    """A new certificate, and a new signing key if asked for; earlier updates stay this member's. Errors: as `edge_of`; the aggregator's
-    refusal; UnreachableError.
+    """A new certificate, and a new signing key if asked for; earlier updates stay this member's.
+
+    Errors: those of `edge_of`; the aggregator's refusal; UnreachableError.
     """
-    index, old = read_index(folder), load_signing_key(folder / FILES["key"])
-    waiting = folder / NEXT_KEY
+    old, waiting = load_signing_key(folder / FILES["key"]), folder / NEXT_KEY
     if waiting.exists():  # the answer to an earlier renewal was lost: perhaps the key is in force
         try:
-            return _renew(folder, index, load_signing_key(waiting), None)
+            return _renew(folder, load_signing_key(waiting), None)
         except UnknownKeyError:
-            return _renew(folder, index, old, load_signing_key(waiting))
+            return _renew(folder, old, load_signing_key(waiting))
     if replace_key:
         write_durably(waiting, new_key().to_pem(), mode=0o600)
-        return _renew(folder, index, old, load_signing_key(waiting))
-    return _renew(folder, index, old, None)
+        return _renew(folder, old, load_signing_key(waiting))
+    return _renew(folder, old, None)
 
 
-def _renew(folder: Path, index: dict[str, object], key: SigningKey, new: SigningKey | None) -> Standing:
+def _renew(folder: Path, key: SigningKey, new: SigningKey | None) -> Standing:
     """One renewal, signed by the key in force, and by the new one if there is one."""
     edge = edge_of({"site": folder})
-    tls_key, request_der = new_request(str(index.get("name") or "compeft")) if edge.tls else (b"", b"")
+    wanted = new_request("compeft") if edge.tls else NO_CERTIFICATE
     request = ep.RenewalRequest(
         keyid=key.keyid,
-        certificate_request=request_der,
+        certificate_request=wanted.request,
         new_public_key=new.public.raw if new else b"",
         nonce=secrets.token_bytes(NONCE_BYTES),
         issued_at_ms=_now_ms(),
@@ -114,11 +109,9 @@ def _renew(folder: Path, index: dict[str, object], key: SigningKey, new: Signing
         found = _call(lambda: stub.ListHandovers(ep.HandoversRequest(), timeout=WAIT_S), edge.address)
         known = follow((edge.aggregator, *edge.older), found.statements)
         answer = _call(lambda: stub.Renew(sealed, timeout=WAIT_S), edge.address)
-    grant = dsse.open_envelope(answer, dsse.only(known[0]), dsse.GRANT)
-    in_force = new or key
+    grant, in_force = dsse.open_envelope(answer, dsse.only(known[0]), dsse.GRANT), new or key
     _check(grant, request.nonce, in_force.keyid)
-    _write_grant(folder, grant, tls_key, request_der)
-    write_durably(folder / FILES["aggregator-key"], _bundle(known))
+    _write_grant(folder, grant, wanted, known)
     if (folder / NEXT_KEY).exists():
         (folder / NEXT_KEY).replace(folder / FILES["key"])
     return Standing(grant.name, grant.role, in_force.keyid, grant.expires_at_ms, edge.address)
@@ -152,16 +145,13 @@ def _check(grant: ep.Grant, nonce: bytes, keyid: str) -> None:
         raise ReplayError(f"the aggregator's grant is for key {grant.keyid[:32]!a}, asked was for {keyid}")
 
 
-def _write_grant(folder: Path, grant: ep.Grant, tls_key: bytes, request: bytes) -> None:
-    """The new certificate with its key, in one file, and the authorities to believe."""
-    if tls_key:
-        check_certificate(grant.certificate, request, grant.authorities)
+def _write_grant(folder: Path, grant: ep.Grant, wanted: Wanted, known: tuple[PublicKey, ...]) -> None:
+    """The new certificate with its key, in one file; the authorities and the aggregator's keys to believe."""
+    if wanted.request:
+        check_certificate(grant.certificate, wanted.request, grant.authorities)
         write_durably(folder / FILES["tls-ca"], grant.authorities)
-        write_durably(folder / FILES["tls-cert"], grant.certificate + tls_key, mode=0o600)
-
-
-def _bundle(keys: tuple[PublicKey, ...]) -> bytes:
-    return b"".join(key.to_pem() for key in keys)
+        write_durably(folder / FILES["tls-cert"], grant.certificate + wanted.key, mode=0o600)
+    write_durably(folder / FILES["aggregator-key"], b"".join(key.to_pem() for key in known))
 
 
 def _call(work: Callable[[], T], address: str) -> T:

@@ -10,7 +10,7 @@ from compeft_proto import envelope as dsse
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.v1 import enrolment_pb2 as ep
 
-MAX_HANDOVERS = 64
+MAX_HANDOVERS = 1024
 
 
 def hand_over(old: SigningKey, new: PublicKey, now_ms: int) -> ep.Introduction:

@@ -81,19 +81,24 @@ class Versions:
         return self._append(expert, state, pb.VersionManifest(rolled_back_to=number), now_ms)
 
     def forget(self, name: str, keyid: str, now_ms: int) -> Version:
-        """Append a version as if one client had never contributed, under this key or those that it took the place of.
+        """Append a version as if one client had never contributed, under this key or another of the same name.
 
         Everybody forgotten before stays forgotten. The other clients' updates are merged as they were sent.
         Errors: UnknownExpertError if it never contributed; ConflictError.
         """
         expert = self._log.expert(name)
         manifests = [self._manifest(expert, v) for v in range(1, self._head(expert) + 1)]
-        mine = self._ledger.keyids(keyid) | {keyid}
+        mine = self._keys_of_same_name(keyid)
         if not any(c.keyid in mine for m in manifests for c in m.contributions):
             raise UnknownExpertError(f"key {keyid} contributed to no version of {name}")
         forgotten = sorted({*mine, *(k for m in manifests for k in m.forgotten)})
         state, _ = self._recompute(expert, self._head(expert), forgotten)
         return self._append(expert, state, pb.VersionManifest(forgotten=forgotten), now_ms)
+
+    def _keys_of_same_name(self, keyid: str) -> set[str]:
+        members = self._ledger.members()
+        names = {m.name for m in members if m.public.keyid == keyid}
+        return {keyid, *(m.public.keyid for m in members if m.name in names)}
 
     def _origin(self, version: Version, names: dict[str, str]) -> Origin:
         manifest = self._log.manifest(version)

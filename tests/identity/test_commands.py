@@ -136,3 +136,13 @@ def test_the_aggregators_next_key_waits_for_a_start(tmp_path: Path, capsys: pyte
     assert keys["keyid"] != keys["next_keyid"]
     assert run(["rotate-key", "--data", str(tmp_path)]) == 7
     assert (tmp_path / "aggregator-next.key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("command", [["pull", "x", "-o", "out"], ["join", "--superlink", "127.0.0.1:1"]])
+def test_a_client_that_was_told_nothing_is_told_of_the_site_folder(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command) == 3
+    assert "give --site" in capsys.readouterr().err
+    assert run([*command, "--site", str(tmp_path)]) == 3
+    assert "compeft enroll" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def request(invitation: Invitation, key: SigningKey, house: House, **changes: ob
     made = ep.EnrolmentRequest(
         invitation=invitation.number,
         secret=invitation.secret,
-        certificate_request=new_request("x")[1],
+        certificate_request=new_request("x").request,
         keyid=key.keyid,
         nonce=b"n" * 16,
         issued_at_ms=house.clock(),

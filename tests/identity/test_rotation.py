@@ -10,6 +10,7 @@ from compeft_client.certificates import is_due, new_request, read_certificate
 from compeft_client.enrolling import NEXT_KEY, renew
 from compeft_client.exchange import EdgeClient
 from compeft_client.node import edge_of, load_public_keys, load_signing_key
+from compeft_client.state import StateDirectory
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import (
@@ -24,10 +25,14 @@ from compeft_proto.handover import earlier, follow, hand_over
 from compeft_proto.keys import new_key
 from compeft_proto.task import RoundTask
 from compeft_proto.v1 import enrolment_pb2 as ep
+from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import authority as ca
 from compeft_server import authority_files, own_keys
+from compeft_server.admission import Limits
+from compeft_server.aggregator import Aggregator, Upload
 from compeft_server.credentials import Tls, from_files
-from compeft_server.serving import now_ms
+from compeft_server.files import write_durably
+from compeft_server.serving import Settings, now_ms, open_ledger, start
 from compeft_server.store import ChunkStore
 from compeft_server.versions import Versions
 from tests.exchange.conftest import DOWNLINK, EXPERT, RUN, UPLINK, genesis, synced_by, trained
@@ -144,9 +149,11 @@ def test_forgetting_a_member_forgets_what_it_sent_under_earlier_keys(house: Hous
     close_round(house, 1)
     old = edge_of({"site": site}).key.keyid
     new = renew(site, replace_key=True).keyid
+    house.ledger.revoke("berlin", house.clock())
+    again = house.try_to_enrol(house.invite("berlin"), "berlin-again").keyid
     versions = Versions(own_keys.own_key(house.data), ChunkStore(house.data), house.ledger)
     versions.forget(EXPERT, new, now_ms())
-    assert set(versions.lineage(EXPERT)[-1].forgotten) == {old, new}
+    assert set(versions.lineage(EXPERT)[-1].forgotten) == {old, new, again}
 
 
 def test_a_renewal_whose_answer_was_lost_is_made_good_by_the_next(house: House) -> None:
@@ -166,6 +173,30 @@ def test_a_renewal_that_never_arrived_is_made_good_by_the_next(house: House) -> 
     (site / NEXT_KEY).write_bytes(waiting.to_pem())
     (site / NEXT_KEY).chmod(0o600)
     assert renew(site, replace_key=False).keyid == waiting.keyid == edge_of({"site": site}).key.keyid
+
+
+def test_a_member_revoked_during_its_upload_is_not_let_in(house: House) -> None:
+    house.conductor().publish(genesis())
+    site = house.enrol("berlin")
+    task = open_round(house, 1)
+    member = client(site)
+    synced_by(member, task)
+    house.close()
+    with pytest.raises(UnreachableError):
+        member.submit(task, trained(1))
+    house.open()
+    directory = StateDirectory(site / "state" / EXPERT)
+    pending = directory.load().pending
+    assert pending is not None
+    aggregator = Aggregator(own_keys.own_key(house.data), ChunkStore(house.data), house.ledger, Limits(), house.clock)
+    upload = aggregator.admit(aggregator.open(Envelope.FromString(directory.read(pending.envelope))))
+    assert isinstance(upload, Upload)
+    ((ref, _),) = upload.needed
+    aggregator.receive(upload, ref, directory.read(pending.payload))
+    house.ledger.revoke("berlin", house.clock())
+    with pytest.raises(UnknownKeyError, match="revoked just now"):
+        aggregator.finish(upload)
+    assert house.ledger.submissions(EXPERT, RUN, 1) == []
 
 
 def test_a_new_key_must_sign_for_itself(house: House) -> None:
@@ -191,7 +222,7 @@ def test_a_certificate_is_due_in_its_last_third(house: House) -> None:
 
 def test_a_certificate_that_has_ended_is_named_before_anything_is_tried(house: House) -> None:
     site = house.enrol("berlin")
-    key = ca.requested_key(new_request("berlin")[1])
+    key = ca.requested_key(new_request("berlin").request)
     ended = ca.issue_member(authority_files.load(house.data).current, "berlin", key, now_ms() - 366 * DAY_MS)
     (site / "tls.pem").write_bytes(ca.pem(ended))
     with pytest.raises(InputError, match=r"tls.pem ended on .* invite it again"):
@@ -206,6 +237,22 @@ def test_a_renewed_server_certificate_is_shown_without_a_restart(house: House) -
     assert shown(house) != before
     assert connected.sync(EXPERT).version == 0
     assert client(house.folder / "berlin").sync(EXPERT).version == 0
+
+
+def test_files_of_the_operators_own_authority_are_taken_up_without_a_restart(house: House, tmp_path: Path) -> None:
+    pem, authority = tmp_path / "own.pem", tmp_path / "authority.crt"
+    made = (house.data / "ca" / "server.pem").read_bytes()
+    write_durably(pem, made, mode=0o600)
+    authority.write_bytes(authority_files.load(house.data).bundle)
+    house.close()
+    house.ledger = open_ledger(house.data)
+    settings = Settings(house.data, port=house.exchange_port, tls=Tls(pem, pem, authority))
+    house.servers = [start(settings, house.ledger)[0]]
+    before = shown(house)
+    assert before in made
+    authority_files.renew_server(house.data, house.clock())
+    write_durably(pem, (house.data / "ca" / "server.pem").read_bytes(), mode=0o600)
+    assert shown(house) != before
 
 
 def test_a_running_aggregator_renews_its_certificate_when_it_is_due(house: House) -> None:
