@@ -22,6 +22,7 @@ from compeft_server.credentials import Tls as Tls
 from compeft_server.credentials import from_authority, from_files, server_credentials
 from compeft_server.enrolment_service import MembershipService, enrolment_server
 from compeft_server.ledger import Ledger
+from compeft_server.own_keys import KEY_FILE as KEY_FILE
 from compeft_server.own_keys import earlier_keys, take_up
 from compeft_server.own_keys import own_key as own_key
 from compeft_server.registrar import Registrar
