@@ -5,7 +5,9 @@ from compeft_core.compress import SCALE_RULES, Compression, ScaleRule, Ternary, 
 from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.initial import seeded_state
 from compeft_core.layout import MAX_SIZE, Layout, Tensor, Vector, flatten, layout_of, state_digest, unflatten
-from compeft_core.merge import METHODS, merge
+from compeft_core.merge import METHODS, Merged, check_parameters, choose_and_merge, merge
+from compeft_core.merge_inputs import MergeParameters
+from compeft_core.merge_tasks import Specialised, elect_mask_rescale
 from compeft_core.shapes import shapes_of
 
 __all__ = [
@@ -21,16 +23,22 @@ __all__ = [
     "Layout",
     "LayoutMismatchError",
     "LimitError",
+    "MergeParameters",
+    "Merged",
     "NotFiniteError",
     "ScaleRule",
+    "Specialised",
     "Tensor",
     "Ternary",
     "Update",
     "Vector",
     "add_to",
+    "check_parameters",
+    "choose_and_merge",
     "compress",
     "decode",
     "densify",
+    "elect_mask_rescale",
     "encode",
     "flatten",
     "layout_of",

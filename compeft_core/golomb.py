@@ -3,7 +3,7 @@
 A stream holds the signs of a block's kept entries, one bit each, then the gaps between the entries of its shorter list (kept, or
 not kept when more than half are), as Golomb codes whose parameter follows from the count. Bits are filled from the lowest up.
 
-Invariant: `_read_block` never reads outside the stream or writes outside its buffers, whatever the bytes, and returns True only
+Invariant: `read_block` never reads outside the stream or writes outside its buffers, whatever the bytes, and returns True only
 for the one stream that `encode_blocks` makes. Every reader goes through it.
 """
 
@@ -38,7 +38,7 @@ def least_lengths(counts: Ints, size: int, lengths: Ints) -> None:
         listed = min(counts[block], span - counts[block])
         bits = counts[block]
         if listed > 0:
-            bits += listed * (1 + _low_bits(_parameter(listed, span)))
+            bits += listed * (1 + low_bits(parameter_of(listed, span)))
         lengths[block] = (bits + 7) >> 3
 
 
@@ -76,7 +76,7 @@ def check_blocks(blob: Octets, starts: Ints, counts: Ints, size: int, ends: Ints
     for block in range(first, last):
         base = block * BLOCK
         span = min(BLOCK, size - base)
-        if not _read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places):
+        if not read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places):
             return block
         group = np.searchsorted(ends, base, side="right")
         if ends[group] >= base + span:
@@ -106,10 +106,10 @@ def unpack_blocks(
     for block in range(first, last):
         base, at = block * BLOCK, bounds[block]
         span = min(BLOCK, size - base)
-        _read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places)
+        read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places)
         for i in range(counts[block]):
             positions[at + i] = base + places[i]
-            negative[at + i] = _is_negative(words, i)
+            negative[at + i] = is_negative(words, i)
 
 
 @kernel
@@ -129,7 +129,7 @@ def add_blocks(
     for block in range(first, last):
         base = block * BLOCK
         span = min(BLOCK, size - base)
-        _read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places)
+        read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places)
         group = np.searchsorted(ends, base, side="right")
         part, end, value = state[base : base + span], ends[group] - base, values[group]
         for i in range(counts[block]):
@@ -137,44 +137,11 @@ def add_blocks(
             while place >= end:
                 group += 1
                 end, value = ends[group] - base, values[group]
-            part[place] += -value if _is_negative(words, i) else value
+            part[place] += -value if is_negative(words, i) else value
 
 
 @kernel
-def tally_block(
-    blob: Octets,
-    starts: Ints,
-    counts: Ints,
-    size: int,
-    ends: Ints,
-    values: NDArray[np.float64],
-    weight: float,
-    sums: NDArray[np.float64],
-    masses: NDArray[np.float64],
-    block: int,
-) -> None:
-    """Add one checked block's entries to tallies by sign: `sums[sign, place] += values[group]`, `masses[...] += weight`.
-
-    Both tallies have shape (2, positions in the block); sign 0 is positive, 1 negative, and sums hold magnitudes.
-    """
-    words, places = np.zeros(READ_WORDS, np.uint64), np.empty(BLOCK, np.uint16)
-    base = block * BLOCK
-    span = min(BLOCK, size - base)
-    _read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places)
-    group = np.searchsorted(ends, base, side="right")
-    end, value = ends[group] - base, values[group]
-    for i in range(counts[block]):
-        place = int64(places[i])
-        while place >= end:
-            group += 1
-            end, value = ends[group] - base, values[group]
-        sign = _is_negative(words, i)
-        sums[sign, place] += value
-        masses[sign, place] += weight
-
-
-@kernel
-def _parameter(listed: int, span: int) -> int:
+def parameter_of(listed: int, span: int) -> int:
     """Golomb parameter m >= 1 for `listed` entries in `span` positions.
 
     Integer form of ceil(ln 2 / p - 0.8466) with p = listed / span, which follows the optimum ceil(-log(2 - p) / log(1 - p))
@@ -186,7 +153,7 @@ def _parameter(listed: int, span: int) -> int:
 
 
 @kernel
-def _low_bits(parameter: int) -> int:
+def low_bits(parameter: int) -> int:
     """floor(log2 m): bits that every remainder has."""
     low = 0
     while (2 << low) <= parameter:
@@ -226,8 +193,8 @@ def _write_gaps(words: Words, bit: int, listed: NDArray[np.uint16], count: int, 
     """Append the Golomb codes of the gaps from `bit` on; return the bit after the last."""
     if count == 0:
         return bit
-    parameter = _parameter(count, span)
-    low = _low_bits(parameter)
+    parameter = parameter_of(count, span)
+    low = low_bits(parameter)
     short = (2 << low) - parameter
     # ceil(2**32 / m): (gap * it) >> 32 is gap // m exactly, as gap and m are below 2**16.
     reciprocal = ((1 << 32) + parameter - 1) // parameter
@@ -258,19 +225,20 @@ def _write_gaps(words: Words, bit: int, listed: NDArray[np.uint16], count: int, 
 
 
 @kernel
-def _peek(words: Words, bit: int) -> Any:
+def peek(words: Words, bit: int) -> Any:
     """64 bits from `bit` on, lowest first."""
     shift = uint64(bit & 63)
     return (words[bit >> 6] >> shift) | ((words[(bit >> 6) + 1] << uint64(1)) << (uint64(63) - shift))
 
 
 @kernel
-def _is_negative(words: Words, i: int) -> int:
+def is_negative(words: Words, i: int) -> int:
+    """1 if the i-th kept entry of a stream is negative, else 0."""
     return int64((words[i >> 6] >> uint64(i & 63)) & uint64(1))
 
 
 @kernel
-def _read_block(blob: Octets, start: int, stop: int, count: int, span: int, words: Words, places: NDArray[np.uint16]) -> bool:
+def read_block(blob: Octets, start: int, stop: int, count: int, span: int, words: Words, places: NDArray[np.uint16]) -> bool:
     """Stream -> `words` (its bits, signs first) and `places[:count]` (kept, increasing). False if not canonical."""
     length = stop - start
     if length > SLOT:
@@ -281,7 +249,7 @@ def _read_block(blob: Octets, start: int, stop: int, count: int, span: int, word
     invert = 2 * count > span
     listed = span - count if invert else count
     bit = _read_gaps(words, count, 8 * length, listed, span, places[count if invert else 0 :])
-    if bit < 0 or (bit + 7) >> 3 != length or _peek(words, bit) != 0:
+    if bit < 0 or (bit + 7) >> 3 != length or peek(words, bit) != 0:
         return False
     if invert:
         _complement(places, count, span)
@@ -293,8 +261,8 @@ def _read_gaps(words: Words, bit: int, end: int, listed: int, span: int, places:
     """Golomb codes from `bit` on -> `places[:listed]`; return the bit after the last, or -1 if a place is beyond `span`."""
     if listed == 0:
         return bit
-    parameter = _parameter(listed, span)
-    low = _low_bits(parameter)
+    parameter = parameter_of(listed, span)
+    low = low_bits(parameter)
     mask = (1 << low) - 1
     short = (2 << low) - parameter
     place = -1
@@ -302,14 +270,14 @@ def _read_gaps(words: Words, bit: int, end: int, listed: int, span: int, places:
     for i in range(listed):
         # `window` holds the next `left` bits, enough for most codes; a code that may reach beyond them is read the slow way.
         if left < REFILL:
-            window, left = _peek(words, bit), 64
+            window, left = peek(words, bit), 64
         zeros = trailing_zeros(window)
         quotient = zeros
         if zeros + MAX_TAIL > left:
-            bit, quotient = _skip_zeros(words, bit, end)
+            bit, quotient = skip_zeros(words, bit, end)
             if bit < 0:
                 return -1
-            window, left = _peek(words, bit), 64
+            window, left = peek(words, bit), 64
         else:
             window = (window >> uint64(zeros)) >> uint64(1)
             bit += zeros + 1
@@ -329,16 +297,16 @@ def _read_gaps(words: Words, bit: int, end: int, listed: int, span: int, places:
 
 
 @kernel
-def _skip_zeros(words: Words, bit: int, end: int) -> tuple[int, int]:
+def skip_zeros(words: Words, bit: int, end: int) -> tuple[int, int]:
     """The bit after the next one bit, and how many zeros came before; bit -1 if only zeros are left before `end`."""
     zeros = 0
-    window = _peek(words, bit)
+    window = peek(words, bit)
     while window == 0:
         zeros += 64
         bit += 64
         if bit >= end:
             return -1, zeros
-        window = _peek(words, bit)
+        window = peek(words, bit)
     more = trailing_zeros(window)
     return bit + more + 1, zeros + more
 
