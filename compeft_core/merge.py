@@ -17,7 +17,7 @@ from compeft_core.errors import InputError, NotFiniteError
 from compeft_core.golomb import BLOCK
 from compeft_core.layout import Vector
 from compeft_core.machine import shares, spread
-from compeft_core.merge_inputs import Doubles, Inputs, MergeParameters, dense_sum, ordered
+from compeft_core.merge_inputs import USUAL, Doubles, Inputs, MergeParameters, dense_sum, ordered
 
 
 def _all(inputs: Inputs) -> Inputs:
@@ -53,9 +53,6 @@ METHODS: dict[str, Method] = {
     "krum": Method(sums.signed_sum, takes=frozenset({"byzantine"}), choose=robust.krum),
     "multi_krum": Method(sums.signed_sum, takes=frozenset({"byzantine", "keep"}), choose=robust.multi_krum),
 }
-
-
-USUAL = MergeParameters()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

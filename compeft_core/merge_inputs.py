@@ -7,7 +7,7 @@ is dense but one block, or one dense part, of one update.
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,11 @@ class MergeParameters:
             if not fewest <= getattr(self, name) <= most:
                 raise InputError(f"{name} is {getattr(self, name)}, it must be a whole number from {fewest} to {most}")
 
+    def within(self, count: int, taken: frozenset[str]) -> "MergeParameters":
+        """The same for a method that takes `taken`, with no more hostile updates, and none more to keep, than can be among `count`."""
+        most = {"byzantine": min(self.byzantine, max(0, (count - 3) // 2)), "keep": min(self.keep, count)}
+        return replace(self, **{name: value for name, value in most.items() if name in taken})
+
     def beyond(self, taken: frozenset[str]) -> list[str]:
         """Names of the parameters that were set though a method that takes only `taken` has no use for them."""
         return [f.name for f in fields(self) if f.name not in taken and getattr(self, f.name) != f.default]
@@ -60,6 +65,7 @@ class MergeParameters:
 
 FRACTIONS = {"trim": (0.0, 0.5), "quorum": (0.0, 1.0), "drop": (0.0, 1.0), "threshold": (0.0, math.inf)}
 COUNTS = {"byzantine": (0, MAX_UPDATES), "keep": (0, MAX_UPDATES), "seed": (0, MAX_SEED), "agreement": (1, MAX_UPDATES)}
+USUAL = MergeParameters()
 
 
 @dataclass(frozen=True, slots=True)

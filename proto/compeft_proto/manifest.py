@@ -7,6 +7,7 @@ must agree with the payload.
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
 from typing import cast
 
 import numpy as np
@@ -15,6 +16,7 @@ from compeft_core import (
     Compression,
     Encoded,
     Layout,
+    MergeParameters,
     ScaleRule,
     Tensor,
     Update,
@@ -94,6 +96,19 @@ def compression_from_proto(message: pb.Compression) -> Compression:
 def compression_of(density: float, scale: str, factor: float, granularity: str = "vector") -> Compression:
     """Settings from words that come from outside. Errors: InputError if out of range or of an unknown name."""
     return Compression(density, cast(ScaleRule, scale), factor, cast(Granularity, granularity))
+
+
+def parameters_to_proto(parameters: MergeParameters) -> pb.MergeParameters:
+    """Merge parameters as a message."""
+    return pb.MergeParameters(**asdict(parameters))
+
+
+def parameters_from_proto(message: pb.RoundClosing | pb.VersionManifest) -> MergeParameters:
+    """The merge parameters in a message, the usual ones if it has none. Errors: InputError if one is out of range."""
+    if not message.HasField("merge_parameters"):
+        return MergeParameters()
+    found = message.merge_parameters
+    return MergeParameters(**{f.name: getattr(found, f.name) for f in fields(MergeParameters)})
 
 
 def coding_of(encoded: Encoded, compression: Compression) -> pb.Coding:

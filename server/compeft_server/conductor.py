@@ -9,13 +9,14 @@ from pathlib import Path
 
 import grpc
 
-from compeft_core import Compression
+from compeft_core import Compression, MergeParameters
 from compeft_core.errors import InputError
+from compeft_core.merge_inputs import USUAL
 from compeft_proto import envelope as dsse
 from compeft_proto.believed import Believed
 from compeft_proto.errors import from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, check_private, public_keys_from_pem, signing_key_from_pem
-from compeft_proto.manifest import compression_to_proto, refs_of
+from compeft_proto.manifest import compression_to_proto, parameters_to_proto, refs_of
 from compeft_proto.site import FILES, INDEX
 from compeft_proto.transport import SubmitDialogue, Tls, open_channel, upload
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
@@ -104,15 +105,26 @@ class Conductor:
         return self._conduct(dsse.ROUND_OPENING, opening, dsse.ROUND_STATEMENT)
 
     def close_round(
-        self, expert: str, run: str, number: int, method: str, coefficient: float, compression: Compression
+        self,
+        expert: str,
+        run: str,
+        number: int,
+        method: str,
+        coefficient: float,
+        compression: Compression,
+        parameters: MergeParameters = USUAL,
     ) -> pb.RoundStatement:
-        """Merge what was accepted and publish the next version, compressed like this for the downlink."""
+        """Merge what was accepted and publish the next version, compressed like this for the downlink.
+
+        Errors: InputError, and the round stays open, if the method is not to be had with these parameters and that many updates.
+        """
         closing = pb.RoundClosing(
             expert=expert,
             run=run,
             round=number,
             merge_method=method,
             coefficient=coefficient,
+            merge_parameters=None if parameters == USUAL else parameters_to_proto(parameters),
             compression=compression_to_proto(compression),
         )
         return self._conduct(dsse.ROUND_CLOSING, closing, dsse.ROUND_STATEMENT)

@@ -5,12 +5,25 @@ the newest state of each expert is kept in memory. Nothing is written here.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from compeft_core import Compression, Encoded, Layout, Vector, add_to, compress, densify, merge, parse
+from compeft_core import (
+    Compression,
+    Encoded,
+    Layout,
+    Merged,
+    MergeParameters,
+    Vector,
+    add_to,
+    choose_and_merge,
+    compress,
+    densify,
+    parse,
+)
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.errors import UnknownExpertError
@@ -21,6 +34,9 @@ from compeft_server.facts import Contribution, Expert, Submission, Version
 from compeft_server.influence import bounded_weights
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
+
+WORKERS = min(8, os.cpu_count() or 1)
+"""Threads of a merge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +122,13 @@ class ExpertLog:
         weights = bounded_weights([s.num_examples for s in accepted], scales, norms)
         return [Contribution(s.update_digest, s.keyid, s.sequence, w) for s, w in zip(accepted, weights, strict=True)]
 
-    def merged(self, expert: Expert, inputs: Sequence[Contribution], method: str, coefficient: float) -> Vector:
+    def merged(
+        self, expert: Expert, inputs: Sequence[Contribution], method: str, coefficient: float, parameters: MergeParameters
+    ) -> Merged:
         """The compressed updates of one round merged by these weights. Errors: as `compeft_core.merge`."""
         encoded = [self._encoded(expert, contribution.update_digest) for contribution in inputs]
-        return merge(method, encoded, [contribution.weight for contribution in inputs], coefficient=coefficient)
+        weights = [contribution.weight for contribution in inputs]
+        return choose_and_merge(method, encoded, weights, coefficient=coefficient, parameters=parameters, workers=WORKERS)
 
     def _encoded(self, expert: Expert, update_digest: bytes) -> Encoded:
         submission = self._ledger.submission(update_digest)

@@ -120,12 +120,13 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One update that went into a version, and its weight there."""
+    """One update that went into a version, and its weight there; `left_out`: the merge method chose others."""
 
     update_digest: bytes
     keyid: str
     sequence: int
     weight: float
+    left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)

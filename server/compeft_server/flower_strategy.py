@@ -17,8 +17,9 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from compeft_core import Compression, Layout, flatten, layout_of, seeded_state, state_digest
+from compeft_core import Compression, Layout, MergeParameters, check_parameters, flatten, layout_of, seeded_state, state_digest
 from compeft_core.errors import InputError
+from compeft_core.merge_inputs import USUAL
 from compeft_proto.errors import ConflictError
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.task import RECORD, Origin, RoundTask
@@ -31,10 +32,10 @@ from compeft_server.facts import Arm
 class Plan:
     """What a run does with one expert.
 
-    uplink, downlink: how clients and aggregator compress. merge_method, coefficient: `compeft_core.merge`. dense: names of arrays
-    kept as bfloat16 instead of ternary. seed: the initial arrays come from `compeft_core.seeded_state` with this seed and `bounds`
-    (one per array name; 0 or absent means zeros), so that no initial byte travels; None ships them once as a snapshot. metric: name
-    of the task metric in the clients' MetricRecord; `base-` before it marks the same for the frozen base model.
+    uplink, downlink: how clients and aggregator compress. merge_method, coefficient, merge_parameters: see `compeft_core.merge`.
+    dense: names of arrays kept as bfloat16 instead of ternary. seed: the initial arrays come from `compeft_core.seeded_state` with
+    this seed and `bounds` (one per array name; 0 or absent means zeros), so that no initial byte travels; None ships them once as a
+    snapshot. metric: name of the task metric in the clients' MetricRecord; `base-` before it marks the same for the frozen base model.
     """
 
     expert: str
@@ -43,6 +44,7 @@ class Plan:
     downlink: Compression
     merge_method: str = "average"
     coefficient: float = 1.0
+    merge_parameters: MergeParameters = USUAL
     dense: Collection[str] = ()
     seed: int | None = None
     bounds: dict[str, float] | None = None
@@ -58,6 +60,7 @@ class CompressedStrategy(Strategy):
     def __init__(self, inner: FedAvg, plan: Plan, station: Station) -> None:
         if type(inner).aggregate_train is not FedAvg.aggregate_train:
             raise InputError(f"{type(inner).__name__} aggregates by itself; the aggregator merges, so wrap a FedAvg or a FedProx")
+        check_parameters(plan.merge_method, plan.merge_parameters)
         self.inner, self.plan = inner, plan
         self._conductor = Conductor(station)
         self._run = ""
@@ -96,7 +99,7 @@ class CompressedStrategy(Strategy):
         self._report(server_round, replies)
         plan = self.plan
         closed = self._conductor.close_round(
-            plan.expert, self._run, server_round, plan.merge_method, plan.coefficient, plan.downlink
+            plan.expert, self._run, server_round, plan.merge_method, plan.coefficient, plan.downlink, plan.merge_parameters
         )
         if not closed.accepted:
             log(WARNING, "round %s: no update was accepted, version %s stays", server_round, closed.version)

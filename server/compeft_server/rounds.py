@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from compeft_core import state_digest
+from compeft_core import METHODS, state_digest
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.errors import RoundClosedError
@@ -92,9 +92,10 @@ class Rounds:
         started = time.monotonic()
         expert, compression = self._log.expert(found.expert), mf.compression_from_proto(closing.compression)
         inputs = self._log.contributions(expert, accepted)
-        merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient)
+        merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, mf.parameters_from_proto(closing))
+        inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
         state, residual = self._log.state(expert, found.base_version), self._log.residual(expert, found.base_version)
-        step = compose(expert.layout, state, residual, merged, compression)
+        step = compose(expert.layout, state, residual, merged.vector, compression)
         for chunk in mf.chunks(step.payload):
             self._store.put(chunk)
         kept = tuple(self._store.put(chunk) for chunk in mf.chunks(step.residual.astype("<f4").tobytes()))
@@ -129,6 +130,7 @@ class Rounds:
             chunks=mf.refs_of(step.payload),
             merge_method=closing.merge_method,
             coefficient=closing.coefficient,
+            merge_parameters=_parameters_of(closing),
             contributions=[pb.Contribution(**asdict(contribution)) for contribution in inputs],
             issued_at_ms=self._now_ms(),
         )
@@ -170,3 +172,8 @@ class Rounds:
             version=found.version if found.version is not None else found.base_version,
             closed=found.closed_at_ms is not None,
         )
+
+
+def _parameters_of(closing: pb.RoundClosing) -> pb.MergeParameters | None:
+    """What a manifest says of the parameters: all of them, the usual ones too, if the method takes any."""
+    return mf.parameters_to_proto(mf.parameters_from_proto(closing)) if METHODS[closing.merge_method].takes else None

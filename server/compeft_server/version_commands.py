@@ -77,6 +77,7 @@ def lineage(
     for member, c in origin.contributors:
         typer.echo(
             f"  {member:<24} update {c.update_digest.hex()[:16]}  key {c.keyid[:16]}  number {c.sequence}  weight {c.weight:g}"
+            + ("  left out" if c.left_out else "")
         )
 
 
@@ -162,12 +163,20 @@ def _as_json(origin: Origin) -> dict[str, object]:
         "created_at_ms": origin.created_at_ms,
         "payload_bytes": origin.payload_bytes,
         "merge_method": origin.merge_method,
+        "merge_parameters": origin.merge_parameters,
         "density": origin.compression.density if origin.compression else None,
         "scale": origin.compression.scale if origin.compression else None,
         "rolled_back_to": origin.rolled_back_to,
         "forgotten": list(origin.forgotten),
         "contributors": [
-            {"name": name, "update": c.update_digest.hex(), "keyid": c.keyid, "sequence": c.sequence, "weight": c.weight}
+            {
+                "name": name,
+                "update": c.update_digest.hex(),
+                "keyid": c.keyid,
+                "sequence": c.sequence,
+                "weight": c.weight,
+                "left_out": c.left_out,
+            }
             for name, c in origin.contributors
         ],
     }
@@ -182,5 +191,6 @@ def _as_text(origin: Origin) -> str:
         return f"{head}merged again without {', '.join(key[:16] for key in origin.forgotten)}"
     if origin.compression is None:
         return f"{head}published"
-    names = ", ".join(sorted(name for name, _ in origin.contributors))
-    return f"{head}round {origin.round}, {origin.merge_method} at {origin.compression.density:g} of {names}"
+    names = ", ".join(sorted(f"{name} (left out)" if c.left_out else name for name, c in origin.contributors))
+    told = "".join(f" {name}={value:g}" for name, value in origin.merge_parameters.items())
+    return f"{head}round {origin.round}, {origin.merge_method}{told} at {origin.compression.density:g} of {names}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compeft_core import Compression, Vector, state_digest
+from compeft_core import METHODS, Compression, Vector, state_digest
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
@@ -32,6 +32,7 @@ class Origin:
     created_at_ms: int
     payload_bytes: int
     merge_method: str
+    merge_parameters: dict[str, float]
     compression: Compression | None
     contributors: tuple[tuple[str, Contribution], ...]
     rolled_back_to: int | None
@@ -102,7 +103,7 @@ class Versions:
 
     def _origin(self, version: Version, names: dict[str, str]) -> Origin:
         manifest = self._log.manifest(version)
-        contributions = [Contribution(c.update_digest, c.keyid, c.sequence, c.weight) for c in manifest.contributions]
+        contributions = [Contribution(c.update_digest, c.keyid, c.sequence, c.weight, c.left_out) for c in manifest.contributions]
         stepped = manifest.HasField("coding")
         return Origin(
             version=version.version,
@@ -112,6 +113,7 @@ class Versions:
             created_at_ms=version.created_at_ms,
             payload_bytes=version.payload_bytes,
             merge_method=manifest.merge_method,
+            merge_parameters=_parameters_of(manifest),
             compression=mf.compression_from_proto(manifest.coding.compression) if stepped else None,
             contributors=tuple((names.get(c.keyid, "?"), c) for c in contributions),
             rolled_back_to=manifest.rolled_back_to if manifest.HasField("rolled_back_to") else None,
@@ -138,8 +140,15 @@ class Versions:
         if not kept:
             return state, residual
         inputs = [Contribution(c.update_digest, c.keyid, c.sequence, c.weight) for c in kept]
-        merged = self._log.merged(expert, inputs, manifest.merge_method, manifest.coefficient)
-        step = compose(expert.layout, state, residual, merged, mf.compression_from_proto(manifest.coding.compression))
+        parameters = mf.parameters_from_proto(manifest)
+        if forgotten:
+            parameters = parameters.within(len(kept), METHODS[manifest.merge_method].takes)
+        merged = self._log.merged(expert, inputs, manifest.merge_method, manifest.coefficient, parameters)
+        if not forgotten and [c.left_out for c in kept] != [not chosen for chosen in merged.chosen]:
+            raise WrongBaseError(
+                f"{expert.name} version {manifest.version} names other updates as left out than {manifest.merge_method} chooses"
+            )
+        step = compose(expert.layout, state, residual, merged.vector, mf.compression_from_proto(manifest.coding.compression))
         return step.state, step.residual
 
     def _snapshot_of(self, expert: Expert, manifest: pb.VersionManifest) -> Vector:
@@ -181,3 +190,9 @@ class Versions:
 
     def _head(self, expert: Expert) -> int:
         return self._ledger.head(expert.name)
+
+
+def _parameters_of(manifest: pb.VersionManifest) -> dict[str, float]:
+    """The parameters that the merge method took, by name."""
+    method, parameters = METHODS.get(manifest.merge_method), mf.parameters_from_proto(manifest)
+    return {name: getattr(parameters, name) for name in sorted(method.takes)} if method else {}

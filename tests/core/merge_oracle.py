@@ -6,9 +6,9 @@ import math
 import numpy as np
 
 from compeft_core import Encoded, MergeParameters, decode, densify
+from compeft_core.merge_inputs import USUAL
 from tests.core import oracle
 
-USUAL = MergeParameters()
 ALONE = {
     "dare": MergeParameters(drop=0.0),
     "dare_ties": MergeParameters(drop=0.0),

@@ -166,8 +166,10 @@ def test_a_parameter_that_a_method_does_not_take_is_refused() -> None:
         ("quorum", 1.0),
         ("threshold", math.inf),
         ("byzantine", -1),
-    ]
-    + [("keep", -1), ("seed", 2**64), ("agreement", 0)],
+        ("keep", -1),
+        ("seed", 2**64),
+        ("agreement", 0),
+    ],
 )
 def test_parameters_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(InputError, match=name):

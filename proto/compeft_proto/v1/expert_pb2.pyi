@@ -477,6 +477,48 @@ class Receipt(_message.Message):
 Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
 
 @_typing.final
+class MergeParameters(_message.Message):
+    """What a merge method is told beside its weights: docs/format.md, "Merging". Absent: the method takes none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRIM_FIELD_NUMBER: _builtins.int
+    BYZANTINE_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    QUORUM_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    trim: _builtins.float
+    byzantine: _builtins.int
+    keep: _builtins.int
+    quorum: _builtins.float
+    drop: _builtins.float
+    seed: _builtins.int
+    threshold: _builtins.float
+    agreement: _builtins.int
+    def __init__(
+        self,
+        *,
+        trim: _builtins.float = ...,
+        byzantine: _builtins.int = ...,
+        keep: _builtins.int = ...,
+        quorum: _builtins.float = ...,
+        drop: _builtins.float = ...,
+        seed: _builtins.int = ...,
+        threshold: _builtins.float = ...,
+        agreement: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "byzantine", b"byzantine", "drop", b"drop", "keep", b"keep", "quorum", b"quorum", "seed", b"seed", "threshold", b"threshold", "trim", b"trim"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MergeParameters: _TypeAlias = MergeParameters  # noqa: Y015
+
+@_typing.final
 class Contribution(_message.Message):
     """One update that went into a version."""
 
@@ -486,10 +528,13 @@ class Contribution(_message.Message):
     KEYID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     update_digest: _builtins.bytes
     keyid: _builtins.str
     sequence: _builtins.int
     weight: _builtins.float
+    left_out: _builtins.bool
+    """The merge method chose others: nothing of this update is in the version."""
     def __init__(
         self,
         *,
@@ -497,10 +542,11 @@ class Contribution(_message.Message):
         keyid: _builtins.str = ...,
         sequence: _builtins.int = ...,
         weight: _builtins.float = ...,
+        left_out: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keyid", b"keyid", "sequence", b"sequence", "update_digest", b"update_digest", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keyid", b"keyid", "left_out", b"left_out", "sequence", b"sequence", "update_digest", b"update_digest", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -531,6 +577,7 @@ class VersionManifest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     ROLLED_BACK_TO_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
+    MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     version: _builtins.int
     parent_state_digest: _builtins.bytes
@@ -561,6 +608,8 @@ class VersionManifest(_message.Message):
     def forgotten(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """... or of the log recomputed without the updates of these keys."""
 
+    @_builtins.property
+    def merge_parameters(self) -> Global___MergeParameters: ...
     def __init__(
         self,
         *,
@@ -583,10 +632,11 @@ class VersionManifest(_message.Message):
         snapshot: _builtins.bool = ...,
         rolled_back_to: _builtins.int | None = ...,
         forgotten: _abc.Iterable[_builtins.str] | None = ...,
+        merge_parameters: Global___MergeParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "merge_parameters", b"merge_parameters", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "parent_state_digest", b"parent_state_digest", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "parent_state_digest", b"parent_state_digest", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rolled_back_to: _TypeAlias = _typing.Literal["rolled_back_to"]  # noqa: Y015
     _WhichOneofArgType__rolled_back_to: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to"]  # noqa: Y015
@@ -744,6 +794,7 @@ class RoundClosing(_message.Message):
     MERGE_METHOD_FIELD_NUMBER: _builtins.int
     COEFFICIENT_FIELD_NUMBER: _builtins.int
     COMPRESSION_FIELD_NUMBER: _builtins.int
+    MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -755,6 +806,10 @@ class RoundClosing(_message.Message):
     @_builtins.property
     def compression(self) -> Global___Compression:
         """How the composed update is compressed for the downlink."""
+
+    @_builtins.property
+    def merge_parameters(self) -> Global___MergeParameters:
+        """Absent: the usual ones."""
 
     def __init__(
         self,
@@ -768,10 +823,11 @@ class RoundClosing(_message.Message):
         merge_method: _builtins.str = ...,
         coefficient: _builtins.float = ...,
         compression: Global___Compression | None = ...,
+        merge_parameters: Global___MergeParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "merge_parameters", b"merge_parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merge_method", b"merge_method", "nonce", b"nonce", "round", b"round", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "nonce", b"nonce", "round", b"round", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
