@@ -9,6 +9,7 @@ from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from compeft_client.cli import run
 from compeft_client.packing import PackSettings, from_compressed, load_compressed, save_compressed, unpack
 from compeft_core.errors import InputError
 
@@ -98,3 +99,30 @@ def test_a_full_checkpoint_does_not_load_as_an_adapter(tmp_path: Path) -> None:
     unpack(tmp_path / "x.expert", tmp_path / "back", init=init)
     again = BertForSequenceClassification.from_pretrained(tmp_path / "back").eval()
     torch.testing.assert_close(logits(again), logits(model), atol=2e-2, rtol=0)
+
+
+MIXED = [
+    LoraConfig(r=8, lora_alpha=4, rank_pattern={"q_proj": 2}, target_modules=["q_proj", "v_proj"]),
+    LoraConfig(r=3, lora_alpha=9, use_rslora=True, alpha_pattern={"v_proj": 2}, target_modules=["q_proj", "v_proj"]),
+]
+
+
+def test_peft_computes_with_a_merged_adapter_the_mean_of_what_it_computes_with_each(tmp_path: Path) -> None:
+    """Two ranks, two scalings, patterns: PEFT's own idea of each module's change is what is averaged."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, config in zip(folders, MIXED, strict=True):
+        tuned = get_peft_model(llama(), config)
+        for _, parameter in sorted(tuned.named_parameters()):
+            if parameter.requires_grad:
+                parameter.data = parameter.data + 0.02 * torch.randn_like(parameter)
+        tuned.save_pretrained(folder)
+    assert run(["merge", *map(str, folders), "-o", str(tmp_path / "out"), "--weights", "1,3"]) == 0
+    changes = [changes_of(PeftModel.from_pretrained(llama(), folder)) for folder in (*folders, tmp_path / "out")]
+    assert len(changes[0]) == 4
+    for name, merged in changes[2].items():
+        torch.testing.assert_close(merged, (changes[0][name] + 3 * changes[1][name]) / 4, atol=1e-6, rtol=1e-4)
+
+
+def changes_of(model: PeftModel) -> dict[str, torch.Tensor]:
+    """What PEFT adds to each adapted matrix."""
+    return {n: m.get_delta_weight("default") for n, m in model.named_modules() if hasattr(m, "get_delta_weight")}
