@@ -60,6 +60,7 @@ def compare(updates: int, layout: Layout, folder: str) -> Figures:
     for arm in ("merge", "numpy", "flower"):
         figures |= run_arm(arm, updates, layout, folder)
     for peer in ("numpy", "numpy_plain", "flower"):
+        figures[f"times_less_cpu_than_{peer}"] = figures[f"{peer}_cpu_s"] / figures["merge_1_cpu_s"]
         for workers in (1, 2):
             figures[f"times_faster_than_{peer}_by_{workers}"] = figures[f"{peer}_s"] / figures[f"merge_{workers}_s"]
             figures[f"with_parsing_than_{peer}_by_{workers}"] = figures[f"{peer}_s"] / figures[f"parse_merge_{workers}_s"]
@@ -95,12 +96,13 @@ def merge_arm(layout: Layout, updates: int, folder: Path) -> Figures:
     encodings = [parse(blob, workers=2) for blob in blobs]
     figures: Figures = {}
     for workers in (1, 2):
-        figures[f"merge_{workers}_s"] = best_s(lambda w=workers: merge("average", encodings, weights, workers=w))
+        figures |= best(f"merge_{workers}", lambda w=workers: merge("average", encodings, weights, workers=w))
     figures["merge_memory_mib"] = peak_mib() - before
     figures["merge_working_mib"] = figures["merge_memory_mib"] - (sum(map(len, blobs)) + 4 * layout.size) / MEBI
     for workers in (1, 2):
-        figures[f"parse_merge_{workers}_s"] = best_s(
-            lambda w=workers: merge("average", [parse(blob, workers=w) for blob in blobs], weights, workers=w)
+        figures |= best(
+            f"parse_merge_{workers}",
+            lambda w=workers: merge("average", [parse(blob, workers=w) for blob in blobs], weights, workers=w),
         )
     return figures
 
@@ -124,8 +126,8 @@ def numpy_arm(layout: Layout, updates: int, _folder: Path) -> Figures:
         for vector, weight in zip(vectors, weights, strict=True):
             np.add(total, weight * vector, out=total)
 
-    figures = {"numpy_s": best_s(lean), "numpy_memory_mib": peak_mib() - before}
-    return figures | {"numpy_plain_s": best_s(plain)}
+    figures = best("numpy", lean) | {"numpy_memory_mib": peak_mib() - before}
+    return figures | best("numpy_plain", plain)
 
 
 def flower_arm(layout: Layout, updates: int, _folder: Path) -> Figures:
@@ -137,18 +139,19 @@ def flower_arm(layout: Layout, updates: int, _folder: Path) -> Figures:
         vector, step = update_of(layout, i), TENSOR[0] * TENSOR[1]
         arrays = {t.name: Array(vector[j * step : (j + 1) * step].reshape(t.shape)) for j, t in enumerate(layout.tensors)}
         records.append(RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 1.0 + i % 3})}))
-    seconds = best_s(lambda: aggregate_arrayrecords(records, "num-examples"))
-    return {"flower_s": seconds, "flower_memory_mib": peak_mib() - before}
+    figures = best("flower", lambda: aggregate_arrayrecords(records, "num-examples"))
+    return figures | {"flower_memory_mib": peak_mib() - before}
 
 
-def best_s(run: Callable[[], object], repeats: int = 3) -> float:
-    """Seconds of the fastest of several runs."""
-    times = []
+def best(name: str, run: Callable[[], object], repeats: int = 3) -> Figures:
+    """Seconds of the fastest of several runs, on the clock and of processor time, which a busy machine spoils less."""
+    clock, processor = [], []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        begin, used = time.perf_counter(), time.process_time()
         run()
-        times.append(time.perf_counter() - begin)
-    return min(times)
+        clock.append(time.perf_counter() - begin)
+        processor.append(time.process_time() - used)
+    return {f"{name}_s": min(clock), f"{name}_cpu_s": min(processor)}
 
 
 def resident_mib() -> float:

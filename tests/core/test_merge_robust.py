@@ -17,6 +17,7 @@ from compeft_core import (
     encode,
     layout_of,
     merge,
+    merge_robust,
     parse,
 )
 from compeft_core.merge_inputs import ordered
@@ -133,3 +134,10 @@ def test_a_sign_needs_its_quorum_and_takes_the_median_scale() -> None:
     assert merge("sign_majority", votes, [1, 1, 1]).tolist() == [2.0, 2.0, 2.0, -2.0]
     half = MergeParameters(quorum=0.5)
     assert merge("sign_majority", votes, [1, 1, 1], parameters=half).tolist() == [2.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["trimmed_mean", "median"])
+def test_sorting_a_little_at_a_time_changes_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = merge(method, COHORT, [1.0] * 10)
+    monkeypatch.setattr(merge_robust, "MOST_ENTRIES", 100)
+    assert same_bits(merge(method, COHORT, [1.0] * 10), whole)

@@ -5,17 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from flwr.serverapp.strategy import FedAvg
 
 from compeft_client.exchange import Trained
 from compeft_core import InputError, MergeParameters, Vector, compress, densify, encode, merge, parse
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import WrongBaseError
 from compeft_server import schema
+from compeft_server.conductor import Station
+from compeft_server.flower_strategy import CompressedStrategy, Plan
 from compeft_server.serving import now_ms
 from compeft_server.store import ChunkStore
 from compeft_server.version_commands import _as_json, _as_text
 from compeft_server.versions import Versions
-from tests.exchange.conftest import DOWNLINK, EXPERT, LAYOUT, RUN, UPLINK, World, synced_by, task_vector, trained
+from tests.exchange.conftest import DOWNLINK, EXPERT, LAYOUT, ORIGIN, RUN, UPLINK, World, synced_by, task_vector, trained
 
 SIGNAL = 5 * task_vector(0) * np.abs(task_vector(1)) / 1e-3
 HONEST = 4
@@ -131,3 +134,9 @@ def test_dare_recomputes_from_its_recorded_seed(world: World) -> None:
 def test_the_whole_layout_moves(world: World) -> None:
     moved = composed(world, [*map(honest, range(HONEST)), poisoned()], "trimmed_mean", DEFENCES["trimmed_mean"])
     assert np.abs(moved[LAYOUT.ternary_size :]).max() > 0
+
+
+def test_a_plan_with_a_parameter_for_another_method_fails_before_the_first_round(world: World) -> None:
+    plan = Plan(EXPERT, ORIGIN, UPLINK, DOWNLINK, merge_method="median", merge_parameters=MergeParameters(trim=0.3))
+    with pytest.raises(InputError, match="median takes no parameters, not trim"):
+        CompressedStrategy(FedAvg(), plan, Station(world.address, world.conductor_key, world.aggregator.public))
