@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from compeft_client.commands import AsFormat
 from compeft_client.merging import MergeRequest, MergeResult, merge_experts
+from compeft_client.options import AsFormat
 from compeft_client.pack_texts import NO_QUALITY
 from compeft_client.packing import PackSettings
 from compeft_core.errors import InputError
