@@ -15,7 +15,7 @@ from compeft_client import trust
 from compeft_client.files import write_durably
 from compeft_client.state import Memory, Pending, StateDirectory, settle
 from compeft_core import Layout, Vector, compress, parse, state_digest
-from compeft_core.errors import FormatError, LayoutMismatchError
+from compeft_core.errors import FormatError, InputError, LayoutMismatchError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.believed import Believed
@@ -93,37 +93,59 @@ class EdgeClient:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def sync(self, expert: str, version: int | None = None, run: str = "", round_number: int = 0) -> Synced:
-        """Bring the local copy of `expert` to `version` (the newest by default) and settle the pending update.
+    def sync(
+        self,
+        expert: str,
+        version: int | None = None,
+        run: str = "",
+        round_number: int = 0,
+        *,
+        channel: str = "",
+        go_back: bool = False,
+    ) -> Synced:
+        """Bring the local copy of `expert` to `version`, or to where `channel` points (to the newest by default), and settle the
+        pending update.
 
-        `run` and `round_number` say on whose behalf, for the ledger. Errors: UnreachableError; UnknownExpertError;
-        SignatureError, WrongBaseError, ReplayError, FormatError or ChunkMismatchError if the answer cannot be trusted. After an
-        error the local copy is what it was.
+        `run` and `round_number` say on whose behalf, for the ledger. `go_back` allows an older version than the one that is here:
+        after a rolled back channel, say. Errors: UnreachableError; UnknownExpertError; ForbiddenError; InputError for a version
+        and a channel at once; SignatureError, WrongBaseError, ReplayError, FormatError or ChunkMismatchError if the answer cannot
+        be trusted. After an error the local copy is what it was.
         """
+        if channel and version is not None:
+            raise InputError(f"{expert}: asked for version {version} and for channel {channel}: name one of them")
         directory = self._memory_of(expert)
         with directory.lock():
             memory = directory.load()
-            trust.check_goal(expert, memory.version, version)
+            trust.check_goal(expert, memory.version, version, go_back)
+            if version is not None and version < memory.version:
+                memory = _rewound(memory)
             request = pb.SyncRequest(
-                expert=expert,
-                keyid=self._edge.key.keyid,
-                have_version=memory.version if memory.version >= 0 else None,
-                want_version=version,
-                nonce=secrets.token_bytes(NONCE_BYTES),
-                issued_at_ms=_now_ms(),
-                run=run,
-                round=round_number,
+                expert=expert, keyid=self._edge.key.keyid, want_version=version, run=run, round=round_number, channel=channel
             )
-
-            def attempt() -> tuple[pb.SyncStatement, list[pb.VersionManifest], list[bytes]]:
-                with SyncDialogue(self._stub.Sync, self._edge.address) as dialogue:
-                    statement, manifests = self._ask(dialogue, request, memory)
-                    return statement, manifests, [_payload(dialogue, directory, manifest.chunks) for manifest in manifests]
-
-            statement, manifests, payloads = persist(lambda: self._believed.trusting(attempt), self._edge.patience_s)
+            statement, manifests, payloads = self._answered(directory, request, memory)
+            trust.check_channel(statement, memory.version, go_back)
+            if statement.want_version < memory.version:
+                memory = _rewound(memory)
+                statement, manifests, payloads = self._answered(directory, request, memory)
             memory, synced = _follow(directory, memory, expert, manifests, payloads)
             settle(directory, memory, synced.layout, statement.merged_sequence, statement.waiting_sequence)
         return synced
+
+    def _answered(
+        self, directory: StateDirectory, request: pb.SyncRequest, memory: Memory
+    ) -> tuple[pb.SyncStatement, list[pb.VersionManifest], list[bytes]]:
+        """The signed answer to `request` from what `memory` has, and the payloads of the versions it lists."""
+        request.ClearField("have_version")
+        if memory.version >= 0:
+            request.have_version = memory.version
+        request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), _now_ms()
+
+        def attempt() -> tuple[pb.SyncStatement, list[pb.VersionManifest], list[bytes]]:
+            with SyncDialogue(self._stub.Sync, self._edge.address) as dialogue:
+                statement, manifests = self._ask(dialogue, request, memory)
+                return statement, manifests, [_payload(dialogue, directory, manifest.chunks) for manifest in manifests]
+
+        return persist(lambda: self._believed.trusting(attempt), self._edge.patience_s)
 
     def submit(self, task: RoundTask, trained: Trained) -> pb.Receipt:
         """Compress the task vector plus the residual, seal it and send it for one round; the aggregator's receipt.
@@ -219,6 +241,11 @@ class EdgeClient:
 
 def _genesis(directory: StateDirectory, memory: Memory) -> pb.Genesis:
     return pb.Genesis.FromString(directory.read(memory.genesis))
+
+
+def _rewound(memory: Memory) -> Memory:
+    """A memory without a synced state, for a log that is followed from its start. Residual and pending update stay."""
+    return replace(memory, version=-1, genesis="", synced="")
 
 
 def _follow(

@@ -10,9 +10,9 @@ from compeft_proto.errors import ConflictError, ReplayError, WrongBaseError
 from compeft_proto.v1 import expert_pb2 as pb
 
 
-def check_goal(expert: str, have: int, want: int | None) -> None:
-    """A client does not go back. Errors: ReplayError if `want` is older than `have`."""
-    if want is not None and want < have:
+def check_goal(expert: str, have: int, want: int | None, go_back: bool = False) -> None:
+    """A client goes back only if told to. Errors: ReplayError if `want` is older than `have`."""
+    if want is not None and want < have and not go_back:
         raise ReplayError(f"{expert} is at version {have} here, asked was for {want}: a client does not go back")
 
 
@@ -22,12 +22,24 @@ def check_statement(statement: pb.SyncStatement, request: pb.SyncRequest, have: 
         raise ReplayError("the aggregator's statement answers another request: somebody may be replaying old answers")
     if statement.expert != request.expert:
         raise WrongBaseError(f"the aggregator's statement is of {statement.expert[:40]!a}, asked was for {request.expert!r}")
-    if statement.want_version < have or statement.head_version < statement.want_version:
+    if statement.head_version < statement.want_version or (statement.want_version < have and not request.channel):
         raise ReplayError(
             f"{request.expert} is at version {have} here, the aggregator offers {statement.want_version} of {statement.head_version}"
         )
+    if statement.channel != request.channel:
+        raise WrongBaseError(f"the aggregator offers channel {statement.channel[:20]!a}, asked was for {request.channel!a}")
     if request.HasField("want_version") and statement.want_version != request.want_version:
         raise WrongBaseError(f"the aggregator offers version {statement.want_version}, asked was for {request.want_version}")
+
+
+def check_channel(statement: pb.SyncStatement, have: int, go_back: bool) -> None:
+    """A client follows a channel back only if told to. Errors: ReplayError, which says whether the operator rolled it back."""
+    if go_back or statement.want_version >= have:
+        return
+    where = f"{statement.expert} is at version {have} here, its channel {statement.channel} at {statement.want_version}"
+    if statement.HasField("channel_moved_back_from"):
+        where += f", rolled back by its operator from {statement.channel_moved_back_from}"
+    raise ReplayError(f"{where}: a client goes back only if told to (go_back)")
 
 
 def check_chain(manifests: Sequence[pb.VersionManifest], expert: str, have: int, want: int) -> None:

@@ -18,6 +18,7 @@ from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
 from compeft_server.admission import Limits, Situation
+from compeft_server.channels import Channel, channel_of
 from compeft_server.expert_log import ExpertLog
 from compeft_server.facts import Expert, Member, Submission, Version
 from compeft_server.ledger import Ledger
@@ -247,11 +248,20 @@ class Aggregator:
         )
         return sealed
 
+    def _channel(self, request: pb.SyncRequest, head: int) -> Channel | None:
+        """The channel that a request follows, if any. Errors: FormatError if it also names a version; as `channel_of`."""
+        if not request.channel:
+            return None
+        if request.HasField("want_version"):
+            raise FormatError(f"request for version {request.want_version} and for channel {request.channel[:20]!a}: name one")
+        return channel_of(request.channel, request.expert, self._ledger.terms.channel_moves(request.expert), head)
+
     def _answer(self, member: Member, expert: Expert, request: pb.SyncRequest) -> SyncAnswer:
         head = self._ledger.head(expert.name)
-        want = request.want_version if request.HasField("want_version") else head
+        channel = self._channel(request, head)
+        want = channel.version if channel else request.want_version if request.HasField("want_version") else head
         have = request.have_version if request.HasField("have_version") else -1
-        if want > head or have > want:
+        if want > head or (have > want and channel is None):
             raise UnknownExpertError(f"{expert.name} has versions 0 to {head}; asked was for {have + 1} to {want}")
         versions = self._ledger.versions(expert.name, have, want)
         sequences = self._ledger.sequences(expert.name, request.keyid)
@@ -264,6 +274,8 @@ class Aggregator:
             merged_sequence=sequences.merged,
             waiting_sequence=sequences.waiting,
             issued_at_ms=self._now_ms(),
+            channel=request.channel,
+            channel_moved_back_from=channel.moved_back_from if channel else None,
         )
         chunks = frozenset(ref.sha256 for v in versions for ref in self._log.manifest(v).chunks)
         return SyncAnswer(

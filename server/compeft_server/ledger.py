@@ -21,6 +21,7 @@ from compeft_server.audit import Entry, Event
 from compeft_server.database import open_engine
 from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Submission, Transfer, Version
 from compeft_server.membership import Membership, withdraw
+from compeft_server.terms import Terms
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self._engine = open_engine(path)
         self.membership = Membership(self._engine)
+        self.terms = Terms(self._engine)
 
     def close(self) -> None:
         """Let go of the database file."""

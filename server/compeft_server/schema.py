@@ -165,3 +165,46 @@ audit = sa.Table(
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
 )
+
+channel_moves = sa.Table(
+    "channel_moves",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("expert", sa.ForeignKey("experts.expert"), nullable=False, index=True),
+    sa.Column("channel", sa.String(16), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+
+rules = sa.Table(
+    "rules",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("expert", sa.String(128), nullable=False, index=True),
+    sa.Column("who", sa.String(128), nullable=False),
+    sa.Column("action", sa.String(16), nullable=False),
+    sa.Column("effect", sa.String(16), nullable=False),
+    sa.Column("from_version", sa.Integer, nullable=False),
+    sa.Column("until_ms", sa.BigInteger),
+    sa.Column("channel", sa.String(16), nullable=False),
+)
+
+retirements = sa.Table(
+    "retirements",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("expert", sa.ForeignKey("experts.expert"), nullable=False, index=True),
+    sa.Column("version", sa.Integer),
+    sa.Column("retired", sa.Boolean, nullable=False),
+)
+
+fetches = sa.Table(
+    "fetches",
+    metadata,
+    sa.Column("expert", sa.ForeignKey("experts.expert"), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("keyid", sa.String(32), primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+)

@@ -1,4 +1,4 @@
-"""Commands about experts and their versions, run on the aggregator's machine: list, log, lineage, verify-merge, rollback, forget."""
+"""Commands about experts and their versions, run on the aggregator's machine: log, lineage, verify-merge, rollback, forget."""
 
 import json
 from datetime import UTC, datetime
@@ -9,6 +9,7 @@ import typer
 
 from compeft_core.errors import InputError
 from compeft_server.audit import check
+from compeft_server.expert_commands import experts
 from compeft_server.own_keys import earlier_keys
 from compeft_server.serving import now_ms, open_ledger, own_key
 from compeft_server.store import ChunkStore
@@ -21,24 +22,7 @@ Name = Annotated[str, typer.Argument(help="name of the expert")]
 app = typer.Typer()
 audit_app = typer.Typer(help="The append-only log of decisions.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
-experts = typer.Typer(help="Experts and their versions.", no_args_is_help=True)
 app.add_typer(experts, name="experts")
-
-
-@experts.command("list")
-def experts_list(data: Data, format: AsFormat = "text") -> None:  # the option's name
-    """List experts with their newest version and size.
-
-    Example: compeft experts list --data /var/lib/compeft
-    """
-    ledger = open_ledger(data)
-    found = [(name, ledger.head(name), ledger.expert(name)) for name in ledger.experts()]
-    rows = [{"expert": name, "version": head, "parameters": e.layout.size} for name, head, e in found if e is not None]
-    if format == "json":
-        typer.echo(json.dumps(rows))
-        return
-    for row in rows:
-        typer.echo(f"{row['expert']:<32} version {row['version']:<6} {row['parameters']:>14,} parameters")
 
 
 @experts.command("log")

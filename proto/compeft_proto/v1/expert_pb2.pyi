@@ -658,6 +658,7 @@ class SyncRequest(_message.Message):
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     keyid: _builtins.str
     have_version: _builtins.int
@@ -669,6 +670,8 @@ class SyncRequest(_message.Message):
     run: _builtins.str
     """The round on whose behalf this is asked, for the ledger; empty and 0 outside any."""
     round: _builtins.int
+    channel: _builtins.str
+    """Instead of want_version: the version that this channel points at, "stable" or "canary"."""
     def __init__(
         self,
         *,
@@ -680,10 +683,11 @@ class SyncRequest(_message.Message):
         issued_at_ms: _builtins.int = ...,
         run: _builtins.str = ...,
         round: _builtins.int = ...,
+        channel: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "have_version", b"have_version", "want_version", b"want_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "expert", b"expert", "have_version", b"have_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "round", b"round", "run", b"run", "want_version", b"want_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "channel", b"channel", "expert", b"expert", "have_version", b"have_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "round", b"round", "run", b"run", "want_version", b"want_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__have_version: _TypeAlias = _typing.Literal["have_version"]  # noqa: Y015
     _WhichOneofArgType__have_version: _TypeAlias = _typing.Literal["_have_version", b"_have_version"]  # noqa: Y015
@@ -710,6 +714,8 @@ class SyncStatement(_message.Message):
     MERGED_SEQUENCE_FIELD_NUMBER: _builtins.int
     WAITING_SEQUENCE_FIELD_NUMBER: _builtins.int
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    CHANNEL_MOVED_BACK_FROM_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     nonce: _builtins.bytes
     keyid: _builtins.str
@@ -720,6 +726,10 @@ class SyncStatement(_message.Message):
     waiting_sequence: _builtins.int
     """The client's newest sequence number that is accepted for a round still open; 0 if none."""
     issued_at_ms: _builtins.int
+    channel: _builtins.str
+    """The channel that was asked for, which points at want_version; empty if none was."""
+    channel_moved_back_from: _builtins.int
+    """The channel's newest move led back to want_version, from this version: its operator rolled it back."""
     def __init__(
         self,
         *,
@@ -731,12 +741,16 @@ class SyncStatement(_message.Message):
         merged_sequence: _builtins.int = ...,
         waiting_sequence: _builtins.int = ...,
         issued_at_ms: _builtins.int = ...,
+        channel: _builtins.str = ...,
+        channel_moved_back_from: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel_moved_back_from", b"channel_moved_back_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert", b"expert", "head_version", b"head_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merged_sequence", b"merged_sequence", "nonce", b"nonce", "waiting_sequence", b"waiting_sequence", "want_version", b"want_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel", b"channel", "channel_moved_back_from", b"channel_moved_back_from", "expert", b"expert", "head_version", b"head_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merged_sequence", b"merged_sequence", "nonce", b"nonce", "waiting_sequence", b"waiting_sequence", "want_version", b"want_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__channel_moved_back_from: _TypeAlias = _typing.Literal["channel_moved_back_from"]  # noqa: Y015
+    _WhichOneofArgType__channel_moved_back_from: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__channel_moved_back_from) -> _WhichOneofReturnType__channel_moved_back_from | None: ...
 
 Global___SyncStatement: _TypeAlias = SyncStatement  # noqa: Y015
 
