@@ -24,6 +24,7 @@ from compeft_proto.errors import (
 from compeft_proto.manifest import check_digest, check_name, check_refs, read_payload
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.facts import ARMS, Arm, Expert, Member, Role, Round, Submission
+from compeft_server.policy import Action, Decision
 
 MAX_METRICS = 64
 
@@ -44,7 +45,8 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What the ledger knows when an update arrives. `same` is the accepted update with the same digest, `other` any accepted
-    update of the same client for the same round; `accepted_sequence` is the client's newest accepted number.
+    update of the same client for the same round; `accepted_sequence` is the client's newest accepted number; `policy` says whether
+    the member may publish to the expert.
     """
 
     member: Member
@@ -54,6 +56,7 @@ class Situation:
     same: Submission | None
     other: Submission | None
     accepted_sequence: int
+    policy: Decision
 
 
 def admit_member(member: Member, claimed_keyid: str, *allowed: Role) -> Member:
@@ -63,6 +66,16 @@ def admit_member(member: Member, claimed_keyid: str, *allowed: Role) -> Member:
     if member.public.keyid != claimed_keyid:
         raise ForbiddenError(f"manifest names key {claimed_keyid[:40]!a}, key {member.public.keyid} signed it")
     return member
+
+
+def admitted(decision: Decision, member: Member, expert: str, action: Action) -> Decision:
+    """Step 6, policy: the decision, if it is a yes. Errors: ForbiddenError with its reason and the way out."""
+    if not decision.allowed:
+        raise ForbiddenError(
+            f"{member.name!r}, role {member.role}, may not {action} {expert[:40]}: {decision.reason}; "
+            f"ask the aggregator's operator (compeft policy explain)"
+        )
+    return decision
 
 
 def admit_time(issued_at_ms: int, expires_at_ms: int, now_ms: int, limits: Limits) -> None:
@@ -86,6 +99,7 @@ def admit_update(update: pb.UpdateManifest, situation: Situation, now_ms: int, l
     admit_time(update.issued_at_ms, update.expires_at_ms, now_ms, limits)
     _check_round(update, situation, now_ms)
     admit_member(situation.member, update.keyid, "edge")
+    admitted(situation.policy, situation.member, update.expert, "publish")
     _check_expert(update, situation)
     _check_claims(update, limits)
     return None

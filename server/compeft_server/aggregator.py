@@ -17,6 +17,7 @@ from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
+from compeft_server.access import Access
 from compeft_server.admission import Limits, Situation
 from compeft_server.channels import Channel, channel_of
 from compeft_server.expert_log import ExpertLog
@@ -76,7 +77,8 @@ class Aggregator:
     ) -> None:
         self._key, self._store, self._ledger, self._limits, self._now_ms = key, store, ledger, limits, now_ms
         self._log = ExpertLog(key.public, store, ledger, earlier)
-        self._rounds = Rounds(key, store, ledger, self._log, limits, now_ms)
+        self._access = Access(ledger, self._log, now_ms)
+        self._rounds = Rounds(key, store, ledger, self._log, self._access, limits, now_ms)
         self._lock = threading.RLock()
 
     # Submitting: open, admit, receive each needed chunk, finish
@@ -132,7 +134,7 @@ class Aggregator:
         request = dsse.parse(verified, dsse.SYNC_REQUEST)
         admission.admit_time(request.issued_at_ms, request.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
         member = admission.admit_member(self._member(verified), request.keyid, "edge", "conductor", "reader")
-        expert = self._log.expert(request.expert)
+        expert = self._access.expert(member, request.expert)
         with self._lock:
             return self._answer(member, expert, request)
 
@@ -173,6 +175,7 @@ class Aggregator:
             same=self._ledger.submission(offer.digest),
             other=next((s for s in in_round if s.keyid in mine), None),
             accepted_sequence=self._ledger.sequences(update.expert, keyid).accepted,
+            policy=self._access.decide(offer.member.name, offer.member.role, update.expert, "publish", update.base_version),
         )
 
     @contextmanager
@@ -192,6 +195,7 @@ class Aggregator:
         admission.admit_time(genesis.issued_at_ms, genesis.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
         admission.admit_member(member, genesis.keyid, "conductor")
         admission.admit_genesis(genesis, self._limits)
+        self._access.require_name(member, genesis.expert)
         if self._ledger.expert(genesis.expert) is not None:
             raise ConflictError(f"expert {genesis.expert!r} exists already: choose another name or continue it")
 
@@ -261,8 +265,10 @@ class Aggregator:
         channel = self._channel(request, head)
         want = channel.version if channel else request.want_version if request.HasField("want_version") else head
         have = request.have_version if request.HasField("have_version") else -1
+        decision = self._access.require(member, expert.name, "fetch", want)
         if want > head or (have > want and channel is None):
             raise UnknownExpertError(f"{expert.name} has versions 0 to {head}; asked was for {have + 1} to {want}")
+        self._ledger.terms.record_fetch(expert.name, want, request.keyid, decision.reason, self._now_ms())
         versions = self._ledger.versions(expert.name, have, want)
         sequences = self._ledger.sequences(expert.name, request.keyid)
         statement = pb.SyncStatement(

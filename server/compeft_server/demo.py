@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import new_key
+from compeft_server import curating
 from compeft_server.facts import Role
 from compeft_server.ledger import Ledger
 from compeft_server.processes import ProcessError, Processes, free_ports
@@ -103,6 +104,8 @@ class _Stage:
         data = self._folder / "aggregator"
         self._enrol("conductor", "conductor")
         self._enrol("reader", "reader")
+        curating.rule(self.ledger, "allow", EXPERT, "role:edge", curating.USUAL["edge"], now_ms())
+        curating.rule(self.ledger, "allow", EXPERT, "reader", curating.USUAL["reader"], now_ms())
         log = self._processes.start("aggregator", ["compeft", "serve", "--data", str(data), "--port", "0", "--format", "json"])
         self._processes.start("superlink", ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(link)])
         self._processes.wait_for("the aggregator", lambda: _address_in(log) is not None)

@@ -89,6 +89,10 @@ class ExpertLog:
         """What the aggregator signed for this version."""
         return dsse.open_envelope(Envelope.FromString(version.envelope), self._own, dsse.VERSION)
 
+    def genesis(self, expert: str) -> pb.Genesis:
+        """What the publisher said of an expert that is known to exist."""
+        return self.manifest(self.version(expert, 0)).genesis
+
     def state(self, expert: Expert, number: int) -> Vector:
         """The state at one version, float32 of shape (layout.size,); do not write to it.
 

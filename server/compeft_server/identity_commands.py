@@ -12,15 +12,20 @@ from compeft_proto.invitation import new_invitation, to_text
 from compeft_proto.keys import public_key_from_pem
 from compeft_proto.manifest import check_name
 from compeft_server import authority as ca
-from compeft_server import authority_files, own_keys
+from compeft_server import authority_files, curating, own_keys
 from compeft_server.enrolment import valid_ms
 from compeft_server.facts import ROLES, Enrolled, Invited, Role
 from compeft_server.files import read_file
+from compeft_server.policy import EVERY
 from compeft_server.serving import now_ms, open_ledger
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
 RoleName = Annotated[str, typer.Option(help=f"one of {', '.join(ROLES)}")]
+
+Experts = Annotated[
+    list[str] | None, typer.Option("--expert", help="an expert that it may use as its role does; again for more, '*' for every one")
+]
 
 app = typer.Typer()
 clients = typer.Typer(help="Who may talk to the aggregator.", no_args_is_help=True)
@@ -33,15 +38,22 @@ def clients_add(
     public_key: Annotated[Path, typer.Argument(help="file with the client's public key")],
     data: Data,
     role: RoleName = "edge",
+    expert: Experts = None,
 ) -> None:
     """Enrol a key that you were handed. `compeft clients invite` spares you the handing.
 
-    Example: compeft clients add berlin-1 berlin-1.pub --data /var/lib/compeft
+    Without --expert it may do nothing yet: see `compeft policy allow`.
+
+    Example: compeft clients add berlin-1 berlin-1.pub --expert sentiment --data /var/lib/compeft
     """
-    known = _role(role)
+    known, granted = _role(role), _experts(expert)
     public = public_key_from_pem(read_file(public_key), str(public_key))
-    open_ledger(data).enrol(name, public, known, now_ms())
+    ledger = open_ledger(data)
+    ledger.enrol(name, public, known, now_ms())
     typer.echo(f"{name} is enrolled as {known} with key {public.keyid}")
+    for one in granted:
+        curating.rule(ledger, "allow", one, name, curating.USUAL[known], now_ms())
+        typer.echo(f"{name} may {' and '.join(curating.USUAL[known])} {one}")
 
 
 @clients.command("invite")
@@ -117,6 +129,11 @@ def rotate_key(data: Data, format: AsFormat = "text") -> None:  # the option's n
         typer.echo(json.dumps({"keyid": before, "next_keyid": after}))
     else:
         typer.echo(f"key {after} follows {before} when `compeft serve` starts again")
+
+
+def _experts(names: list[str] | None) -> list[str]:
+    """The names, if they can be experts'. Errors: FormatError."""
+    return [name if name == EVERY else check_name(name, "expert") for name in names or ()]
 
 
 def _role(role: str) -> Role:

@@ -18,6 +18,7 @@ from compeft_proto.keys import SigningKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
+from compeft_server.access import Access
 from compeft_server.admission import Limits
 from compeft_server.expert_log import ExpertLog, Step, compose
 from compeft_server.facts import Contribution, Expert, Member, Quality, Round, Submission, Version
@@ -32,9 +33,16 @@ class Rounds:
     """The conductor's side of one aggregator. The caller holds the aggregator's lock."""
 
     def __init__(
-        self, key: SigningKey, store: ChunkStore, ledger: Ledger, log: ExpertLog, limits: Limits, now_ms: Callable[[], int]
+        self,
+        key: SigningKey,
+        store: ChunkStore,
+        ledger: Ledger,
+        log: ExpertLog,
+        access: Access,
+        limits: Limits,
+        now_ms: Callable[[], int],
     ) -> None:
-        self._key, self._store, self._ledger, self._log = key, store, ledger, log
+        self._key, self._store, self._ledger, self._log, self._access = key, store, ledger, log, access
         self._limits, self._now_ms = limits, now_ms
 
     def conduct(self, verified: dsse.Verified, member: Member) -> Envelope:
@@ -49,6 +57,8 @@ class Rounds:
         command = dsse.parse(verified, kind)
         admission.admit_time(command.issued_at_ms, command.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
         admission.admit_member(member, command.keyid, "conductor")
+        expert = self._access.expert(member, command.expert)
+        self._access.require(member, expert.name, "publish", self._ledger.head(expert.name))
         return command
 
     def _open(self, opening: pb.RoundOpening) -> pb.RoundStatement:

@@ -9,7 +9,7 @@ import grpc
 import structlog
 
 from compeft_core.errors import CompeftError, FormatError, LimitError
-from compeft_proto.errors import ERROR_CODE_KEY, STATUS, TruncatedError
+from compeft_proto.errors import ERROR_CODE_KEY, STATUS, TruncatedError, TrustError
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -71,6 +71,8 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         try:
             return self._aggregator.conduct(request)
         except CompeftError as error:
+            if isinstance(error, TrustError):
+                self._ledger.record_refusal(Refusal(self._now_ms(), context.peer(), "", 0, error.code, str(error)))
             _abort(context, error)
 
     def _submit(

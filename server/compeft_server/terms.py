@@ -1,8 +1,9 @@
-"""What an operator has said about experts: where channels point. Rows are only ever added.
+"""What an operator has said about experts: rules of the policy, where channels point, what is retired. And who fetched what.
 
-Each write is one transaction with its entry in the audit log: neither exists without the other.
+Rows are only ever added. Each write is one transaction with its entry in the audit log: neither exists without the other.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from sqlalchemy.engine import Engine
 from compeft_server import audit, schema
 from compeft_server.audit import Event
 from compeft_server.channels import Move
+from compeft_server.policy import EVERY, Retirement, Rule
 
 
 class Terms:
@@ -18,6 +20,24 @@ class Terms:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def add_rule(self, rule: Rule) -> Rule:
+        """One more rule; its number is given here."""
+        row = asdict(rule)
+        del row["number"]
+        with self._engine.begin() as connection:
+            audit.append(connection, _said(rule))
+            added = connection.execute(sa.insert(schema.rules), row)
+            return Rule(number=int((added.inserted_primary_key or (0,))[0]), **row)
+
+    def rules(self, expert: str | None = None) -> list[Rule]:
+        """All rules by number, those of before included; or those that speak of one expert."""
+        table = schema.rules
+        query = sa.select(table).order_by(table.c.id)
+        if expert is not None:
+            query = query.where(table.c.expert.in_((expert, EVERY)))
+        rows = [dict(row._mapping) for row in self._rows(query)]
+        return [Rule(number=row.pop("id"), **row) for row in rows]
 
     def move_channel(self, move: Move) -> None:
         """Make a channel point at a version that exists."""
@@ -27,11 +47,47 @@ class Terms:
     def channel_moves(self, expert: str) -> list[Move]:
         """All moves of an expert's channels, oldest first."""
         table = schema.channel_moves
-        query = sa.select(table).where(table.c.expert == expert).order_by(table.c.id)
-        with self._engine.connect() as connection:
-            return [Move(row.at_ms, row.expert, row.channel, row.version) for row in connection.execute(query)]
+        rows = self._rows(sa.select(table).where(table.c.expert == expert).order_by(table.c.id))
+        return [Move(row.at_ms, row.expert, row.channel, row.version) for row in rows]
+
+    def retire(self, retirement: Retirement) -> None:
+        """Retire an expert or a version that exists, or take that back."""
+        action = "retire" if retirement.retired else "unretire"
+        self._add(
+            schema.retirements,
+            asdict(retirement),
+            audit.event(retirement.at_ms, action, retirement.expert, version=retirement.version),
+        )
+
+    def retirements(self, expert: str) -> list[Retirement]:
+        """All retirements of an expert and its versions, oldest first."""
+        table = schema.retirements
+        rows = self._rows(sa.select(table).where(table.c.expert == expert).order_by(table.c.id))
+        return [Retirement(row.at_ms, row.expert, row.version, row.retired) for row in rows]
+
+    def record_fetch(self, expert: str, version: int, keyid: str, reason: str, now_ms: int) -> None:
+        """A key was given a version. Only its first time is recorded, so the log grows with what is published, not with what is asked."""
+        table = schema.fetches
+        same = (table.c.expert == expert, table.c.version == version, table.c.keyid == keyid)
+        if self._rows(sa.select(table.c.at_ms).where(*same)):
+            return
+        happened = audit.event(now_ms, "fetch", expert, version=version, keyid=keyid, reason=reason)
+        try:
+            self._add(table, {"expert": expert, "version": version, "keyid": keyid, "at_ms": now_ms}, happened)
+        except sa.exc.IntegrityError:  # another replica was first
+            return
 
     def _add(self, table: sa.Table, row: dict[str, object], happened: Event) -> None:
         with self._engine.begin() as connection:
             audit.append(connection, happened)
             connection.execute(sa.insert(table), row)
+
+    def _rows(self, query: sa.Select[tuple[object, ...]]) -> Sequence[sa.Row[tuple[object, ...]]]:
+        with self._engine.connect() as connection:
+            return connection.execute(query).all()
+
+
+def _said(rule: Rule) -> Event:
+    limits = {"from_version": rule.from_version, "until_ms": rule.until_ms, "channel": rule.channel}
+    given = {name: value for name, value in limits.items() if value}
+    return audit.event(rule.at_ms, rule.effect, rule.expert, who=rule.who, may=rule.action, **given)

@@ -14,6 +14,7 @@ from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server import curating
 from compeft_server.conductor import Conductor, Station
 from compeft_server.facts import Role, Transfer
 from compeft_server.ledger import Ledger
@@ -112,6 +113,13 @@ class World:
         return rounds, submissions, versions, chunks
 
 
+def grant_usual(ledger: Ledger) -> None:
+    """What an operator's policy is in most of these tests: every role may do its work with every expert."""
+    for role, actions in curating.USUAL.items():
+        if role != "conductor":
+            curating.rule(ledger, "allow", "*", f"role:{role}", actions, now_ms())
+
+
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A running aggregator with one conductor and the expert published."""
@@ -123,6 +131,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     made = World(tmp_path, f"127.0.0.1:{port}", ledger, own_key(settings.data), offset_ms)
     ledger.enrol("conductor", made.conductor_key.public, "conductor", now_ms())
     made.conductor().publish(genesis())
+    grant_usual(ledger)
     yield made
     server.stop(None).wait()
     ledger.close()

@@ -21,7 +21,7 @@ from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.task import RoundTask
 from compeft_server.conductor import Conductor, Station
 from compeft_server.serving import now_ms, open_ledger, own_key
-from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, synced_by, trained
+from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, grant_usual, synced_by, trained
 
 LARGE = layout_of({"a.lora_A": (2000, 2000), "a.lora_B": (2000, 1000)})
 HALF = Compression(0.5, "norm")
@@ -157,6 +157,7 @@ def test_an_aggregator_killed_and_started_again_goes_on_where_it_was(tmp_path: P
     conductor_key, edge_key = (new_key() for _ in range(2))
     ledger.enrol("conductor", conductor_key.public, "conductor", now_ms())
     ledger.enrol("edge", edge_key.public, "edge", now_ms())
+    grant_usual(ledger)
 
     log = tmp_path / "serve.log"
 

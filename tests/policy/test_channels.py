@@ -6,9 +6,8 @@ import pytest
 from compeft_client import trust
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
-from compeft_proto.errors import ReplayError, UnknownExpertError, WrongBaseError
+from compeft_proto.errors import ReplayError, UnknownExpertError, WrongBaseError, from_rpc
 from compeft_proto.keys import new_key
-from compeft_proto.transport import Dialogue
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -83,10 +82,12 @@ def test_a_version_and_a_channel_at_once_are_refused_on_both_sides(world: World)
     key = world.enrol("raw")
     request = pb.SyncRequest(expert=EXPERT, want_version=0, channel="canary", keyid=key.keyid, issued_at_ms=now_ms())
     stub = rpc.ExpertExchangeStub(grpc.insecure_channel(world.address))
-    with Dialogue(stub.Sync, world.address) as dialogue:
-        dialogue.send(xp.SyncCall(envelope=dsse.seal(key, dsse.SYNC_REQUEST, request)))
-        with pytest.raises(FormatError, match="name one"):
-            dialogue.receive()
+    asked = xp.SyncCall(envelope=dsse.seal(key, dsse.SYNC_REQUEST, request))
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.Sync(iter([asked])))
+    error = from_rpc(caught.value, world.address)
+    assert isinstance(error, FormatError)
+    assert "name one" in str(error)
 
 
 def test_an_unknown_channel_is_refused(world: World) -> None:

@@ -1,0 +1,71 @@
+"""Step 6, may they: a question about a member and an expert, put to the policy with what the ledger knows. A denial is an error.
+
+Whoever moves bytes of an expert asks here first. Denials are recorded by whoever answers the call, as every refusal is.
+"""
+
+from collections.abc import Callable
+
+from compeft_proto.errors import UnknownExpertError
+from compeft_server.admission import admitted
+from compeft_server.channels import channels_through
+from compeft_server.expert_log import ExpertLog
+from compeft_server.facts import Expert, Member
+from compeft_server.ledger import Ledger
+from compeft_server.policy import Action, Decision, Question, decide, is_retired
+
+MOST_NAMED = 20
+"""Experts looked at for an error that names what there is."""
+
+
+class Access:
+    """The policy of one aggregator's experts. `now_ms` is its clock."""
+
+    def __init__(self, ledger: Ledger, log: ExpertLog, now_ms: Callable[[], int]) -> None:
+        self._ledger, self._log, self._now_ms = ledger, log, now_ms
+
+    def expert(self, member: Member, name: str) -> Expert:
+        """The expert of this name. Errors: UnknownExpertError, which names those that the member may fetch."""
+        found = self._ledger.expert(name)
+        if found is None:
+            raise UnknownExpertError(f"no expert {name[:40]!a} here; yours are: {', '.join(self._fetchable(member)) or 'none'}")
+        return found
+
+    def decide(self, name: str, role: str, expert: str, action: Action, version: int) -> Decision:
+        """May this member, or anybody of the role where `name` is empty, do this with a version of an expert, which may not exist yet?"""
+        terms = self._ledger.terms
+        question = Question(
+            expert=expert,
+            name=name,
+            role=role,
+            action=action,
+            version=version,
+            channels=channels_through(version, terms.channel_moves(expert)),
+            owns=bool(name) and self.owner(expert) == name,
+            retired=is_retired(terms.retirements(expert), version),
+            now_ms=self._now_ms(),
+        )
+        return decide(question, terms.rules(expert))
+
+    def require(self, member: Member, expert: str, action: Action, version: int) -> Decision:
+        """The decision, if the member may. Errors: ForbiddenError with the reason and the way out."""
+        return admitted(self.decide(member.name, member.role, expert, action, version), member, expert, action)
+
+    def require_name(self, member: Member, expert: str) -> Decision:
+        """A conductor may publish an expert under a free name, which it then owns, unless a rule that names it denies that.
+
+        Errors: ForbiddenError.
+        """
+        question = Question(expert, member.name, member.role, "publish", 0, frozenset(), True, False, self._now_ms())
+        return admitted(decide(question, self._ledger.terms.rules(expert)), member, expert, "publish")
+
+    def _fetchable(self, member: Member) -> list[str]:
+        """The experts whose newest version a member may fetch; the first of the first MOST_NAMED."""
+        names = self._ledger.experts()[:MOST_NAMED]
+        return [n for n in names if self.decide(member.name, member.role, n, "fetch", self._ledger.head(n)).allowed]
+
+    def owner(self, expert: str) -> str:
+        """The name of the member that published an expert; empty if there is no such expert, or member."""
+        if self._ledger.expert(expert) is None:
+            return ""
+        found = self._ledger.member(self._log.genesis(expert).keyid)
+        return found.name if found else ""
