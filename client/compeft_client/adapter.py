@@ -6,9 +6,6 @@ even). What cannot make that trip unharmed is refused here: nothing is skipped, 
 """
 
 from collections.abc import Mapping
-from functools import lru_cache
-from hashlib import file_digest
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,15 +67,6 @@ def check_plain(config: object) -> None:
             raise InputError(f"LoRA option {field} is {value!r}, supported: {', '.join(map(repr, plain))}")
 
 
-def base_model_digest(weights: Path) -> bytes:
-    """SHA-256 (32 bytes) of a weights file, read once as long as it stays unchanged. Errors: InputError if it cannot be read."""
-    try:
-        status = weights.stat()
-        return _digest(weights, status.st_size, status.st_mtime_ns)
-    except OSError as error:
-        raise InputError(f"base model {weights.name} cannot be read: {error.strerror}") from error
-
-
 def _parameters(model: PeftModel, adapter: str) -> dict[str, torch.Tensor]:
     if adapter not in model.peft_config:
         raise InputError(f"model has no adapter {adapter!r}, it has {sorted(model.peft_config)}")
@@ -106,10 +94,3 @@ def _tensor(name: str, array: NDArray[np.float32], parameter: torch.Tensor) -> t
     if not torch.isfinite(tensor).all():
         raise NotFiniteError(f"array {name!r} holds a value that is not finite as {parameter.dtype}")
     return tensor
-
-
-@lru_cache(maxsize=16)
-def _digest(weights: Path, size: int, changed_ns: int) -> bytes:
-    """`size` and `changed_ns` are part of the cache's key: a file that changed is read again."""
-    with weights.open("rb") as file:
-        return file_digest(file, "sha256").digest()

@@ -18,6 +18,7 @@ from compeft_core import Layout, Vector, compress, parse, state_digest
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.believed import Believed
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.task import Origin, RoundTask
@@ -32,6 +33,7 @@ PATIENCE_S = 30.0
 LIFETIME_MS = 60 * 60 * 1000
 """How long a sealed update may be under way."""
 
+NO_ORIGIN = Origin()
 SyncDialogue = Dialogue[xp.SyncCall, xp.SyncReply]
 
 
@@ -102,12 +104,14 @@ class EdgeClient:
         *,
         channel: str = "",
         go_back: bool = False,
+        origin: Origin = NO_ORIGIN,
     ) -> Synced:
         """Bring the local copy of `expert` to `version`, or to where `channel` points (to the newest by default), and settle the
         pending update.
 
         `run` and `round_number` say on whose behalf, for the ledger. `go_back` allows an older version than the one that is here:
-        after a rolled back channel, say. Errors: UnreachableError; UnknownExpertError; ForbiddenError; InputError for a version
+        after a rolled back channel, say. `origin` is what this client trains or serves with: another base
+        model than the expert's is a WrongBaseError. Errors: UnreachableError; UnknownExpertError; ForbiddenError; InputError for a version
         and a channel at once; SignatureError, WrongBaseError, ReplayError, FormatError or ChunkMismatchError if the answer cannot
         be trusted. After an error the local copy is what it was.
         """
@@ -127,6 +131,8 @@ class EdgeClient:
             if statement.want_version < memory.version:
                 memory = _rewound(memory)
                 statement, manifests, payloads = self._answered(directory, request, memory)
+            genesis = manifests[0].genesis if memory.version < 0 else _genesis(directory, memory)
+            trust.check_base(origin, genesis)
             memory, synced = _follow(directory, memory, expert, manifests, payloads)
             settle(directory, memory, synced.layout, statement.merged_sequence, statement.waiting_sequence)
         return synced
@@ -228,6 +234,7 @@ class EdgeClient:
             round_nonce=task.nonce,
             keyid=self._edge.key.keyid,
             base_model_digest=trained.origin.base_model_digest,
+            base_model=base_model_to_proto(trained.origin),
             layout_digest=layout.digest,
             adapter_config_digest=trained.origin.adapter_config_digest,
             coding=mf.coding_of(parse(payload, max_size=layout.size), task.compression),

@@ -35,7 +35,7 @@ class CompressionMod:
         task, key, edge = task_from_values(record), str(record["arrays-key"]), edge_of(context.node_config)
         del message.content[RECORD]
         with EdgeClient(edge) as client:
-            synced = client.sync(task.expert, task.version, task.run, task.round)
+            synced = client.sync(task.expert, task.version, task.run, task.round, origin=self._origin(context))
             message.content[key] = ArrayRecord({n: Array(a) for n, a in unflatten(synced.layout, synced.vector).items()})
             reply = call_next(message, context)
             if reply.has_error():

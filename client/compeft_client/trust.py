@@ -6,7 +6,9 @@ Signatures come first (`compeft_proto.envelope`), then these; the states are che
 from collections.abc import Sequence
 
 from compeft_core.errors import FormatError
+from compeft_proto.base_model import base_model_of, check_base_model, stated
 from compeft_proto.errors import ConflictError, ReplayError, WrongBaseError
+from compeft_proto.task import Origin
 from compeft_proto.v1 import expert_pb2 as pb
 
 
@@ -40,6 +42,13 @@ def check_channel(statement: pb.SyncStatement, have: int, go_back: bool) -> None
     if statement.HasField("channel_moved_back_from"):
         where += f", rolled back by its operator from {statement.channel_moved_back_from}"
     raise ReplayError(f"{where}: a client goes back only if told to (go_back)")
+
+
+def check_base(origin: Origin, genesis: pb.Genesis) -> None:
+    """The expert belongs to the base model that this client states, if it states one. Errors: WrongBaseError that names both."""
+    used = stated(origin)
+    if used is not None:
+        check_base_model(used, genesis.expert, base_model_of(genesis))
 
 
 def check_chain(manifests: Sequence[pb.VersionManifest], expert: str, have: int, want: int) -> None:

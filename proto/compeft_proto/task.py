@@ -19,12 +19,14 @@ NOBODY_SAYS = hashlib.sha256(b"").digest()
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an expert is trained with: SHA-256 of the base model's weights, and the adapter's configuration as canonical JSON (see
-    `canonical_json`). By default nobody says.
+    """What an expert is trained with: the weights digest of the base model (`compeft_client.weights`), the adapter's configuration as
+    canonical JSON (see `canonical_json`), and the base model's id and revision. By default nobody says.
     """
 
     base_model_digest: bytes = NOBODY_SAYS
     adapter_config: bytes = b""
+    base_model: str = ""
+    base_revision: str = ""
 
     @property
     def adapter_config_digest(self) -> bytes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from compeft_core import Encoded
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
+from compeft_proto.base_model import BaseModel, base_model_of, check_base_model
 from compeft_proto.errors import (
     DuplicateError,
     ExpiredError,
@@ -46,7 +47,7 @@ class Limits:
 class Situation:
     """What the ledger knows when an update arrives. `same` is the accepted update with the same digest, `other` any accepted
     update of the same client for the same round; `accepted_sequence` is the client's newest accepted number; `policy` says whether
-    the member may publish to the expert.
+    the member may publish to the expert, which is bound to `base_model`.
     """
 
     member: Member
@@ -57,6 +58,7 @@ class Situation:
     other: Submission | None
     accepted_sequence: int
     policy: Decision
+    base_model: BaseModel
 
 
 def admit_member(member: Member, claimed_keyid: str, *allowed: Role) -> Member:
@@ -134,10 +136,7 @@ def _check_expert(update: pb.UpdateManifest, situation: Situation) -> None:
     expert, found = situation.expert, situation.round
     if expert is None or found is None:
         raise UnknownExpertError(f"no expert {update.expert[:40]!a}")
-    if update.base_model_digest != expert.base_model_digest:
-        raise WrongBaseError(
-            f"trained on base {update.base_model_digest.hex()[:16]}, {expert.name} has {expert.base_model_digest.hex()[:16]}"
-        )
+    check_base_model(base_model_of(update), expert.name, situation.base_model)
     built_on, head = (update.base_version, update.base_state_digest), (found.base_version, situation.base_state_digest)
     if built_on != head:
         raise WrongBaseError(
@@ -171,7 +170,7 @@ def _check_claims(update: pb.UpdateManifest, limits: Limits) -> None:
 def admit_genesis(genesis: pb.Genesis, limits: Limits) -> None:
     """Steps 4 to 6 for a new expert: names, digests, chunks. Errors: FormatError, LimitError."""
     check_name(genesis.expert, "expert")
-    check_digest(genesis.base_model_digest, "base model")
+    base_model_of(genesis)
     if hashlib.sha256(genesis.adapter_config).digest() != genesis.adapter_config_digest:
         raise FormatError(f"genesis of {genesis.expert} names another digest than that of its adapter configuration")
     check_digest(genesis.state_digest, "state")

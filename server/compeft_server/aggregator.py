@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.base_model import base_model_of
 from compeft_proto.errors import ConflictError, ForbiddenError, UnknownExpertError, UnknownKeyError
 from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.task import NOBODY_SAYS
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
@@ -176,6 +178,7 @@ class Aggregator:
             other=next((s for s in in_round if s.keyid in mine), None),
             accepted_sequence=self._ledger.sequences(update.expert, keyid).accepted,
             policy=self._access.decide(offer.member.name, offer.member.role, update.expert, "publish", update.base_version),
+            base_model=base_model_of(self._log.genesis(update.expert) if expert else pb.Genesis(base_model_digest=NOBODY_SAYS)),
         )
 
     @contextmanager

@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from compeft_core import Compression, Layout, MergeParameters, check_parameters, flatten, layout_of, seeded_state, state_digest
 from compeft_core.errors import InputError
 from compeft_core.merge_inputs import USUAL
+from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.errors import ConflictError
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.task import RECORD, Origin, RoundTask
@@ -125,6 +126,7 @@ class CompressedStrategy(Strategy):
         genesis = pb.Genesis(
             expert=self.plan.expert,
             base_model_digest=self.plan.origin.base_model_digest,
+            base_model=base_model_to_proto(self.plan.origin),
             adapter_config_digest=self.plan.origin.adapter_config_digest,
             adapter_config=self.plan.origin.adapter_config,
             layout=layout_to_proto(layout),

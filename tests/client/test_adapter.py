@@ -14,7 +14,6 @@ from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
 from compeft_client.adapter import (
     adapter_arrays,
-    base_model_digest,
     check_plain,
     load_adapter,
 )
@@ -162,13 +161,3 @@ def test_another_kind_of_adapter_is_refused() -> None:
     tuned = get_peft_model(base(), IA3Config(target_modules=["query"], feedforward_modules=[]))
     with pytest.raises(InputError, match="adapter is a IA3Config, only LoraConfig is supported"):
         adapter_arrays(tuned)
-
-
-def test_a_base_model_is_named_by_the_bytes_it_has_now(tmp_path: Path) -> None:
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"abc")
-    assert base_model_digest(weights).hex() == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    weights.write_bytes(b"abcd")
-    assert base_model_digest(weights).hex().startswith("88d4266fd4e6338d")
-    with pytest.raises(InputError, match="base model none cannot be read: No such file"):
-        base_model_digest(tmp_path / "none")

@@ -15,6 +15,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.task_identity import TaskIdentity
+from safetensors.numpy import save_file
 from sentiment import client_app, task
 from sentiment.expert import initial_arrays, initial_bounds, layout
 
@@ -160,10 +161,10 @@ def test_a_base_model_with_other_weights_is_refused(tmp_path: Path, monkeypatch:
     package = tmp_path / "some_other_model"
     (package / "model").mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "model" / "model.safetensors").write_bytes(b"other weights")
+    save_file({"w": np.zeros(3, np.float32)}, package / "model" / "model.safetensors")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(task, "MODEL_PACKAGE", package.name)
-    with pytest.raises(InputError, match=r"base model in some_other_model has SHA-256 [0-9a-f]{64}, expected 53aa5117"):
+    with pytest.raises(InputError, match=r"base model in some_other_model has weights [0-9a-f]{64}, expected af3f9692"):
         task.load_base()
 
 

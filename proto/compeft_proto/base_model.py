@@ -1,0 +1,63 @@
+"""The base model that an expert is bound to: its id, revision and weights digest, and the hard error where another one is used."""
+
+from dataclasses import dataclass
+
+from compeft_core.errors import FormatError
+from compeft_proto.errors import WrongBaseError
+from compeft_proto.manifest import check_digest
+from compeft_proto.task import NOBODY_SAYS, Origin
+from compeft_proto.v1 import expert_pb2 as pb
+
+MAX_ID = 256
+"""Most characters of an id and of a revision."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """Which base model. id, such as org/name, and revision are "" where nobody says; weights_digest has 32 bytes."""
+
+    id: str
+    revision: str
+    weights_digest: bytes
+
+    def __str__(self) -> str:
+        """For people: org/name at revision (weights 0123456789abcdef)."""
+        at = f" at {self.revision}" if self.revision else ""
+        return f"{self.id or 'of no name'}{at} (weights {self.weights_digest.hex()[:16]})"
+
+
+def base_model_of(message: pb.Genesis | pb.UpdateManifest) -> BaseModel:
+    """What a genesis binds its expert to, or an update was trained on. Errors: FormatError if its two digests differ, or names are none."""
+    said = message.base_model
+    check_digest(message.base_model_digest, "base model")
+    if said.weights_digest and said.weights_digest != message.base_model_digest:
+        raise FormatError(
+            f"base model has weights {said.weights_digest.hex()[:16]!r}, base_model_digest says {message.base_model_digest.hex()[:16]!r}"
+        )
+    for word in (said.id, said.revision):
+        if len(word) > MAX_ID or not word.isprintable():
+            raise FormatError(f"base model's id or revision {word[:40]!a}, allowed are up to {MAX_ID} printable characters")
+    return BaseModel(said.id, said.revision, message.base_model_digest)
+
+
+def base_model_to_proto(origin: Origin) -> pb.BaseModel | None:
+    """What an origin says of its base model beyond the weights digest, which has a field of its own; None for nothing."""
+    if not (origin.base_model or origin.base_revision):
+        return None
+    return pb.BaseModel(id=origin.base_model, revision=origin.base_revision)
+
+
+def stated(origin: Origin) -> BaseModel | None:
+    """The base model that an origin states; None if it says nothing."""
+    if origin.base_model_digest == NOBODY_SAYS:
+        return None
+    return BaseModel(origin.base_model, origin.base_revision, origin.base_model_digest)
+
+
+def check_base_model(used: BaseModel, expert: str, bound: BaseModel) -> None:
+    """An expert fits the base model that it was made for, and no other: the weights are the same, and so are id and revision where both
+    sides say them. Errors: WrongBaseError that names both.
+    """
+    pairs = ((used.id, bound.id), (used.revision, bound.revision))
+    if used.weights_digest != bound.weights_digest or any(a and b and a != b for a, b in pairs):
+        raise WrongBaseError(f"trained on base model {used}, {expert} is bound to {bound}")
