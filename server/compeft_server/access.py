@@ -11,7 +11,7 @@ from compeft_server.channels import channels_through
 from compeft_server.expert_log import ExpertLog
 from compeft_server.facts import Expert, Member
 from compeft_server.ledger import Ledger
-from compeft_server.policy import Action, Decision, Question, decide, is_retired
+from compeft_server.policy import Action, Decision, Question, decide, retired
 
 MOST_NAMED = 20
 """Experts looked at for an error that names what there is."""
@@ -41,7 +41,7 @@ class Access:
             version=version,
             channels=channels_through(version, terms.channel_moves(expert)),
             owns=bool(name) and self.owner(expert) == name,
-            retired=is_retired(terms.retirements(expert), version),
+            retired=not retired(terms.retirements(expert)).isdisjoint((None, version)),
             now_ms=self._now_ms(),
         )
         return decide(question, terms.rules(expert))

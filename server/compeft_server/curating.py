@@ -9,7 +9,7 @@ from compeft_proto.manifest import check_name
 from compeft_server.channels import Move, channel_name, channel_of
 from compeft_server.facts import ROLES, Role
 from compeft_server.ledger import Ledger
-from compeft_server.policy import EVERY, ROLE, Action, Effect, Retirement, Rule, as_time, is_retired
+from compeft_server.policy import EVERY, ROLE, Action, Effect, Retirement, Rule, as_time, retired
 
 USUAL: dict[Role, tuple[Action, ...]] = {
     "edge": ("publish", "fetch"),
@@ -49,15 +49,14 @@ def rule(
     return [ledger.terms.add_rule(one) for one in said]
 
 
-def retire(ledger: Ledger, expert: str, version: int | None, retired: bool, now_ms: int) -> None:
+def retire(ledger: Ledger, expert: str, version: int | None, now_ms: int, undo: bool = False) -> None:
     """Retire an expert, or one version of it, or take that back. The same again is nothing. Errors: UnknownExpertError."""
     if version is None:
         check_expert(ledger, expert)
     else:
         check_version(ledger, expert, version)
-    before = [r.retired for r in ledger.terms.retirements(expert) if r.version == version]
-    if (before[-1] if before else False) != retired:
-        ledger.terms.retire(Retirement(now_ms, expert, version, retired))
+    if (version in retired(ledger.terms.retirements(expert))) == undo:
+        ledger.terms.retire(Retirement(now_ms, expert, version, not undo))
 
 
 def promote(ledger: Ledger, expert: str, version: int, channel: str, now_ms: int) -> None:
@@ -69,7 +68,7 @@ def promote(ledger: Ledger, expert: str, version: int, channel: str, now_ms: int
     if known == "canary":
         raise InputError("canary is the newest version, always: to go back, append one with `compeft experts rollback`")
     check_version(ledger, expert, version)
-    if is_retired(ledger.terms.retirements(expert), version):
+    if version in retired(ledger.terms.retirements(expert)):
         raise InputError(f"{expert} version {version} is retired: take that back with `compeft experts retire --undo`")
     moves = ledger.terms.channel_moves(expert)
     if any(m.channel == known for m in moves) and channel_of(known, expert, moves, version).version == version:

@@ -1,4 +1,4 @@
-"""Commands about experts as a whole, run on the aggregator's machine: list, promote. Each calls one function and prints."""
+"""Commands about experts as a whole, run on the aggregator's machine: list, show, promote, retire. Each calls one function and prints."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,12 @@ from typing import Annotated, Literal
 import typer
 
 from compeft_server import curating
-from compeft_server.serving import now_ms, open_ledger
+from compeft_server.expert_card import read_card, to_json, to_text
+from compeft_server.expert_log import ExpertLog
+from compeft_server.policy import retired
+from compeft_server.serving import now_ms, open_ledger, own_key
+from compeft_server.store import ChunkStore
+from compeft_server.versions import Versions
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
@@ -18,18 +23,59 @@ experts = typer.Typer(help="Experts and their versions.", no_args_is_help=True)
 
 @experts.command("list")
 def experts_list(data: Data, format: AsFormat = "text") -> None:  # the option's name
-    """List experts with their newest version and size.
+    """List experts with their newest version and size, retired ones too.
 
     Example: compeft experts list --data /var/lib/compeft
     """
     ledger = open_ledger(data)
     found = [(name, ledger.head(name), ledger.expert(name)) for name in ledger.experts()]
-    rows = [{"expert": name, "version": head, "parameters": e.layout.size} for name, head, e in found if e is not None]
+    rows = [
+        {
+            "expert": name,
+            "version": head,
+            "parameters": e.layout.size,
+            "retired": None in retired(ledger.terms.retirements(name)),
+        }
+        for name, head, e in found
+        if e is not None
+    ]
     if format == "json":
         typer.echo(json.dumps(rows))
         return
     for row in rows:
-        typer.echo(f"{row['expert']:<32} version {row['version']:<6} {row['parameters']:>14,} parameters")
+        mark = "  retired" if row["retired"] else ""
+        typer.echo(f"{row['expert']:<32} version {row['version']:<6} {row['parameters']:>14,} parameters{mark}")
+
+
+@experts.command("show")
+def experts_show(name: Name, data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """Show one expert: base model, layout, versions, channels, policy, sizes, and who contributed.
+
+    Example: compeft experts show sentiment --data /var/lib/compeft
+    """
+    ledger, store, key = open_ledger(data), ChunkStore(data), own_key(data)
+    lineage = Versions(key, store, ledger).lineage(name)
+    card = read_card(ledger, ExpertLog(key.public, store, ledger), lineage, name)
+    typer.echo(json.dumps(to_json(card)) if format == "json" else to_text(card))
+
+
+@experts.command("retire")
+def experts_retire(
+    name: Name,
+    data: Data,
+    version: Annotated[int | None, typer.Option(help="only this version; the whole expert by default")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="take a retirement back")] = False,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Retire an expert, or one version: nobody but its owner submits to it or fetches it. Nothing is deleted.
+
+    Examples: compeft experts retire sentiment --data /var/lib/compeft;
+    compeft experts retire sentiment --version 3 --undo --data /var/lib/compeft
+    """
+    curating.retire(open_ledger(data), name, version, now_ms(), undo)
+    values = {"expert": name, "version": version, "retired": not undo}
+    what = name if version is None else f"{name} version {version}"
+    typer.echo(json.dumps(values) if format == "json" else f"{what} is {'no longer ' if undo else ''}retired")
 
 
 @experts.command("promote")

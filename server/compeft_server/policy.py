@@ -101,10 +101,10 @@ def decide(question: Question, rules: Sequence[Rule]) -> Decision:
     return Decision(False, "no rule allows it")
 
 
-def is_retired(retirements: Iterable[Retirement], version: int) -> bool:
-    """Whether an expert, or this version of it, is retired; `retirements` are those of the expert, oldest first."""
+def retired(retirements: Iterable[Retirement]) -> frozenset[int | None]:
+    """The versions of an expert that are retired, None among them if all of it is; `retirements` are its own, oldest first."""
     newest = {r.version: r.retired for r in retirements}
-    return newest.get(None, False) or newest.get(version, False)
+    return frozenset(version for version, still in newest.items() if still)
 
 
 def _by(rule: Rule, question: Question) -> Decision:

@@ -53,9 +53,11 @@ EDGE = ["join", "pull", "keys new", "keys show", "enroll", "renew"]
 OPERATOR = ["serve", "demo", "report", "clients add", "clients invite", "clients list", "clients revoke", "rotate-key"]
 AUTHORITY = ["ca init", "ca show", "ca renew", "ca rotate", "ca retire"]
 VERSIONS = ["lineage", "verify-merge", "forget", "experts log", "experts list", "experts rollback", "audit log", "audit verify"]
+EXPERTS = ["experts show", "experts promote", "experts retire"]
+POLICY = ["policy allow", "policy deny", "policy clear", "policy list", "policy explain"]
 
 
-@pytest.mark.parametrize("command", EDGE + OPERATOR + AUTHORITY + VERSIONS)
+@pytest.mark.parametrize("command", EDGE + OPERATOR + AUTHORITY + VERSIONS + EXPERTS + POLICY)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command.split(), "--help"]) == 0
     assert "Example" in capsys.readouterr().out
