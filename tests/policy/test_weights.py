@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
+from compeft_client.cli import run
 from compeft_client.weights import digest_of, model_weights_digest, weights_digest
 from compeft_core.errors import InputError
 
@@ -79,6 +80,12 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
         save_arrays({"w": np.zeros(size, np.float32)}, file)
         digests.add(weights_digest(file))
     assert len(digests) == 2
+
+
+def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["weights-digest", str(saved(tmp_path)), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights_digest"] == weights_digest(tmp_path).hex()
+    assert run(["weights-digest", str(tmp_path / "none")]) == 3
 
 
 def test_what_has_no_weights_is_named(tmp_path: Path) -> None:
