@@ -26,6 +26,9 @@ class BaseModel:
         return f"{self.id or 'of no name'}{at} (weights {self.weights_digest.hex()[:16]})"
 
 
+NO_BASE_MODEL = BaseModel("", "", NOBODY_SAYS)
+
+
 def base_model_of(message: pb.Genesis | pb.UpdateManifest) -> BaseModel:
     """What a genesis binds its expert to, or an update was trained on. Errors: FormatError if its two digests differ, or names are none."""
     said = message.base_model

@@ -51,11 +51,11 @@ class Access:
         return admitted(self.decide(member.name, member.role, expert, action, version), member, expert, action)
 
     def require_name(self, member: Member, expert: str) -> Decision:
-        """A conductor may publish an expert under a free name, which it then owns, unless a rule that names it denies that.
-
-        Errors: ForbiddenError.
+        """A conductor may publish an expert under a free name, which it then owns, unless a rule that names it denies that; anybody
+        else needs a grant for that name. Errors: ForbiddenError.
         """
-        question = Question(expert, member.name, member.role, "publish", 0, frozenset(), True, False, self._now_ms())
+        conducts = member.role == "conductor"
+        question = Question(expert, member.name, member.role, "publish", 0, frozenset(), conducts, False, self._now_ms())
         return admitted(decide(question, self._ledger.terms.rules(expert)), member, expert, "publish")
 
     def _fetchable(self, member: Member) -> list[str]:
@@ -67,5 +67,5 @@ class Access:
         """The name of the member that published an expert; empty if there is no such expert, or member."""
         if self._ledger.expert(expert) is None:
             return ""
-        found = self._ledger.member(self._log.genesis(expert).keyid)
+        found = self._ledger.member(self._log.publisher(expert))
         return found.name if found else ""

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto.base_model import base_model_of
+from compeft_proto.base_model import NO_BASE_MODEL
 from compeft_proto.errors import ConflictError, ForbiddenError, UnknownExpertError, UnknownKeyError
 from compeft_proto.keys import PublicKey, SigningKey
-from compeft_proto.task import NOBODY_SAYS
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
@@ -178,7 +177,7 @@ class Aggregator:
             other=next((s for s in in_round if s.keyid in mine), None),
             accepted_sequence=self._ledger.sequences(update.expert, keyid).accepted,
             policy=self._access.decide(offer.member.name, offer.member.role, update.expert, "publish", update.base_version),
-            base_model=base_model_of(self._log.genesis(update.expert) if expert else pb.Genesis(base_model_digest=NOBODY_SAYS)),
+            base_model=self._log.base_model(expert) if expert else NO_BASE_MODEL,
         )
 
     @contextmanager
@@ -271,8 +270,9 @@ class Aggregator:
         decision = self._access.require(member, expert.name, "fetch", want)
         if want > head or (have > want and channel is None):
             raise UnknownExpertError(f"{expert.name} has versions 0 to {head}; asked was for {have + 1} to {want}")
-        self._ledger.terms.record_fetch(expert.name, want, request.keyid, decision.reason, self._now_ms())
         versions = self._ledger.versions(expert.name, have, want)
+        if versions:
+            self._ledger.terms.record_fetch(expert.name, want, request.keyid, decision.reason, self._now_ms())
         sequences = self._ledger.sequences(expert.name, request.keyid)
         statement = pb.SyncStatement(
             expert=expert.name,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from compeft_core import Layout
-from compeft_proto.base_model import BaseModel, base_model_of
+from compeft_proto.base_model import BaseModel
 from compeft_server.access import Access
 from compeft_server.channels import CHANNELS, ChannelName, Move
 from compeft_server.expert_log import ExpertLog
@@ -24,7 +24,7 @@ class Card:
 
     expert: str
     base_model: BaseModel
-    adapter_config: str
+    adapter_config_digest: bytes
     layout: Layout
     owner: str
     retired: bool
@@ -42,12 +42,12 @@ class Card:
 
 def read_card(ledger: Ledger, log: ExpertLog, versions: Sequence[Origin], name: str) -> Card:
     """The card of an expert that exists; `versions` are its lineage."""
-    genesis, gone = log.genesis(name), retired(ledger.terms.retirements(name))
+    expert, gone = log.expert(name), retired(ledger.terms.retirements(name))
     return Card(
         expert=name,
-        base_model=base_model_of(genesis),
-        adapter_config=genesis.adapter_config.decode("ascii", "replace"),
-        layout=log.expert(name).layout,
+        base_model=log.base_model(expert),
+        adapter_config_digest=expert.adapter_config_digest,
+        layout=expert.layout,
         owner=Access(ledger, log, now_ms).owner(name),
         retired=None in gone,
         retired_versions=frozenset(v.version for v in versions if v.version in gone),
@@ -66,7 +66,7 @@ def to_json(card: Card) -> dict[str, object]:
         "owner": card.owner,
         "retired": card.retired,
         "base_model": {"id": base.id, "revision": base.revision, "weights_digest": base.weights_digest.hex()},
-        "adapter_config": card.adapter_config,
+        "adapter_config_digest": card.adapter_config_digest.hex(),
         "layout": {
             "digest": layout.digest.hex(),
             "tensors": len(layout.tensors),

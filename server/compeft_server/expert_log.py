@@ -26,6 +26,7 @@ from compeft_core import (
 )
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.base_model import BaseModel
 from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import PublicKey
 from compeft_proto.v1 import expert_pb2 as pb
@@ -89,9 +90,14 @@ class ExpertLog:
         """What the aggregator signed for this version."""
         return dsse.open_envelope(Envelope.FromString(version.envelope), self._own, dsse.VERSION)
 
-    def genesis(self, expert: str) -> pb.Genesis:
-        """What the publisher said of an expert that is known to exist."""
-        return self.manifest(self.version(expert, 0)).genesis
+    def publisher(self, expert: str) -> str:
+        """The keyid that published an expert which is known to exist."""
+        return self.manifest(self.version(expert, 0)).genesis.keyid
+
+    def base_model(self, expert: Expert) -> BaseModel:
+        """The base model that an expert is bound to."""
+        said = self.manifest(self.version(expert.name, 0)).genesis.base_model
+        return BaseModel(said.id, said.revision, expert.base_model_digest)
 
     def state(self, expert: Expert, number: int) -> Vector:
         """The state at one version, float32 of shape (layout.size,); do not write to it.

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
+from compeft_core.errors import InputError
 from compeft_proto.errors import ConflictError
 from compeft_proto.keys import PublicKey
 from compeft_proto.manifest import layout_from_proto, layout_to_proto
@@ -21,6 +22,7 @@ from compeft_server.audit import Entry, Event
 from compeft_server.database import open_engine
 from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Submission, Transfer, Version
 from compeft_server.membership import Membership, withdraw
+from compeft_server.policy import ROLE
 from compeft_server.terms import Terms
 
 T = TypeVar("T")
@@ -41,7 +43,12 @@ class Ledger:
     # Keys
 
     def enrol(self, name: str, public: PublicKey, role: Role, now_ms: int) -> None:
-        """Add a key. The same again is nothing; another name, role or key under one of them is a ConflictError."""
+        """Add a key. The same again is nothing; another name, role or key under one of them is a ConflictError.
+
+        A name that begins like a role of the policy is an InputError.
+        """
+        if name.startswith(ROLE):
+            raise InputError(f"member name {name[:40]!a} begins like a role of the policy: choose another")
         known = [m for m in self.members() if (m.name == name and not m.revoked) or m.public == public]
         if known == [Member(name, public, role, revoked=False)]:
             return

@@ -93,6 +93,14 @@ def test_enrolling_with_an_expert_grants_what_the_role_needs(compeft: Shell) -> 
     assert (publish["allowed"], fetch["allowed"]) == (False, True)
 
 
+def test_a_bad_name_enrols_nobody(compeft: Shell) -> None:
+    assert run(["keys", "new", str(compeft.world.folder / "new.key")]) == 0
+    public = str(compeft.world.folder / "new.pub")
+    assert "role of the policy" in compeft("clients", "add", "role:edge", public, code=3)
+    assert "expert name" in compeft("clients", "add", "new", public, "--expert", "a b", code=4)
+    assert {m.name for m in compeft.world.ledger.members()} == {"conductor", "shop-7"}
+
+
 def test_the_card_of_an_expert_has_base_model_layout_versions_channels_policy_and_contributors(compeft: Shell) -> None:
     grow(compeft.world, 2)
     compeft("experts", "promote", EXPERT, "1")
