@@ -110,7 +110,7 @@ def policy_explain(
     name, role = _who(ledger, who)
     access = Access(ledger, ExpertLog(own_key(data).public, ChunkStore(data), ledger), now_ms)
     decisions = {action: access.decide(name, role, expert, action, at) for action in ACTIONS}
-    if any(m.name == name and m.revoked for m in ledger.members()):
+    if name and all(m.revoked for m in ledger.members() if m.name == name):
         decisions = dict.fromkeys(ACTIONS, Decision(False, "its key is revoked"))
     if format == "json":
         typer.echo(json.dumps([_decision_json(expert, who, at, action, d) for action, d in decisions.items()]))
