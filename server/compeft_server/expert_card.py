@@ -96,7 +96,7 @@ def to_text(card: Card) -> str:
     """For people: one fact a line, the newest versions last."""
     layout, base = card.layout, card.base_model
     channels = [f"{name} {'nowhere yet' if at is None else f'version {at}'}" for name, at in card.channels.items()]
-    contributors = [f"{name} ({count} updates)" for name, count in card.contributors.items()]
+    contributors = [f"{name} ({count} update{'s' if count != 1 else ''})" for name, count in card.contributors.items()]
     facts = {
         "expert": card.expert + ("  retired" if card.retired else ""),
         "owner": card.owner or "unknown",
