@@ -94,8 +94,10 @@ def _check_who(ledger: Ledger, who: str) -> None:
     if who.startswith(ROLE):
         if who.removeprefix(ROLE) not in ROLES:
             raise InputError(f"role {who.removeprefix(ROLE)[:40]!a}, allowed are {', '.join(ROLES)}")
-    elif who not in {m.name for m in ledger.members()}:
-        raise InputError(f"no enrolled member is named {who[:40]!a}: see `compeft clients list`; for a role say role:edge")
+    elif who not in {m.name for m in ledger.members()} | ledger.membership.awaited():
+        raise InputError(
+            f"no enrolled or invited member is named {who[:40]!a}: see `compeft clients list`; for a role say role:edge"
+        )
 
 
 def _check_bounds(bounds: Bounds, actions: Collection[Action], now_ms: int) -> None:

@@ -24,7 +24,8 @@ Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
 RoleName = Annotated[str, typer.Option(help=f"one of {', '.join(ROLES)}")]
 
 Experts = Annotated[
-    list[str] | None, typer.Option("--expert", help="an expert that it may use as its role does; again for more, '*' for every one")
+    list[str] | None,
+    typer.Option("--expert", help="an expert that it may use as its role does; again for more, '*' for every one"),
 ]
 
 app = typer.Typer()
@@ -63,21 +64,26 @@ def clients_invite(
     role: RoleName = "edge",
     valid: Annotated[str, typer.Option(help="how long it holds: 30m, 24h, 7d; at most 30d")] = "24h",
     address: Annotated[str, typer.Option(help="host:port of `compeft serve --enroll-port`, to put it into the invitation")] = "",
+    expert: Experts = None,
     format: AsFormat = "text",  # the option's name
 ) -> None:
     """Print an invitation, once: it lets one new member in. Hand it over by a way that nobody else reads.
 
-    Only a hash of it is kept. A second invitation for the same name takes the first one back.
+    Only a hash of it is kept. A second invitation for the same name takes the first one back. Without --expert the member may do
+    nothing yet: see `compeft policy allow`.
 
-    Example: compeft clients invite berlin-1 --role edge --valid 24h --address agg.example:9444 --data /var/lib/compeft
+    Example: compeft clients invite berlin-1 --expert sentiment --valid 24h --address agg.example:9444 --data /var/lib/compeft
     """
-    known, now = _role(role), now_ms()
+    known, granted, now = _role(role), _experts(expert), now_ms()
     expires, mark = now + valid_ms(valid), b""
     if authority_files.has_authority(data):
         mark = ca.fingerprint(authority_files.load(data).current.certificate)
     invitation = new_invitation(mark, address)
     stored = Invited(invitation.number.hex(), invitation.secret_digest, check_name(name, "member"), known, expires)
-    open_ledger(data).membership.invite(stored, now)
+    ledger = open_ledger(data)
+    ledger.membership.invite(stored, now)
+    for one in granted:
+        curating.rule(ledger, "allow", one, name, curating.USUAL[known], now)
     text = to_text(invitation)
     if format == "json":
         values = {"invitation": text, "number": stored.number, "name": name, "role": known, "expires_at_ms": expires}

@@ -49,6 +49,13 @@ class Membership:
         withdrawn = row.withdrawn_at_ms is not None
         return Invited(row.number, row.secret_digest, row.name, role, row.expires_at_ms, withdrawn, row.used_by or "")
 
+    def awaited(self) -> set[str]:
+        """The names that were invited and have not come yet."""
+        table = schema.invitations
+        query = sa.select(table.c.name).where(table.c.used_by.is_(None), table.c.withdrawn_at_ms.is_(None))
+        with self._engine.connect() as connection:
+            return set(connection.execute(query).scalars())
+
     def redeem(self, invited: Invited, public: PublicKey, certified: Certified | None, now_ms: int) -> None:
         """Enrol a key by its invitation, which is then used; the same key again only gets its new certificate noted.
 

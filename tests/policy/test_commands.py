@@ -68,7 +68,7 @@ def test_a_revoked_member_may_nothing_whatever_the_rules_say(compeft: Shell) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["allow", EXPERT, "nobody", "--fetch"], "no enrolled member is named 'nobody'"),
+        (["allow", EXPERT, "nobody", "--fetch"], "no enrolled or invited member is named 'nobody'"),
         (["allow", EXPERT, "role:king", "--fetch"], "role 'king', allowed are edge"),
         (["allow", EXPERT, "shop-7"], "say --publish, --fetch, or both"),
         (["allow", EXPERT, "shop-7", "--fetch", "--until", "tomorrow"], "write it like 2027-01-31T12:00Z"),
@@ -91,6 +91,12 @@ def test_enrolling_with_an_expert_grants_what_the_role_needs(compeft: Shell) -> 
     assert "new may fetch sentiment" in said
     publish, fetch = compeft.json("policy", "explain", EXPERT, "new")
     assert (publish["allowed"], fetch["allowed"]) == (False, True)
+
+
+def test_inviting_with_an_expert_grants_before_the_member_comes(compeft: Shell) -> None:
+    compeft("clients", "invite", "soon", "--expert", EXPERT)
+    rules = compeft.json("policy", "list", EXPERT)
+    assert [rule["action"] for rule in rules if rule["who"] == "soon"] == ["fetch", "publish"]
 
 
 def test_a_bad_name_enrols_nobody(compeft: Shell) -> None:
