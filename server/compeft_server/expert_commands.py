@@ -9,6 +9,7 @@ import typer
 from compeft_server import curating
 from compeft_server.expert_card import read_card, to_json, to_text
 from compeft_server.expert_log import ExpertLog
+from compeft_server.own_keys import earlier_keys
 from compeft_server.policy import retired
 from compeft_server.serving import now_ms, open_ledger, own_key
 from compeft_server.store import ChunkStore
@@ -53,9 +54,9 @@ def experts_show(name: Name, data: Data, format: AsFormat = "text") -> None:  # 
 
     Example: compeft experts show sentiment --data /var/lib/compeft
     """
-    ledger, store, key = open_ledger(data), ChunkStore(data), own_key(data)
-    lineage = Versions(key, store, ledger).lineage(name)
-    card = read_card(ledger, ExpertLog(key.public, store, ledger), lineage, name)
+    ledger, store, key, earlier = open_ledger(data), ChunkStore(data), own_key(data), earlier_keys(data)
+    lineage = Versions(key, store, ledger, earlier).lineage(name)
+    card = read_card(ledger, ExpertLog(key.public, store, ledger, earlier), lineage, name)
     typer.echo(json.dumps(to_json(card)) if format == "json" else to_text(card))
 
 

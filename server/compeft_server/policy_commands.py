@@ -15,6 +15,7 @@ from compeft_server.access import Access
 from compeft_server.expert_log import ExpertLog
 from compeft_server.facts import ROLES
 from compeft_server.ledger import Ledger
+from compeft_server.own_keys import earlier_keys
 from compeft_server.policy import ACTIONS, ROLE, Action, Decision, Effect, Rule, as_time, describe, standing
 from compeft_server.serving import now_ms, open_ledger, own_key
 from compeft_server.store import ChunkStore
@@ -108,7 +109,7 @@ def policy_explain(
     at = ledger.head(expert) if version is None else version
     curating.check_version(ledger, expert, at)
     name, role = _who(ledger, who)
-    access = Access(ledger, ExpertLog(own_key(data).public, ChunkStore(data), ledger), now_ms)
+    access = Access(ledger, ExpertLog(own_key(data).public, ChunkStore(data), ledger, earlier_keys(data)), now_ms)
     decisions = {action: access.decide(name, role, expert, action, at) for action in ACTIONS}
     if name and all(m.revoked for m in ledger.members() if m.name == name):
         decisions = dict.fromkeys(ACTIONS, Decision(False, "its key is revoked"))

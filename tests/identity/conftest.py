@@ -21,6 +21,7 @@ from compeft_server.ledger import Ledger
 from compeft_server.own_keys import own_key, take_up
 from compeft_server.registrar import Registrar
 from compeft_server.serving import Settings, now_ms, open_ledger, start, start_enrolment
+from tests.exchange.conftest import grant_usual
 
 HOUR_MS = 3_600_000
 
@@ -48,6 +49,7 @@ class House:
 
     def open(self) -> None:
         self.ledger: Ledger = open_ledger(self.data)
+        grant_usual(self.ledger)
         if self.tls and not authority_files.has_authority(self.data):
             authority_files.init(self.data, ["localhost", "127.0.0.1"], self.clock())
         take_up(self.data, self.clock())

@@ -60,7 +60,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 def invited(service: Service, name: str, role: str, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
     options = ["--role", role, "--address", service.door, "--data", str(service.data), "--format", "json"]
-    assert run(["clients", "invite", name, *options]) == 0
+    assert run(["clients", "invite", name, "--expert", "sentiment", *options]) == 0
     return str(said(capsys)["invitation"])
 
 
