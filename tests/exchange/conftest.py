@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -112,8 +113,8 @@ class World:
         return rounds, submissions, versions, chunks
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+@contextmanager
+def running(tmp_path: Path) -> Iterator[World]:
     """A running aggregator with one conductor and the expert published."""
     settings = Settings(tmp_path / "data")
     offset_ms = [0]
@@ -126,6 +127,13 @@ def world(tmp_path: Path) -> Iterator[World]:
     yield made
     server.stop(None).wait()
     ledger.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A running aggregator with one conductor and the expert published."""
+    with running(tmp_path) as made:
+        yield made
 
 
 def synced_by(client: EdgeClient, task: RoundTask) -> Synced:
