@@ -6,7 +6,7 @@ happens one at a time, also where several processes share the database: each suc
 it checks after that still holds when it ends. Byte counts are stored, ratios are computed by whoever reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -225,6 +225,18 @@ class Ledger:
             number = version.version if version else "?"
             raise ConflictError(f"{closing.expert} has a version {number} already") from error
 
+    # Manifests, as they were signed
+
+    def version_envelopes(self, expert: str) -> Iterator[bytes]:
+        """The envelope of every version of an expert, oldest first."""
+        table = schema.versions
+        return self._column(sa.select(table.c.envelope).where(table.c.expert == expert).order_by(table.c.version))
+
+    def submission_envelopes(self, expert: str) -> Iterator[bytes]:
+        """The envelope of every accepted update of an expert, in no order."""
+        table = schema.submissions
+        return self._column(sa.select(table.c.envelope).where(table.c.expert == expert))
+
     # Facts for the report
 
     def record_transfer(self, transfer: Transfer) -> None:
@@ -272,6 +284,10 @@ class Ledger:
             if happened is not None:
                 audit.append(connection, happened)
             connection.execute(sa.insert(table), row)
+
+    def _column(self, query: sa.Select[bytes]) -> Iterator[bytes]:
+        with self._engine.connect() as connection:
+            yield from connection.execution_options(yield_per=1000).execute(query).scalars()
 
     def _rows(self, query: sa.Select[tuple[object, ...]]) -> Sequence[sa.Row[tuple[object, ...]]]:
         with self._engine.connect() as connection:

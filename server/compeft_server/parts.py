@@ -48,10 +48,10 @@ class Parts:
         """Forget a part."""
         self.path(sender, sha256).unlink(missing_ok=True)
 
-    def sweep(self, touched_before_ms: int) -> int:
-        """Remove what nobody has written to since this time; how many files that were."""
+    def sweep(self, touched_before_ms: int, dry_run: bool = False) -> int:
+        """Remove what nobody has written to since this time; how many files that are."""
         stale = [path for path in self.directory.iterdir() if _touched_ms(path) < touched_before_ms]
-        for path in stale:
+        for path in () if dry_run else stale:
             path.unlink(missing_ok=True)
         return len(stale)
 

@@ -77,8 +77,8 @@ class ChunkStore(Protocol):
     def remove(self, sha256: bytes, claimed_before_ms: int) -> bool:
         """Remove a chunk, if its newest claim is from before this time. False if it was claimed since, or is gone."""
 
-    def remove_parts(self, touched_before_ms: int) -> int:
-        """Remove what senders left unfinished and have added nothing to since this time; how many parts that were."""
+    def remove_parts(self, touched_before_ms: int, dry_run: bool = False) -> int:
+        """Remove what senders left unfinished and have added nothing to since this time; how many parts that are."""
 
 
 def checked(sha256: bytes, data: bytes) -> bytes:

@@ -97,9 +97,9 @@ class DirectoryStore:
             path.unlink()
             return True
 
-    def remove_parts(self, touched_before_ms: int) -> int:
+    def remove_parts(self, touched_before_ms: int, dry_run: bool = False) -> int:
         """As promised."""
-        return self._parts.sweep(touched_before_ms)
+        return self._parts.sweep(touched_before_ms, dry_run)
 
     def _path(self, sha256: bytes) -> Path:
         name = sha256.hex()

@@ -86,10 +86,10 @@ class MemoryStore:
             del self._chunks[sha256]
             return True
 
-    def remove_parts(self, touched_before_ms: int) -> int:
+    def remove_parts(self, touched_before_ms: int, dry_run: bool = False) -> int:
         """As promised."""
         stale = [key for key, (_, at) in list(self._parts.items()) if at < touched_before_ms]
-        for key in stale:
+        for key in () if dry_run else stale:
             self.drop(*key)
         return len(stale)
 

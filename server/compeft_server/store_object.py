@@ -123,9 +123,9 @@ class ObjectStore:
             raise _unreachable(error) from error
         return True
 
-    def remove_parts(self, touched_before_ms: int) -> int:
+    def remove_parts(self, touched_before_ms: int, dry_run: bool = False) -> int:
         """As promised, of this machine's parts."""
-        return self._parts.sweep(touched_before_ms)
+        return self._parts.sweep(touched_before_ms, dry_run)
 
     def _head(self, sha256: bytes) -> Stored | None:
         try:
