@@ -6,6 +6,7 @@ happens one at a time, also where several processes share the database: each suc
 it checks after that still holds when it ends. Byte counts are stored, ratios are computed by whoever reads.
 """
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +34,7 @@ class Ledger:
         """The ledger in a SQLite file, or in the PostgreSQL of a URL. Errors: as `database.open_engine`."""
         self._engine = open_engine(database)
         self.membership = Membership(self._engine)
+        weakref.finalize(self, self._engine.dispose)  # a command that opens a ledger and ends need not close it
 
     def close(self) -> None:
         """Let go of the database."""

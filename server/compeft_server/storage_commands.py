@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from compeft_server.backup import Head, back_up
 from compeft_server.garbage import Collected, Grace, collect
+from compeft_server.restore import restore
 from compeft_server.serving import now_ms
 from compeft_server.storage import open_ledger, open_store
 
@@ -35,6 +37,38 @@ def gc_command(
     done = collect(open_store(data), ledger, now_ms(), grace, dry_run)
     ledger.close()
     typer.echo(json.dumps(asdict(done) | {"dry_run": dry_run}) if format == "json" else _collected_text(done, dry_run))
+
+
+@app.command("backup")
+def backup_command(
+    data: Data,
+    output: Annotated[Path, typer.Option("-o", "--output", help="the tar file to write")],
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Write ledger, key and chunks to one file. The aggregator may be running. The file holds its private key: guard it.
+
+    Example: compeft backup --data /var/lib/compeft -o /backups/compeft-monday.tar
+    """
+    head = back_up(data, output, now_ms())
+    _say(f"{output} holds the ledger ({head.ledger_bytes:,} bytes), the key and {head.chunks:,} chunks", output, head, format)
+
+
+@app.command("restore")
+def restore_command(
+    archive: Annotated[Path, typer.Argument(help="a file that `compeft backup` wrote")],
+    data: Annotated[Path, typer.Option(help="the new data directory")],
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Make a data directory from a backup, all of it or nothing. Serve it with `compeft serve --data`.
+
+    Example: compeft restore /backups/compeft-monday.tar --data /var/lib/compeft-restored
+    """
+    head = restore(archive, data)
+    _say(f"{data} is restored: its audit log holds and all {head.chunks:,} chunks are there", data, head, format)
+
+
+def _say(text: str, path: Path, head: Head, format: str) -> None:
+    typer.echo(json.dumps({"path": str(path)} | asdict(head)) if format == "json" else text)
 
 
 def _collected_text(done: Collected, dry_run: bool) -> str:
