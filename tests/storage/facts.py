@@ -21,7 +21,7 @@ def digest(words: str) -> bytes:
 def version(number: int, expert: str = "sentiment") -> Version:
     """A version, with two residual chunks from the first on."""
     residual = (digest(f"r{number}"), digest(f"s{number}")) if number else ()
-    return Version(expert, number, b"envelope", digest(f"state {number}"), residual, "run-1", number, 100, 0.5, 10 + number)
+    return Version(expert, number, b"", digest(f"state {number}"), residual, "run-1", number, 100, 0.5, 10 + number)
 
 
 def submission(key: PublicKey, words: str = "update", sequence: int = 1) -> Submission:
