@@ -1,9 +1,9 @@
 """How long an aggregator with a long expert log takes to serve: `python -m benchmarks.startup [--versions 10000]`.
 
 Fills a data directory with an expert of that many versions, each a real signed step, and starts `compeft serve` on it as a process,
-three times: seconds from the start of the process until it answers a health check, beside the same with an expert of one version
-(the peer: the ratio is what the log costs). Then how long the first client takes that lacks one version, and one that lacks them all.
-Prints a table, and on the last line one JSON object of the same figures. A minute or two.
+three times: seconds from the start of the process until it answers a health check, and the processor seconds in them, beside the
+same with an expert of one version (the peer: the ratio is what the log costs). Then how long the first client takes that lacks one
+version, and one that lacks them all. Prints a table, and on the last line one JSON object of the same figures. A minute or two.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import psutil
 import sqlalchemy as sa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -47,7 +48,9 @@ class Figures:
     versions: int
     ledger_bytes: int
     start_s: float
+    start_cpu_s: float
     start_one_version_s: float
+    start_one_version_cpu_s: float
     sync_newest_s: float
     sync_all_s: float
 
@@ -105,8 +108,8 @@ def _version(key: SigningKey, manifest: pb.VersionManifest, payload_bytes: int) 
 
 
 @contextmanager
-def serving(data: Path) -> Iterator[tuple[str, float]]:
-    """A running `compeft serve`; its address, and the seconds it took until it answered."""
+def serving(data: Path) -> Iterator[tuple[str, float, float]]:
+    """A running `compeft serve`; its address, the seconds it took until it answered, and the processor seconds it used in them."""
     started = time.monotonic()
     command = [str(Path(sys.executable).parent / "compeft"), "serve", "--data", str(data), "--port", "0", "--format", "json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -114,7 +117,8 @@ def serving(data: Path) -> Iterator[tuple[str, float]]:
         address = _address(process)
         with grpc.insecure_channel(address) as channel:
             health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=60)
-        yield address, time.monotonic() - started
+        used = psutil.Process(process.pid).cpu_times()
+        yield address, time.monotonic() - started, used.user + used.system
     finally:
         process.terminate()
         process.communicate(timeout=60)
@@ -127,22 +131,22 @@ def _address(process: subprocess.Popen[str]) -> str:
     raise SystemExit("compeft serve has ended")
 
 
-def start_s(data: Path) -> float:
-    """The median of several starts."""
+def start_s(data: Path) -> tuple[float, float]:
+    """Seconds and processor seconds of a start, the medians of several."""
     taken = []
     for _ in range(STARTS):
-        with serving(data) as (_, seconds):
-            taken.append(seconds)
-    return statistics.median(taken)
+        with serving(data) as (_, seconds, used):
+            taken.append((seconds, used))
+    return statistics.median(s for s, _ in taken), statistics.median(u for _, u in taken)
 
 
 def sync_s(data: Path, reader: SigningKey, folder: Path, have: int, want: int) -> float:
     """How long the first client after a start takes from one version to another; -1 is to have nothing."""
-    with serving(data) as (address, _):
+    with serving(data) as (address, _, _):
         client = EdgeClient(Edge(address, reader, own_key(data).public, folder))
         if have >= 0:
             client.sync(EXPERT, have)
-    with serving(data) as (address, _):
+    with serving(data) as (address, _, _):
         client = EdgeClient(Edge(address, reader, own_key(data).public, folder))
         started = time.monotonic()
         client.sync(EXPERT, want)
@@ -153,12 +157,14 @@ def measure(folder: Path, versions: int) -> Figures:
     """All figures, in a folder of their own."""
     reader = fill(folder / "long", versions)
     fill(folder / "one", 1)
-    one = start_s(folder / "one")
+    one, long = start_s(folder / "one"), start_s(folder / "long")
     return Figures(
         versions=versions,
         ledger_bytes=(folder / "long" / LEDGER_FILE).stat().st_size,
-        start_s=start_s(folder / "long"),
-        start_one_version_s=one,
+        start_s=long[0],
+        start_cpu_s=long[1],
+        start_one_version_s=one[0],
+        start_one_version_cpu_s=one[1],
         sync_all_s=sync_s(folder / "long", reader, folder / "all", -1, versions),
         sync_newest_s=sync_s(folder / "long", reader, folder / "newest", versions - 1, versions),
     )
@@ -175,6 +181,8 @@ def main() -> None:
     print(
         f"start to first answer       {found.start_s:7.2f} s, {found.start_s / found.start_one_version_s:.2f} times that of one version"
     )
+    ratio = found.start_cpu_s / found.start_one_version_cpu_s
+    print(f"processor seconds of that   {found.start_cpu_s:7.2f} s, {ratio:.2f} times that of one version")
     print(f"sync of the newest version  {found.sync_newest_s:7.2f} s")
     print(f"sync of the whole log       {found.sync_all_s:7.2f} s")
     print(json.dumps(asdict(found)))

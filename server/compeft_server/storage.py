@@ -57,7 +57,7 @@ def choose_storage(data: Path, wanted: Storage) -> Storage:
             raise InputError(f"{data / STORAGE_FILE} names another {what}: move the data, then change it there")
         if own.exists():
             raise InputError(f"{own} holds data already: move it to {_scheme(new)} first, or take another --data")
-    _check(chosen)
+    _check(chosen, data / "partial")
     _write(data / STORAGE_FILE, chosen)
     return chosen
 
@@ -71,11 +71,7 @@ def open_ledger(data: Path) -> Ledger:
 def open_store(data: Path) -> ChunkStore:
     """The store of a data directory, which is made if absent. Errors: InputError."""
     url = read_storage(data).store
-    if url is None:
-        return DirectoryStore(data)
-    from compeft_server.store_object import ObjectStore, open_bucket
-
-    return ObjectStore(open_bucket(url), data / "partial")
+    return DirectoryStore(data) if url is None else _open_bucket(url, data / "partial")
 
 
 def _changes(data: Path, found: Storage, chosen: Storage) -> Iterator[tuple[str, str | None, str, Path]]:
@@ -86,13 +82,20 @@ def _changes(data: Path, found: Storage, chosen: Storage) -> Iterator[tuple[str,
         yield "store", found.store, chosen.store, data / "chunks"
 
 
-def _check(chosen: Storage) -> None:
+def _check(chosen: Storage, staging: Path) -> None:
     if chosen.database is not None:
         parse_url(chosen.database)
     if chosen.store is not None:
-        from compeft_server.store_object import open_bucket
+        _open_bucket(chosen.store, staging)
 
-        open_bucket(chosen.store)
+
+def _open_bucket(url: str, staging: Path) -> ChunkStore:
+    """The extra with obstore is imported only where there is a bucket."""
+    try:
+        from compeft_server.store_object import ObjectStore, open_bucket
+    except ModuleNotFoundError as error:
+        raise InputError("a bucket needs obstore: pip install 'compeft[object-store]'") from error
+    return ObjectStore(open_bucket(url), staging)
 
 
 def _scheme(url: str) -> str:

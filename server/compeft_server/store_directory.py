@@ -1,7 +1,7 @@
 """The default store: each chunk in a file named by its SHA-256, in a directory of this machine.
 
-A chunk is written beside its place, synced and renamed; the newest claim is the file's time of modification. A lock file makes a
-claim and a removal exclude each other, whichever processes of this machine they are in.
+A chunk is written beside its place, synced and renamed; the newest claim is the file's time of modification. A lock on the directory
+makes a claim and a removal exclude each other, whichever processes of this machine they are in.
 """
 
 import fcntl
@@ -23,7 +23,6 @@ class DirectoryStore:
         self._chunks = directory / "chunks"
         self._chunks.mkdir(parents=True, exist_ok=True)
         self._parts = Parts(directory / "partial")
-        self._lock_file = directory / "chunks.lock"
 
     def has(self, sha256: bytes) -> bool:
         """As promised."""
@@ -125,7 +124,7 @@ class DirectoryStore:
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
-        descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self._chunks, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, how)
             yield
