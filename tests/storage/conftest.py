@@ -1,6 +1,5 @@
 """Every ledger and every store, one after the other: what a test here says holds for all of them."""
 
-import os
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -30,11 +29,13 @@ def postgresql() -> Iterator[URL]:
 
 
 @pytest.fixture(params=LEDGERS)
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> str | Path:
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | Path]:
     """A database with nothing in it: a path, or a URL."""
     if request.param == "sqlite":
-        return tmp_path / "ledger.sqlite"
-    return servers.make_database(request.getfixturevalue("postgresql"), f"t{os.getpid()}_{next(_number)}")
+        yield tmp_path / "ledger.sqlite"
+        return
+    with servers.database(request.getfixturevalue("postgresql")) as url:
+        yield url
 
 
 @pytest.fixture

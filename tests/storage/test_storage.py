@@ -1,6 +1,7 @@
 """Which database and which store belong to a data directory; and whole rounds where neither is the default."""
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -26,13 +27,14 @@ _number = count()
 
 
 @pytest.fixture
-def elsewhere(postgresql: URL, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def elsewhere(postgresql: URL, s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
     """A PostgreSQL and a bucket, both empty."""
     for name, value in servers.s3_environment(s3).items():
         monkeypatch.setenv(name, value)
     name = f"elsewhere-{os.getpid()}-{next(_number)}"
     servers.make_bucket(s3, name)
-    return Storage(servers.make_database(postgresql, name), f"s3://{name}")
+    with servers.database(postgresql) as url:
+        yield Storage(url, f"s3://{name}")
 
 
 def test_by_default_everything_lies_in_the_data_directory(tmp_path: Path) -> None:

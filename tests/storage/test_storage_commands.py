@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from compeft_client.cli import run
-from compeft_server.serving import now_ms, open_ledger, own_key
+from compeft_server.serving import open_ledger, own_key
 from compeft_server.storage import Storage, choose_storage, open_store
 from tests.storage import servers
 from tests.storage.facts import EXPERT, version
@@ -56,15 +56,16 @@ def test_every_command_finds_the_database_that_was_chosen(
     tmp_path: Path, postgresql: URL, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
-    choose_storage(data, Storage(servers.make_database(postgresql, f"commands-{now_ms()}")))
-    ledger = open_ledger(data)
-    ledger.create(EXPERT, version(0))
-    ledger.close()
-    assert run(["experts", "list", "--data", str(data)]) == 0
-    assert run(["audit", "verify", "--data", str(data)]) == 0
-    assert run(["gc", "--data", str(data)]) == 0
-    assert "sentiment" in capsys.readouterr().out
-    assert run(["backup", "--data", str(data), "-o", str(tmp_path / "x.tar")]) == 3
+    with servers.database(postgresql) as url:
+        choose_storage(data, Storage(url))
+        ledger = open_ledger(data)
+        ledger.create(EXPERT, version(0))
+        ledger.close()
+        assert run(["experts", "list", "--data", str(data)]) == 0
+        assert run(["audit", "verify", "--data", str(data)]) == 0
+        assert run(["gc", "--data", str(data)]) == 0
+        assert "sentiment" in capsys.readouterr().out
+        assert run(["backup", "--data", str(data), "-o", str(tmp_path / "x.tar")]) == 3
     assert "run pg_dump" in capsys.readouterr().err
     assert not (data / "ledger.sqlite").exists()
 
