@@ -19,14 +19,15 @@ from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_proto.errors import ChunkMismatchError
 from compeft_proto.manifest import CHUNK_BYTES
 from compeft_server import audit
-from compeft_server.backup import CHUNK_FOLDER, FORMAT, HEAD_FILE, Head
+from compeft_server.backup import CHUNK_FOLDER, FORMAT, HEAD_FILE, PRIVATE_FILES, Head
+from compeft_server.files import write_durably
 from compeft_server.garbage import named
 from compeft_server.ledger import Ledger
-from compeft_server.serving import KEY_FILE
+from compeft_server.own_keys import KEY_FILE
 from compeft_server.storage import LEDGER_FILE
 from compeft_server.store_directory import DirectoryStore
 
-MAX_HEAD_BYTES, MAX_KEY_BYTES = 64 * 2**10, 16 * 2**10
+MAX_HEAD_BYTES, MAX_FILE_BYTES = 64 * 2**10, 2**20
 BLOCK = tarfile.BLOCKSIZE
 COPY_BYTES = 2**20
 
@@ -65,11 +66,12 @@ def _read_into(folder: Path, file: BinaryIO, archive: Path) -> Head:
     members = _members(file, archive)
     head = _read_head(_small(members, HEAD_FILE, MAX_HEAD_BYTES, archive), archive)
     _copy(members, folder / LEDGER_FILE, head, archive)
-    key = _small(members, KEY_FILE, MAX_KEY_BYTES, archive)
-    if hashlib.sha256(key).hexdigest() != head.key_sha256:
-        raise FormatError(f"{archive}: {KEY_FILE} is not the one that was backed up")
-    with open(os.open(folder / KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
-        target.write(key)
+    for name in (name for name in PRIVATE_FILES if name in head.files):
+        content = _small(members, name, MAX_FILE_BYTES, archive)
+        if hashlib.sha256(content).hexdigest() != head.files[name]:
+            raise FormatError(f"{archive}: {name} is not the one that was backed up")
+        (folder / name).parent.mkdir(mode=0o700, exist_ok=True)
+        write_durably(folder / name, content, mode=0o600)
     _copy_chunks(members, DirectoryStore(folder), head, archive)
     return head
 
@@ -130,10 +132,12 @@ def _read_head(text: bytes, archive: Path) -> Head:
         raise FormatError(f"{archive}: {HEAD_FILE} is not that of a backup") from error
     if any(type(value) is not type(getattr(_EMPTY, name)) for name, value in asdict(head).items()):
         raise FormatError(f"{archive}: {HEAD_FILE} has a value of the wrong kind")
+    if not {KEY_FILE} <= set(head.files) <= set(PRIVATE_FILES):
+        raise FormatError(f"{archive}: {HEAD_FILE} names other files than an aggregator has")
     return head
 
 
-_EMPTY = Head(FORMAT, "", 0, 0, "", "", 0)
+_EMPTY = Head(FORMAT, "", 0, 0, "", {}, 0)
 
 
 def _copy(members: Iterator[_Member], target: Path, head: Head, archive: Path) -> None:

@@ -59,8 +59,6 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-
-
 def start(settings: Settings, ledger: Ledger, clock: Callable[[], int] = now_ms) -> tuple[grpc.Server, int]:
     """Listen; returns the running server and its port. Errors: InputError if the address is taken, or not loopback without TLS."""
     if settings.tls is not None and settings.enroll_port is not None:

@@ -5,7 +5,6 @@ By default both lie in the directory: `ledger.sqlite`, and `chunks/` with `parti
 """
 
 import json
-import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from compeft_core.errors import FormatError, InputError
 from compeft_server.database import parse_url
+from compeft_server.files import write_durably
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
 from compeft_server.store_directory import DirectoryStore
@@ -106,10 +106,4 @@ def _write(path: Path, storage: Storage) -> None:
     """A TOML string is written as a JSON one. The file may hold a password: only its owner may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{name} = {json.dumps(value)}\n" for name, value in asdict(storage).items() if value is not None]
-    beside = path.with_suffix(".new")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_durably(path, "".join(lines).encode(), mode=0o600)

@@ -45,12 +45,17 @@ def backup_command(
     output: Annotated[Path, typer.Option("-o", "--output", help="the tar file to write")],
     format: AsFormat = "text",  # the option's name
 ) -> None:
-    """Write ledger, key and chunks to one file. The aggregator may be running. The file holds its private key: guard it.
+    """Write ledger, keys and chunks to one file. The aggregator may be running. The file holds its private keys: guard it.
 
     Example: compeft backup --data /var/lib/compeft -o /backups/compeft-monday.tar
     """
     head = back_up(data, output, now_ms())
-    _say(f"{output} holds the ledger ({head.ledger_bytes:,} bytes), the key and {head.chunks:,} chunks", output, head, format)
+    _say(
+        f"{output} holds the ledger ({head.ledger_bytes:,} bytes), {len(head.files)} private files and {head.chunks:,} chunks",
+        output,
+        head,
+        format,
+    )
 
 
 @app.command("restore")

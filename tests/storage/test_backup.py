@@ -16,7 +16,9 @@ from compeft_client.exchange import Edge, EdgeClient
 from compeft_core.errors import CompeftError, FormatError, InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.audit import check
+from compeft_server.authority_files import init, load
 from compeft_server.backup import back_up
+from compeft_server.own_keys import earlier_keys, stage, take_up
 from compeft_server.restore import restore
 from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
 from compeft_server.storage import Storage, choose_storage, open_store
@@ -110,6 +112,23 @@ def test_private_things_stay_private(world: World, archive: Path) -> None:
         assert path.stat().st_mode & 0o077 == 0
 
 
+def test_every_key_and_the_authority_come_back(world: World) -> None:
+    data, restored = world.folder / "data", world.folder / "restored"
+    init(data, ["localhost"], now_ms())
+    stage(data)
+    old = own_key(data).public
+    take_up(data, now_ms())
+    back_up(data, world.folder / "backup.tar", now_ms())
+    restore(world.folder / "backup.tar", restored)
+    assert own_key(restored).public == own_key(data).public != old
+    assert earlier_keys(restored) == (old,)
+    assert load(restored).bundle == load(data).bundle
+    assert {path.stat().st_mode & 0o077 for path in (restored / "ca", *(restored / "ca").iterdir())} == {0}
+    ledger = open_ledger(restored)
+    Versions(own_key(restored), open_store(restored), ledger, earlier_keys(restored)).verify(EXPERT, 3)
+    ledger.close()
+
+
 def test_superseded_residuals_are_not_carried_along(world: World, archive: Path) -> None:
     restore(archive, world.folder / "restored")
     older = {sha256 for v in world.ledger.versions(EXPERT, 0, 2) for sha256 in v.residual}
@@ -193,6 +212,8 @@ CHANGES: dict[str, tuple[Callable[[Members], Members], str]] = {
     "a head too long": (with_head(program="x" * 2**17), "allowed are 65536"),
     "a head of the future": (with_head(format=2), "has format 2, this program reads 1"),
     "a head of nothing": (with_bytes(0, lambda _: b"{}"), r"backup\.json is not"),
+    "a head with another file": (with_head(files={"aggregator.key": "", "../evil": ""}), "names other files"),
+    "a head without a key": (with_head(files={}), "names other files"),
     "a head of other kinds": (with_head(chunks="many"), "wrong kind"),
     "nothing": (lambda _: [], r"backup\.json is expected"),
 }
