@@ -1,6 +1,7 @@
 """The audit log: every decision about who gets in and what is published, each entry chained to the one before it by SHA-256.
 
-An entry is written in the transaction of what it is about, so neither exists without the other. Whoever keeps the newest hash
+An entry is written in the transaction of what it is about, so neither exists without the other; and transactions that write one
+take turns, also those of other processes on the same database: a decision sees every decision before it. Whoever keeps the newest hash
 elsewhere can tell later that nothing before it was altered, dropped or inserted.
 """
 
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from compeft_core.errors import CompeftError
 from compeft_proto.task import canonical_json
 from compeft_server import schema
+from compeft_server.database import take_turn
 
 START = bytes(32)
 
@@ -48,14 +50,17 @@ def event(at_ms: int, action: str, subject: str, **detail: object) -> Event:
 
 
 def append(connection: sa.Connection, happened: Event) -> None:
-    """Add to the chain, within the caller's transaction: the insert comes first, because it is what keeps other writers out."""
+    """Add to the chain, first thing in the caller's transaction: it takes the turn that keeps every other decision out until the
+    transaction ends (on SQLite the insert does, by being a write). Numbers come from the chain itself, so none is ever left out.
+    """
     table = schema.audit
+    take_turn(connection)
     row = {"at_ms": happened.at_ms, "action": happened.action, "subject": happened.subject, "detail": happened.detail}
-    added = connection.execute(sa.insert(table), row | {"hash": START})
-    number = (added.inserted_primary_key or (0,))[0]
-    before = connection.execute(sa.select(table.c.hash).where(table.c.id < number).order_by(table.c.id.desc()).limit(1))
-    chained = link(before.scalar() or START, happened)
-    connection.execute(sa.update(table).where(table.c.id == number), {"hash": chained})
+    following = sa.select(sa.func.coalesce(sa.func.max(table.c.id), 0) + 1).scalar_subquery()
+    connection.execute(sa.insert(table).values(id=following, hash=START, **row))
+    number = connection.execute(sa.select(sa.func.max(table.c.id))).scalar_one()
+    before = connection.execute(sa.select(table.c.hash).where(table.c.id == number - 1)).scalar()
+    connection.execute(sa.update(table).where(table.c.id == number), {"hash": link(before or START, happened)})
 
 
 def link(before: bytes, happened: Event) -> bytes:

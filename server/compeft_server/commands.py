@@ -11,6 +11,7 @@ from rich.console import Console
 
 from compeft_core.errors import InputError
 from compeft_server.serving import Settings, Tls, open_ledger, own_key, serve
+from compeft_server.storage import Storage, choose_storage
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
@@ -32,6 +33,12 @@ def serve_command(
     enroll_port: Annotated[
         int | None, typer.Option(help="a second port, where invited clients enrol; closed by default; 0 takes a free one")
     ] = None,
+    database: Annotated[
+        str | None, typer.Option(help="URL of a PostgreSQL for the ledger; noted in the data directory, SQLite there by default")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="URL of a bucket for the chunks: s3://, gs:// or az://; noted like --database")
+    ] = None,
     format: AsFormat = "text",  # the option's name
 ) -> None:
     """Run the aggregator until SIGTERM or Ctrl-C. Prints its address and key once it listens.
@@ -42,11 +49,14 @@ def serve_command(
     Examples: compeft serve --data /var/lib/compeft --host 0.0.0.0 --enroll-port 9444
 
     compeft serve --data /var/lib/compeft --host 0.0.0.0 --tls-cert server.crt --tls-key server.pem --tls-client-ca ca.crt
+
+    compeft serve --data D --database postgresql+psycopg://compeft@db/compeft --store s3://bucket/prefix
     """
     given = [f for f in (tls_cert, tls_key, tls_client_ca) if f]
     if given and len(given) < 3:
         raise InputError("TLS needs all of --tls-cert, --tls-key and --tls-client-ca")
     tls = Tls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key and tls_client_ca else None
+    choose_storage(data, Storage(database, store))
 
     def ready(listening: int, enrolling: int | None) -> None:
         values = {"address": f"{host}:{listening}", "keyid": own_key(data).keyid, "public_key": str(data / "aggregator.pub")}

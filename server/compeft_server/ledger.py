@@ -1,11 +1,13 @@
 """The ledger: append-only facts about keys, experts, rounds and bytes, in one SQL database.
 
 Promises: when a method returns, what it recorded is durable; each method is one transaction, so a crash leaves all of it or
-none; rows are only ever added, or completed once (a round closes, a submission is merged, a key is revoked). Byte counts are
-stored, ratios are computed by whoever reads.
+none; rows are only ever added, or completed once (a round closes, a submission is merged, a key is revoked). Whatever is audited
+happens one at a time, also where several processes share the database: each such transaction begins with `audit.append`, and what
+it checks after that still holds when it ends. Byte counts are stored, ratios are computed by whoever reads.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -13,13 +15,13 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from compeft_core.errors import InputError
-from compeft_proto.errors import ConflictError
+from compeft_proto.errors import BusyError, ConflictError, DuplicateError, RoundClosedError
 from compeft_proto.keys import PublicKey
 from compeft_proto.manifest import layout_from_proto, layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server import audit, schema
 from compeft_server.audit import Entry, Event
-from compeft_server.database import open_engine
+from compeft_server.database import open_engine, take_turn
 from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Submission, Transfer, Version
 from compeft_server.membership import Membership, withdraw
 from compeft_server.policy import ROLE
@@ -31,13 +33,15 @@ T = TypeVar("T")
 class Ledger:
     """All tables of one aggregator."""
 
-    def __init__(self, path: Path) -> None:
-        self._engine = open_engine(path)
+    def __init__(self, database: str | Path) -> None:
+        """The ledger in a SQLite file, or in the PostgreSQL of a URL. Errors: as `database.open_engine`."""
+        self._engine = open_engine(database)
         self.membership = Membership(self._engine)
         self.terms = Terms(self._engine)
+        weakref.finalize(self, self._engine.dispose)  # a command that opens a ledger and ends need not close it
 
     def close(self) -> None:
-        """Let go of the database file."""
+        """Let go of the database."""
         self._engine.dispose()
 
     # Keys
@@ -57,11 +61,15 @@ class Ledger:
                 f"{known[0].name!r} is enrolled with key {known[0].public.keyid} as {known[0].role}: revoke it first"
             )
         row = {"keyid": public.keyid, "public": public.raw, "name": name, "role": role, "enrolled_at_ms": now_ms}
-        self._insert(schema.keys, row, audit.event(now_ms, "enrol", name, keyid=public.keyid, role=role))
+        try:
+            self._insert(schema.keys, row, audit.event(now_ms, "enrol", name, keyid=public.keyid, role=role))
+        except sa.exc.IntegrityError as error:
+            raise ConflictError(f"{name!r} or key {public.keyid} was enrolled by somebody else just now") from error
 
     def revoke(self, name: str, now_ms: int) -> bool:
         """Refuse a member from now on, and whom its name was invited for. False if there is neither."""
         with self._engine.begin() as connection:
+            take_turn(connection)
             found = connection.execute(
                 sa.update(schema.keys).where(schema.keys.c.name == name, schema.keys.c.revoked_at_ms.is_(None)),
                 {"revoked_at_ms": now_ms},
@@ -73,8 +81,8 @@ class Ledger:
 
     def members(self) -> list[Member]:
         """Everybody enrolled, by name; a member that changed its key has one entry for each, the newest first."""
-        table = schema.keys
-        return [_member(row) for row in self._rows(sa.select(table).order_by(table.c.name, table.c.enrolled_at_ms.desc()))]
+        newest_first = self._rows(sa.select(schema.keys).order_by(schema.keys.c.enrolled_at_ms.desc()))
+        return sorted((_member(row) for row in newest_first), key=lambda member: member.name)
 
     def keyids(self, keyid: str) -> frozenset[str]:
         """The key itself and those that it took the place of, one after the other."""
@@ -93,7 +101,7 @@ class Ledger:
 
     def experts(self) -> list[str]:
         """All names, sorted."""
-        return [row.expert for row in self._rows(sa.select(schema.experts.c.expert).order_by(schema.experts.c.expert))]
+        return sorted(row.expert for row in self._rows(sa.select(schema.experts.c.expert)))
 
     def create(self, expert: Expert, first: Version) -> None:
         """A new expert together with its version 0. Errors: ConflictError if the name is taken."""
@@ -136,8 +144,8 @@ class Ledger:
 
     def open_round(self, opened: Round) -> None:
         """A new open round. Errors: ConflictError if it exists."""
+        happened = audit.event(opened.opened_at_ms, "open round", opened.expert, run=opened.run, round=opened.round)
         try:
-            happened = audit.event(opened.opened_at_ms, "open round", opened.expert, run=opened.run, round=opened.round)
             self._insert(schema.rounds, asdict(opened), happened)
         except sa.exc.IntegrityError as error:
             raise ConflictError(f"round {opened.round} of run {opened.run!r} exists already") from error
@@ -155,7 +163,9 @@ class Ledger:
         return [Round(**row._mapping) for row in self._rows(query)]
 
     def accept(self, submission: Submission) -> None:
-        """One more update for an open round."""
+        """One more update for an open round. Errors: RoundClosedError if it was closed meanwhile; DuplicateError if another update
+        of this client is in; BusyError if this very one is, just recorded by another process.
+        """
         happened = audit.event(
             submission.accepted_at_ms,
             "accept",
@@ -164,7 +174,17 @@ class Ledger:
             keyid=submission.keyid,
             update=submission.update_digest.hex(),
         )
-        self._insert(schema.submissions, asdict(submission), happened)
+        table, round_ = schema.submissions, f"round {submission.round} of run {submission.run!r}"
+        try:
+            with self._engine.begin() as connection:
+                audit.append(connection, happened)
+                if not connection.execute(_still_open(submission.expert, submission.run, submission.round)).first():
+                    raise RoundClosedError(f"{round_} was closed while the update arrived")
+                connection.execute(sa.insert(table), asdict(submission))
+        except sa.exc.IntegrityError as error:
+            if self.submission(submission.update_digest) is not None:
+                raise BusyError(f"this update for {round_} was recorded just now: submit again for its receipt") from error
+            raise DuplicateError(f"key {submission.keyid} has sent another update for {round_} already") from error
 
     def submission(self, update_digest: bytes) -> Submission | None:
         """The accepted update of this digest."""
@@ -193,23 +213,40 @@ class Ledger:
         return Sequences(int(row.merged or 0), int(row.waiting or 0), int(row.accepted or 0))
 
     def close_round(self, closing: Round, version: Version | None, merged: Sequence[bytes]) -> None:
-        """Close a round and append the version it led to, at once; `merged` are the digests of the updates in it."""
-        rounds, submissions = schema.rounds, schema.submissions
-        with self._engine.begin() as connection:
-            happened = audit.event(closing.closed_at_ms or 0, "close round", closing.expert, run=closing.run, round=closing.round)
-            audit.append(connection, happened)
-            if version is not None:
-                audit.append(connection, _published(version))
-                connection.execute(sa.insert(schema.versions), _version_row(version))
-                connection.execute(
-                    sa.update(submissions).where(submissions.c.update_digest.in_(merged)), {"merged_in": version.version}
-                )
-            connection.execute(
-                sa.update(rounds).where(
-                    rounds.c.expert == closing.expert, rounds.c.run == closing.run, rounds.c.round == closing.round
-                ),
-                {"closed_at_ms": closing.closed_at_ms, "version": closing.version},
-            )
+        """Close an open round and append the version it led to, at once; `merged` are the digests of the updates in it.
+
+        Errors: BusyError if another process has closed it, or has accepted an update that is not merged: close again; ConflictError
+        if the version's number is taken.
+        """
+        rounds = schema.rounds
+        this = (rounds.c.expert == closing.expert, rounds.c.run == closing.run, rounds.c.round == closing.round)
+        happened = audit.event(closing.closed_at_ms or 0, "close round", closing.expert, run=closing.run, round=closing.round)
+        try:
+            with self._engine.begin() as connection:
+                audit.append(connection, happened)
+                if not connection.execute(_still_open(closing.expert, closing.run, closing.round)).first():
+                    raise BusyError(f"round {closing.round} of run {closing.run!r} was closed just now: repeat the command")
+                if version is not None:
+                    audit.append(connection, _published(version))
+                    connection.execute(sa.insert(schema.versions), _version_row(version))
+                    _mark_merged(connection, closing, version.version, merged)
+                closed = {"closed_at_ms": closing.closed_at_ms, "version": closing.version}
+                connection.execute(sa.update(rounds).where(*this), closed)
+        except sa.exc.IntegrityError as error:
+            number = version.version if version else "?"
+            raise ConflictError(f"{closing.expert} has a version {number} already") from error
+
+    # Manifests, as they were signed
+
+    def version_envelopes(self, expert: str) -> Iterator[bytes]:
+        """The envelope of every version of an expert, oldest first."""
+        table = schema.versions
+        return self._column(sa.select(table.c.envelope).where(table.c.expert == expert).order_by(table.c.version))
+
+    def submission_envelopes(self, expert: str) -> Iterator[bytes]:
+        """The envelope of every accepted update of an expert, in no order."""
+        table = schema.submissions
+        return self._column(sa.select(table.c.envelope).where(table.c.expert == expert))
 
     # Facts for the report
 
@@ -259,6 +296,10 @@ class Ledger:
                 audit.append(connection, happened)
             connection.execute(sa.insert(table), row)
 
+    def _column(self, query: sa.Select[bytes]) -> Iterator[bytes]:
+        with self._engine.connect() as connection:
+            yield from connection.execution_options(yield_per=1000).execute(query).scalars()
+
     def _rows(self, query: sa.Select[tuple[object, ...]]) -> Sequence[sa.Row[tuple[object, ...]]]:
         with self._engine.connect() as connection:
             return connection.execute(query).all()
@@ -274,6 +315,22 @@ def _chain(keyid: str) -> sa.Select[tuple[str]]:
 
 def _first(rows: list[T]) -> T | None:
     return rows[0] if rows else None
+
+
+def _still_open(expert: str, run: str, number: int) -> sa.Select[tuple[int]]:
+    table = schema.rounds
+    this = (table.c.expert == expert, table.c.run == run, table.c.round == number)
+    return sa.select(table.c.round).where(*this, table.c.closed_at_ms.is_(None))
+
+
+def _mark_merged(connection: sa.Connection, closing: Round, version: int, merged: Sequence[bytes]) -> None:
+    """Note where the updates of a round went. Errors: BusyError if the round has one that `merged` does not name."""
+    table = schema.submissions
+    of_round = (table.c.expert == closing.expert, table.c.run == closing.run, table.c.round == closing.round)
+    accepted = set(connection.execute(sa.select(table.c.update_digest).where(*of_round)).scalars())
+    if not accepted <= set(merged):
+        raise BusyError(f"an update for round {closing.round} arrived while it was merged: repeat the command")
+    connection.execute(sa.update(table).where(table.c.update_digest.in_(merged)), {"merged_in": version})
 
 
 def _published(version: Version) -> Event:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from compeft_core import METHODS, state_digest
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto.errors import RoundClosedError
+from compeft_proto.errors import BusyError, RoundClosedError
 from compeft_proto.keys import SigningKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -94,7 +94,10 @@ class Rounds:
         accepted = self._ledger.submissions(found.expert, found.run, found.round)
         version = self._next_version(found, accepted, closing) if accepted else None
         closed = self._closed(found, version.version if version else found.base_version)
-        self._ledger.close_round(closed, version, [s.update_digest for s in accepted])
+        try:
+            self._ledger.close_round(closed, version, [s.update_digest for s in accepted])
+        except BusyError:  # another aggregator on this ledger has closed it, or accepted an update meanwhile: look again
+            return self._close(closing)
         return self._statement(closed)
 
     def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> Version:

@@ -27,7 +27,8 @@ from compeft_server.own_keys import earlier_keys, take_up
 from compeft_server.own_keys import own_key as own_key
 from compeft_server.registrar import Registrar
 from compeft_server.service import ExchangeService
-from compeft_server.store import ChunkStore
+from compeft_server.storage import open_ledger as open_ledger  # others open it here
+from compeft_server.storage import open_store
 
 log = structlog.get_logger()
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -36,7 +37,6 @@ MAX_MESSAGE_BYTES = 17 * 2**20
 SPARE_WORKERS = 32
 """Threads beyond those of open transfers: for commands, health, and calls that are about to be told to wait."""
 SERVICE = exchange_pb2.DESCRIPTOR.services_by_name["ExpertExchange"].full_name
-LEDGER_FILE = "ledger.sqlite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +59,12 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def open_ledger(data: Path) -> Ledger:
-    """The ledger in an aggregator's data directory, which is made if absent."""
-    data.mkdir(parents=True, exist_ok=True)
-    return Ledger(data / LEDGER_FILE)
-
-
 def start(settings: Settings, ledger: Ledger, clock: Callable[[], int] = now_ms) -> tuple[grpc.Server, int]:
     """Listen; returns the running server and its port. Errors: InputError if the address is taken, or not loopback without TLS."""
     if settings.tls is not None and settings.enroll_port is not None:
         raise InputError("--enroll-port needs the aggregator's own authority: leave the TLS options out, after `compeft ca init`")
     key, earlier = own_key(settings.data), earlier_keys(settings.data)
-    aggregator = Aggregator(key, ChunkStore(settings.data), ledger, settings.limits, clock, earlier)
+    aggregator = Aggregator(key, open_store(settings.data), ledger, settings.limits, clock, earlier)
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.so_reuseport", 0),

@@ -12,7 +12,7 @@ from compeft_server.audit import check
 from compeft_server.expert_commands import experts
 from compeft_server.own_keys import earlier_keys
 from compeft_server.serving import now_ms, open_ledger, own_key
-from compeft_server.store import ChunkStore
+from compeft_server.storage import open_store
 from compeft_server.versions import Origin, Versions
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
@@ -131,7 +131,7 @@ def audit_verify(data: Data) -> None:
 
 
 def _versions(data: Path) -> Versions:
-    return Versions(own_key(data), ChunkStore(data), open_ledger(data), earlier_keys(data))
+    return Versions(own_key(data), open_store(data), open_ledger(data), earlier_keys(data))
 
 
 def _when(at_ms: int) -> str:

@@ -45,6 +45,7 @@ class Versions:
     def __init__(self, key: SigningKey, store: ChunkStore, ledger: Ledger, earlier: Sequence[PublicKey] = ()) -> None:
         self._key, self._store, self._ledger = key, store, ledger
         self._log = ExpertLog(key.public, store, ledger, earlier)
+        self._replayed: dict[str, tuple[int, Vector]] = {}
 
     def lineage(self, name: str) -> list[Origin]:
         """Where each version comes from, oldest first. Errors: UnknownExpertError."""
@@ -58,20 +59,40 @@ class Versions:
         Errors: WrongBaseError that names the version and both digests; UnknownExpertError if an input is gone.
         """
         expert = self._log.expert(name)
-        manifest = self._manifest(expert, number)
+        manifest, residual = self._manifest(expert, number), None
         if number == 0:
             mf.initial_state(manifest.genesis, expert.layout, self._log.blob(manifest.chunks))
             return
         if manifest.snapshot:
             state = self._snapshot_of(expert, manifest)
         else:
-            parent, residual = self._log.state(expert, number - 1), self._log.residual(expert, number - 1)
-            state, _ = self._step(expert, manifest, parent, residual, ())
+            before = self._residual(expert, number - 1)
+            state, residual = self._step(expert, manifest, self._log.state(expert, number - 1), before, ())
         found = state_digest(expert.layout, state)
         if found != manifest.state_digest:
             raise WrongBaseError(
                 f"{name} version {number} recomputes to {found.hex()[:16]}, signed is {manifest.state_digest.hex()[:16]}"
             )
+        if residual is not None:
+            self._replayed[name] = (number, residual)
+
+    def _residual(self, expert: Expert, number: int) -> Vector:
+        """The downlink residual after one version as it was published: as stored, or from the newest one before it that still is."""
+        known = number
+        while (residual := self._stored_residual(expert, known)) is None:
+            known -= 1
+        state = self._log.state(expert, known)
+        for at in range(known + 1, number + 1):
+            state, residual = self._step(expert, self._manifest(expert, at), state, residual, ())
+        return residual
+
+    def _stored_residual(self, expert: Expert, number: int) -> Vector | None:
+        """None where garbage collection has removed it. Version 0 and snapshots have none to remove: it is zero."""
+        at, replayed = self._replayed.get(expert.name, (-1, np.empty(0, np.float32)))
+        try:
+            return replayed if at == number else self._log.residual(expert, number)
+        except UnknownExpertError:
+            return None
 
     def roll_back(self, name: str, number: int, now_ms: int) -> Version:
         """Append a version with the state of an earlier one. Errors: UnknownExpertError, ConflictError while a round is open."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,8 +121,8 @@ def grant_usual(ledger: Ledger) -> None:
             curating.rule(ledger, "allow", "*", f"role:{role}", actions, now_ms())
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+@contextmanager
+def running(tmp_path: Path) -> Iterator[World]:
     """A running aggregator with one conductor and the expert published."""
     settings = Settings(tmp_path / "data")
     offset_ms = [0]
@@ -135,6 +136,13 @@ def world(tmp_path: Path) -> Iterator[World]:
     yield made
     server.stop(None).wait()
     ledger.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A running aggregator with one conductor and the expert published."""
+    with running(tmp_path) as made:
+        yield made
 
 
 def synced_by(client: EdgeClient, task: RoundTask) -> Synced:

@@ -11,14 +11,14 @@ from compeft_proto import envelope as dsse
 from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
 from compeft_server import schema
 from compeft_server.serving import now_ms
-from compeft_server.store import ChunkStore
+from compeft_server.storage import open_store
 from compeft_server.versions import Versions
 from tests.exchange.conftest import EXPERT, World, synced_by, trained
 
 
 @pytest.fixture
 def versions(world: World) -> Versions:
-    return Versions(world.aggregator, ChunkStore(world.folder / "data"), world.ledger)
+    return Versions(world.aggregator, open_store(world.folder / "data"), world.ledger)
 
 
 def run_rounds(world: World, clients: list[EdgeClient], numbers: range, only: dict[int, list[int]] | None = None) -> None:

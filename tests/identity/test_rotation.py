@@ -33,7 +33,7 @@ from compeft_server.aggregator import Aggregator, Upload
 from compeft_server.credentials import Tls, from_files
 from compeft_server.files import write_durably
 from compeft_server.serving import Settings, now_ms, open_ledger, start
-from compeft_server.store import ChunkStore
+from compeft_server.storage import open_store
 from compeft_server.versions import Versions
 from tests.exchange.conftest import DOWNLINK, EXPERT, RUN, UPLINK, genesis, synced_by, trained
 from tests.identity.conftest import House, client
@@ -86,7 +86,7 @@ def test_a_replaced_key_gets_nowhere_and_its_updates_stay(house: House) -> None:
     with pytest.raises(UnknownKeyError):
         enrolling.renew(_with_key(site, house.folder / "old.key"), replace_key=False)
     assert close_round(house, 1) == 1
-    versions = Versions(own_keys.own_key(house.data), ChunkStore(house.data), house.ledger)
+    versions = Versions(own_keys.own_key(house.data), open_store(house.data), house.ledger)
     versions.verify(EXPERT, 1)
     assert [name for name, _ in versions.lineage(EXPERT)[1].contributors] == ["berlin"]
 
@@ -151,7 +151,7 @@ def test_forgetting_a_member_forgets_what_it_sent_under_earlier_keys(house: Hous
     new = renew(site, replace_key=True).keyid
     house.ledger.revoke("berlin", house.clock())
     again = house.try_to_enrol(house.invite("berlin"), "berlin-again").keyid
-    versions = Versions(own_keys.own_key(house.data), ChunkStore(house.data), house.ledger)
+    versions = Versions(own_keys.own_key(house.data), open_store(house.data), house.ledger)
     versions.forget(EXPERT, new, now_ms())
     assert set(versions.lineage(EXPERT)[-1].forgotten) == {old, new, again}
 
@@ -188,7 +188,7 @@ def test_a_member_revoked_during_its_upload_is_not_let_in(house: House) -> None:
     directory = StateDirectory(site / "state" / EXPERT)
     pending = directory.load().pending
     assert pending is not None
-    aggregator = Aggregator(own_keys.own_key(house.data), ChunkStore(house.data), house.ledger, Limits(), house.clock)
+    aggregator = Aggregator(own_keys.own_key(house.data), open_store(house.data), house.ledger, Limits(), house.clock)
     upload = aggregator.admit(aggregator.open(Envelope.FromString(directory.read(pending.envelope))))
     assert isinstance(upload, Upload)
     ((ref, _),) = upload.needed
@@ -306,7 +306,7 @@ def test_clients_follow_the_aggregator_to_its_new_key(house: House) -> None:
     assert load_public_keys(house.data / "aggregator.pub") == (after.public, before.public)
     fresh = house.enrol("paris")
     assert client(fresh).sync(EXPERT).version == 1  # version 0 is signed by the old key
-    versions = Versions(after, ChunkStore(house.data), house.ledger, own_keys.earlier_keys(house.data))
+    versions = Versions(after, open_store(house.data), house.ledger, own_keys.earlier_keys(house.data))
     versions.verify(EXPERT, 1)
 
 

@@ -20,9 +20,9 @@ from compeft_server.migrations import REVISIONS, NewerDatabaseError
 DUMP = Path(__file__).parent / "ledger-0.1.0.sql"
 
 
-def open_one(database: str) -> list[str]:
+def open_one(database: str | Path) -> list[str]:
     """Open a ledger, in a process of its own."""
-    ledger = Ledger(Path(database))
+    ledger = Ledger(database)
     try:
         return ledger.experts()
     finally:
@@ -45,10 +45,8 @@ def differences(ledger: Ledger) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), schema.metadata))
 
 
-def test_migrated_tables_are_the_tables_of_the_metadata(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
+def test_migrated_tables_are_the_tables_of_the_metadata(ledger: Ledger) -> None:
     assert differences(ledger) == []
-    ledger.close()
 
 
 def test_a_database_of_the_first_release_opens_with_its_data_and_the_newest_schema(old: Path) -> None:
@@ -64,24 +62,20 @@ def test_a_database_of_the_first_release_opens_with_its_data_and_the_newest_sche
     ledger.close()
 
 
-def test_a_newer_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    Ledger(path).close()
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE alembic_version SET version_num = '9999_from_the_future'")
-    connection.commit()
+def test_a_newer_database_is_refused_and_left_alone(database: str | Path, ledger: Ledger) -> None:
+    with ledger._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999_from_the_future'"))
     with pytest.raises(NewerDatabaseError, match=r"'9999_from_the_future', this program knows up to .*: upgrade compeft"):
-        Ledger(path)
-    assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999_from_the_future",)]
-    connection.close()
+        Ledger(database)
+    with ledger._engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalars().all() == ["9999_from_the_future"]
 
 
-@pytest.mark.parametrize("given", ["new", "old"])
-def test_processes_that_start_together_do_not_clash(tmp_path: Path, given: str, request: pytest.FixtureRequest) -> None:
-    path = tmp_path / "fresh.sqlite" if given == "new" else request.getfixturevalue("old")
-    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
-        found = list(pool.map(open_one, [str(path)] * 8))
-    assert found == [[] if given == "new" else ["sentiment"]] * 8
+def test_processes_that_start_together_do_not_clash(database: str | Path) -> None:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["compeft_server.ledger"])
+    with ProcessPoolExecutor(4, mp_context=context) as pool:
+        assert list(pool.map(open_one, [database] * 8)) == [[]] * 8
 
 
 def test_an_upgrade_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None:
