@@ -12,7 +12,7 @@ from compeft_server.expert_log import ExpertLog
 from compeft_server.own_keys import earlier_keys
 from compeft_server.policy import retired
 from compeft_server.serving import now_ms, open_ledger, own_key
-from compeft_server.store import ChunkStore
+from compeft_server.storage import open_store
 from compeft_server.versions import Versions
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
@@ -54,7 +54,7 @@ def experts_show(name: Name, data: Data, format: AsFormat = "text") -> None:  # 
 
     Example: compeft experts show sentiment --data /var/lib/compeft
     """
-    ledger, store, key, earlier = open_ledger(data), ChunkStore(data), own_key(data), earlier_keys(data)
+    ledger, store, key, earlier = open_ledger(data), open_store(data), own_key(data), earlier_keys(data)
     lineage = Versions(key, store, ledger, earlier).lineage(name)
     card = read_card(ledger, ExpertLog(key.public, store, ledger, earlier), lineage, name)
     typer.echo(json.dumps(to_json(card)) if format == "json" else to_text(card))

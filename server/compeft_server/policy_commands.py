@@ -18,7 +18,7 @@ from compeft_server.ledger import Ledger
 from compeft_server.own_keys import earlier_keys
 from compeft_server.policy import ACTIONS, ROLE, Action, Decision, Effect, Rule, as_time, describe, standing
 from compeft_server.serving import now_ms, open_ledger, own_key
-from compeft_server.store import ChunkStore
+from compeft_server.storage import open_store
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
@@ -109,7 +109,7 @@ def policy_explain(
     at = ledger.head(expert) if version is None else version
     curating.check_version(ledger, expert, at)
     name, role = _who(ledger, who)
-    access = Access(ledger, ExpertLog(own_key(data).public, ChunkStore(data), ledger, earlier_keys(data)), now_ms)
+    access = Access(ledger, ExpertLog(own_key(data).public, open_store(data), ledger, earlier_keys(data)), now_ms)
     decisions = {action: access.decide(name, role, expert, action, at) for action in ACTIONS}
     if name and all(m.revoked for m in ledger.members() if m.name == name):
         decisions = dict.fromkeys(ACTIONS, Decision(False, "its key is revoked"))

@@ -15,7 +15,7 @@ from compeft_server import schema
 from compeft_server.conductor import Station
 from compeft_server.flower_strategy import CompressedStrategy, Plan
 from compeft_server.serving import now_ms
-from compeft_server.store import ChunkStore
+from compeft_server.storage import open_store
 from compeft_server.version_commands import _as_json, _as_text
 from compeft_server.versions import Versions
 from tests.exchange.conftest import DOWNLINK, EXPERT, LAYOUT, ORIGIN, RUN, UPLINK, World, synced_by, task_vector, trained
@@ -53,7 +53,7 @@ def composed(world: World, updates: list[Trained], method: str, parameters: Merg
 
 
 def versions(world: World) -> Versions:
-    return Versions(world.aggregator, ChunkStore(world.folder / "data"), world.ledger)
+    return Versions(world.aggregator, open_store(world.folder / "data"), world.ledger)
 
 
 def cosine(a: Vector, b: Vector) -> float:
