@@ -27,7 +27,7 @@ from compeft_core import (
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.base_model import BaseModel
-from compeft_proto.errors import UnknownExpertError
+from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -76,6 +76,13 @@ class ExpertLog:
         found = self._ledger.expert(name)
         if found is None:
             raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
+        return found
+
+    def composed(self, name: str) -> Expert:
+        """The expert of this name, if its versions are steps. Errors: UnknownExpertError; ConflictError for a package."""
+        found = self.expert(name)
+        if found.kind != "composed":
+            raise ConflictError(f"{name} is a package: its versions are pushed whole, it has no rounds")
         return found
 
     def blob(self, refs: Sequence[pb.ChunkRef]) -> bytes:

@@ -59,6 +59,9 @@ class Versions:
         """
         expert = self._log.expert(name)
         manifest = self._manifest(expert, number)
+        if expert.kind == "package":
+            self._log.blob(manifest.chunks)
+            return
         if number == 0:
             mf.initial_state(manifest.genesis, expert.layout, self._log.blob(manifest.chunks))
             return
