@@ -5,6 +5,7 @@ Signatures come first (`compeft_proto.envelope`), then these; the states are che
 
 from collections.abc import Sequence
 
+from compeft_client.answer import Step
 from compeft_core.errors import FormatError
 from compeft_proto.base_model import base_model_of, check_base_model, stated
 from compeft_proto.errors import ConflictError, ReplayError, WrongBaseError
@@ -51,16 +52,26 @@ def check_base(origin: Origin, genesis: pb.Genesis) -> None:
         check_base_model(used, genesis.expert, base_model_of(genesis))
 
 
-def check_chain(manifests: Sequence[pb.VersionManifest], expert: str, have: int, want: int) -> None:
-    """The versions are those of `expert` from `have` + 1 to `want`, none missing. Errors: WrongBaseError, FormatError."""
-    numbers = [m.version for m in manifests]
-    if numbers != list(range(have + 1, want + 1)):
-        raise WrongBaseError(f"the aggregator sent versions {numbers[:8]}, needed are {have + 1} to {want}")
-    for manifest in manifests:
-        if manifest.expert != expert:
-            raise WrongBaseError(f"the aggregator sent a version of {manifest.expert[:40]!a}, asked was for {expert!r}")
-    if have < 0 and manifests and manifests[0].genesis.expert != expert:
+def check_steps(steps: Sequence[Step], statement: pb.SyncStatement) -> None:
+    """The steps are of this expert, none is newer than where they lead, and they are steps. Where they lead is checked in `answer`.
+
+    Errors: WrongBaseError; ConflictError for a package.
+    """
+    if statement.package:
+        raise ConflictError(f"{statement.expert} is a package, not composed in rounds: fetch it with `compeft pull`")
+    for step in steps:
+        if step.expert != statement.expert:
+            raise WrongBaseError(f"the aggregator sent a version of {step.expert[:40]!a}, asked was for {statement.expert!r}")
+        if step.version > statement.want_version:
+            raise WrongBaseError(f"the aggregator sent version {step.version}, needed are 0 to {statement.want_version}")
+
+
+def genesis_of(steps: Sequence[Step], expert: str) -> pb.Genesis:
+    """What a client that has nothing begins with. Errors: FormatError if the first step is no version 0 with its genesis."""
+    first = steps[0] if steps else pb.VersionManifest()
+    if isinstance(first, pb.SnapshotManifest) or first.version != 0 or first.genesis.expert != expert:
         raise FormatError(f"version 0 of {expert} carries no genesis of its own")
+    return first.genesis
 
 
 def check_receipt(receipt: pb.Receipt, update_digest: bytes) -> None:

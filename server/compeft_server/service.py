@@ -99,10 +99,10 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         call.transfer = _of_answer(call.transfer, answer)
         with self._slots.take(call.transfer.keyid):
             yield xp.SyncReply(statement=answer.statement)
-            if answer.way.snapshot is not None:
-                yield xp.SyncReply(snapshot=answer.way.snapshot)
             for version in answer.way.versions:
                 yield xp.SyncReply(version=version)
+            if answer.way.snapshot is not None:
+                yield xp.SyncReply(snapshot=answer.way.snapshot)
             yield xp.SyncReply(listed=True)
             for wanted in requests:
                 for data in self._aggregator.stream(answer, wanted.want.sha256, wanted.want.offset):
