@@ -213,8 +213,7 @@ class EdgeClient:
             write_durably(self._edge.learn, b"".join(key.to_pem() for key in keys))
 
     def _memory_of(self, expert: str) -> StateDirectory:
-        """The folder of an expert; `~` cannot be in a name, so no two experts share one, nor does one lie in another's."""
-        return StateDirectory(self._edge.state / mf.check_name(expert, "expert").replace("/", "~"))
+        return StateDirectory.of(self._edge.state, expert)
 
     def _update(self, task: RoundTask, trained: Trained, payload: bytes, layout: Layout) -> pb.UpdateManifest:
         now = _now_ms()

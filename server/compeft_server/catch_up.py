@@ -21,6 +21,9 @@ from compeft_server.facts import Expert, Snapshot, Version
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
 
+FAR = 4
+"""Steps below which a whole state is never worth a look: each costs a fraction of the state, and finding out costs time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -99,8 +102,10 @@ class CatchUp:
         found = cheapest(steps, _known(steps, genesis, have), steps[want].state)
         if found is None:
             raise WrongBaseError(f"no versions lead to {expert.name} version {want}: see `compeft verify-merge {expert.name}`")
-        snapshot = self._snapshot(expert, genesis, want, found[0])
-        numbers = [] if snapshot else [step.version for step in found[1]]
+        cost, steps = found
+        far = len(steps) >= FAR or any(not step.parent for step in steps)
+        snapshot = self._snapshot(expert, genesis, want, cost) if far else None
+        numbers = [] if snapshot else [step.version for step in steps]
         return self._fetched(expert, snapshot, numbers if have >= 0 else [0, *numbers])
 
     def _steps_upto(self, expert: str, want: int) -> list[Step]:
