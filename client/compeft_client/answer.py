@@ -74,7 +74,7 @@ def lead(answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout:
 
     Errors: WrongBaseError if it is another, FormatError, NotFiniteError.
     """
-    seeded = genesis.state_digest if genesis.WhichOneof("initial") == "seeded" else b""
+    seeded = genesis.state_digest if genesis.WhichOneof("initial") == "seeded" else None
     at = state_digest(layout, vector)
     for step, payload in zip(answer.needed, payloads, strict=True):
         if isinstance(step, pb.VersionManifest) and step.parent_state_digest == seeded != at:
