@@ -144,7 +144,7 @@ def watch(
 
     wishes = Wishes(load_public_key(publisher) if publisher else None, init, go_back)
     job = watching.Job(reference_of(name), output, _words(command), seconds_of(every), wishes)
-    us, stop = edge_of(edge), _stop_on_signals()
+    us, stop = edge_of(edge), threading.Event()
     voice = watching.Voice(
         lambda got: _print(
             {"expert": got.expert, "version": got.version, "publisher": got.publisher, "directory": str(output)},
@@ -154,6 +154,8 @@ def watch(
         lambda trouble: typer.echo(trouble, err=True),
     )
     if not once:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
         watching.watch(us, job, stop, voice)
         return
     watching.check_directory(output)
@@ -210,13 +212,6 @@ def _words(command: str) -> list[str]:
         return shlex.split(command)
     except ValueError as error:
         raise InputError(f"--exec {command!r} is no command: {error}") from error
-
-
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _print(values: dict[str, object], text: str, format: str) -> None:  # the option's name
