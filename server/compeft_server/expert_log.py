@@ -98,8 +98,11 @@ class ExpertLog:
         return dsse.open_envelope(Envelope.FromString(version.envelope), self._own, dsse.VERSION)
 
     def publisher(self, expert: str) -> str:
-        """The keyid that published an expert which is known to exist."""
-        return self.manifest(self.version(expert, 0)).genesis.keyid
+        """The keyid that published an expert which is known to exist: of a package, its first version."""
+        manifest = self.manifest(self.version(expert, 0))
+        if manifest.HasField("publication"):
+            return PublicKey(manifest.publication.public_key).keyid
+        return manifest.genesis.keyid
 
     def base_model(self, expert: Expert) -> BaseModel:
         """The base model that an expert is bound to."""
