@@ -54,6 +54,11 @@ class Edge:
     older: tuple[PublicKey, ...] = ()
     learn: Path | None = None
 
+    def learned(self, keys: tuple[PublicKey, ...]) -> None:
+        """The aggregator has changed its key."""
+        if self.learn is not None:
+            write_durably(self.learn, b"".join(key.to_pem() for key in keys))
+
 
 @dataclass(frozen=True, slots=True)
 class Synced:
@@ -87,7 +92,7 @@ class EdgeClient:
         self._edge = edge
         self._channel = open_channel(edge.address, edge.tls)
         self._stub = rpc.ExpertExchangeStub(self._channel)
-        self._believed = Believed((edge.aggregator, *edge.older), self._channel, self._learned)
+        self._believed = Believed((edge.aggregator, *edge.older), self._channel, edge.learned)
 
     def __enter__(self) -> "EdgeClient":
         return self
@@ -206,11 +211,6 @@ class EdgeClient:
         receipt = self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
         trust.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
         return receipt
-
-    def _learned(self, keys: tuple[PublicKey, ...]) -> None:
-        """The aggregator has changed its key."""
-        if self._edge.learn is not None:
-            write_durably(self._edge.learn, b"".join(key.to_pem() for key in keys))
 
     def _memory_of(self, expert: str) -> StateDirectory:
         return StateDirectory.of(self._edge.state, expert)

@@ -7,7 +7,7 @@ name. A transfer that breaks goes on where it stopped, in another process too.
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compeft_client import trust
@@ -17,6 +17,7 @@ from compeft_client.state import Memory, StateDirectory
 from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.believed import Believed
 from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey
 from compeft_proto.transport import SubmitDialogue, open_channel, persist, upload
@@ -77,6 +78,7 @@ class PackageClient:
         self._edge = edge
         self._channel = open_channel(edge.address, edge.tls)
         self._stub = rpc.ExpertExchangeStub(self._channel)
+        self._believed = Believed((edge.aggregator, *edge.older), self._channel, edge.learned)
 
     def __enter__(self) -> "PackageClient":
         return self
@@ -88,7 +90,7 @@ class PackageClient:
         """Where `expert` is, of either kind: one small question, nothing is fetched. Errors: as `fetch`."""
         request = self._request(expert, version, channel)
         request.statement_only = True
-        statement = persist(lambda: self._heard(request), self._edge.patience_s).statement
+        statement = persist(lambda: self._believed.trusting(lambda: self._heard(request)), self._edge.patience_s).statement
         return Newest(statement.want_version, statement.state_digest, statement.package)
 
     def push(
@@ -150,7 +152,7 @@ class PackageClient:
                     manifest = trust.package_of(answer, publisher)
                     return manifest, b"".join(fetch(dialogue, directory, [manifest], progress))
 
-            manifest, data = persist(attempt, self._edge.patience_s)
+            manifest, data = persist(lambda: self._believed.trusting(attempt), self._edge.patience_s)
             trust.check_file(manifest, data)
             directory.save(Memory(version=max(known, manifest.version)))
         publication = manifest.publication
@@ -174,7 +176,8 @@ class PackageClient:
             with SubmitDialogue(self._stub.Submit, self._edge.address) as dialogue, progress(len(data)) as tick:
                 return upload(dialogue, sealed, package.chunks, data, tick)
 
-        return dsse.open_envelope(persist(attempt, self._edge.patience_s), self._ever(), dsse.VERSION)
+        answer = persist(attempt, self._edge.patience_s)
+        return self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
 
     def _request(self, expert: str, version: int | None, channel: str) -> pb.SyncRequest:
         if channel and version is not None:
@@ -188,15 +191,12 @@ class PackageClient:
     def _ask(self, dialogue: SyncDialogue, request: pb.SyncRequest) -> Answer:
         request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), _now_ms()
         dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
-        answer = hear(dialogue, dsse.only(self._edge.aggregator), self._ever())
+        answer = hear(dialogue, self._believed.newest, self._believed.any)
         trust.check_statement(answer.statement, request, -1)
         return answer
 
     def _dialogue(self) -> SyncDialogue:
         return SyncDialogue(self._stub.Sync, self._edge.address)
-
-    def _ever(self) -> Callable[[str], PublicKey | None]:
-        return dsse.any_of(self._edge.aggregator, *self._edge.older)
 
     def _memory_of(self, expert: str) -> StateDirectory:
         return StateDirectory.of(self._edge.state, expert)

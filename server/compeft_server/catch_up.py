@@ -86,6 +86,11 @@ def _known(steps: Sequence[Step], genesis: pb.Genesis, have: int) -> dict[bytes,
     return known
 
 
+def _refs(snapshot: Snapshot) -> Sequence[pb.ChunkRef]:
+    """Its chunks. It is our own row, and an earlier key of ours may have signed it: whoever fetches it checks that."""
+    return pb.SnapshotManifest.FromString(Envelope.FromString(snapshot.envelope).payload).chunks
+
+
 class CatchUp:
     """Ways through the expert logs of one aggregator. The caller holds the aggregator's lock."""
 
@@ -121,7 +126,7 @@ class CatchUp:
     def _snapshot(self, expert: Expert, genesis: pb.Genesis, want: int, most: int) -> Snapshot | None:
         """The whole state at `want`, if it takes fewer than `most` bytes."""
         kept = self._ledger.snapshot(expert.name, want)
-        if kept is None:
+        if kept is None or not all(self._store.has(ref.sha256) for ref in _refs(kept)):
             state, reference = self._log.state(expert, want), reference_of(genesis, expert.layout)
             if least_bytes(state, reference) >= most:
                 return None
@@ -143,6 +148,6 @@ class CatchUp:
         versions = [self._log.version(expert.name, number) for number in numbers]
         refs = [ref for version in versions for ref in self._log.manifest(version).chunks]
         sealed = Envelope.FromString(snapshot.envelope) if snapshot else None
-        if sealed:
-            refs += pb.SnapshotManifest.FromString(sealed.payload).chunks  # our own row; an earlier key may have signed it
+        if snapshot:
+            refs += _refs(snapshot)
         return Way(tuple(Envelope.FromString(v.envelope) for v in versions), sealed, frozenset(ref.sha256 for ref in refs))

@@ -140,8 +140,11 @@ class Ledger:
         return _first([Snapshot(**row._mapping) for row in rows])
 
     def keep_snapshot(self, made: Snapshot) -> None:
-        """The whole state at a version; at most one each."""
-        self._insert(schema.snapshots, asdict(made))
+        """The whole state at a version, in place of one that was made before: what can be made again is no fact."""
+        table = schema.snapshots
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(table).where(table.c.expert == made.expert, table.c.version == made.version))
+            connection.execute(sa.insert(table), asdict(made))
 
     # Rounds and submissions
 

@@ -16,7 +16,7 @@ from compeft_core.errors import FormatError, NotFiniteError
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.snapshot import decode_snapshot, encode_snapshot
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server.catch_up import Step, cheapest
+from compeft_server.catch_up import Step, _refs, cheapest
 from compeft_server.serving import now_ms
 from compeft_server.store import ChunkStore
 from compeft_server.versions import Versions
@@ -117,12 +117,18 @@ def test_a_new_client_gets_a_short_log_as_steps_and_a_long_one_as_a_whole_state(
     assert long.vector.tobytes() == client.sync(EXPERT).vector.tobytes() != short.vector.tobytes()
 
 
-def test_a_whole_state_is_made_once_and_is_the_same_bytes_again(world: World) -> None:
+def test_a_whole_state_is_made_once_and_if_its_chunks_are_gone_it_is_the_same_bytes_again(world: World) -> None:
     rounds(world, [world.edge("trainer")], 20, density=0.9)
     world.edge("one").sync(EXPERT)
     first = world.ledger.snapshot(EXPERT, 20)
     chunks = {p.name for p in (world.folder / "data" / "chunks").rglob("*")}
     world.edge("two").sync(EXPERT)
+    assert world.ledger.snapshot(EXPERT, 20) == first
+    assert {p.name for p in (world.folder / "data" / "chunks").rglob("*")} == chunks
+    for path in (world.folder / "data" / "chunks").rglob("*"):
+        if first is not None and path.name in {ref.sha256.hex() for ref in _refs(first)}:
+            path.unlink()
+    world.edge("three").sync(EXPERT)
     assert world.ledger.snapshot(EXPERT, 20) == first
     assert {p.name for p in (world.folder / "data" / "chunks").rglob("*")} == chunks
     assert first is not None

@@ -22,7 +22,7 @@ from compeft_proto.errors import ConflictError, ForbiddenError, ReplayError, Sig
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import schema
+from compeft_server import curating, schema
 from compeft_server.report import read_report
 from compeft_server.serving import now_ms
 from compeft_server.store import ChunkStore
@@ -126,12 +126,21 @@ def test_only_the_next_version_can_be_pushed(world: World, tmp_path: Path) -> No
     assert sent(publisher(world), first, version=1).version == 0
 
 
-def test_only_a_publisher_may_push_and_only_under_its_own_key(world: World, file: Path) -> None:
-    with pytest.raises(ForbiddenError):
-        reader(world).push(PACKAGE, file.read_bytes())
+def test_only_a_publisher_may_push_and_only_under_its_own_key(world: World, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ForbiddenError, match="role reader, may not"):
+        PackageClient(edge_at(world, "r", world.enrol("r", "reader"))).push(PACKAGE, file.read_bytes())
+    berlin = reader(world, "berlin")
+    curating.rule(world.ledger, "deny", PACKAGE, "berlin", ("publish",), now_ms())
+    with pytest.raises(ForbiddenError, match="berlin"):
+        berlin.push(PACKAGE, file.read_bytes())
     with pytest.raises(ForbiddenError, match="manifest names key"):
         sent(publisher(world), file.read_bytes(), keyid="0" * 32)
     assert world.ledger.expert(PACKAGE) is None
+    edge = reader(world, "paris")
+    assert edge.push(PACKAGE, file.read_bytes()).version == 0
+    assert edge.fetch(PACKAGE).publisher == "paris"
+    with pytest.raises(ForbiddenError, match="berlin"):
+        berlin.push(PACKAGE, packed(tmp_path, 2).read_bytes())
 
 
 def test_packages_and_composed_experts_do_not_mix(world: World, file: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from compeft_core.errors import InputError
 from compeft_proto.keys import SigningKey, new_key
 from compeft_server.ledger import Ledger
 from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
-from tests.exchange.conftest import EXPERT, World
+from tests.exchange.conftest import EXPERT, World, grant_usual
 from tests.publish.conftest import PACKAGE, edge_at, packed, publisher
 from tests.publish.test_push import contents, key_file, options
 
@@ -162,6 +162,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         port = free.getsockname()[1]
     data = tmp_path / "data"
     made = Site(data, port, own_key(data), open_ledger(data))
+    grant_usual(made.ledger)
     yield made
     made.down()
     made.ledger.close()
