@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,16 @@ def test_only_the_next_version_can_be_pushed(world: World, tmp_path: Path) -> No
         with pytest.raises(ConflictError, match=f"goes on with version 1, not {version}"):
             sent(publisher(world), second, version=version)
     assert sent(publisher(world), first, version=1).version == 0
+
+
+def test_two_who_push_at_the_same_moment_both_get_a_version(world: World, tmp_path: Path) -> None:
+    files = [packed(tmp_path, seed).read_bytes() for seed in range(2)]
+    pushers = [reader(world, name) for name in ("a", "b")]
+    with ThreadPoolExecutor(2) as pool:
+        pushed = list(pool.map(lambda both: both[0].push(PACKAGE, both[1]), zip(pushers, files, strict=True)))
+    assert {p.version for p in pushed} == {0, 1}
+    for made, data in zip(pushed, files, strict=True):
+        assert pushers[0].fetch(PACKAGE, made.version).data == data
 
 
 def test_only_a_publisher_may_push_and_only_under_its_own_key(world: World, file: Path, tmp_path: Path) -> None:
