@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from compeft_core import MAX_SIZE, Vector, bf16
 from compeft_core.errors import FormatError, InputError, LimitError, NotFiniteError
 from compeft_core.layout import MAX_NAME_BYTES, MAX_RANK, MAX_TENSORS
+from compeft_proto.expert_manifest import WIDTHS
 
 MAX_HEADER_BYTES = 100_000_000
 """The cap that safetensors itself has."""
@@ -39,8 +40,6 @@ NUMPY: dict[str, str] = {
     "BOOL": "u1",
 }
 """The types that we read, by safetensors' names, and how numpy holds their bytes: bfloat16 as its bits."""
-FLOATS = ("F32", "BF16", "F16", "F64")
-"""Those that can be compressed. F64 goes through float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Stored:
     @property
     def bytes(self) -> int:
         """Length in the file."""
-        return self.size * width(self.dtype)
+        return self.size * WIDTHS[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +69,6 @@ class Header:
 
     tensors: Mapping[str, Stored]
     metadata: Mapping[str, str]
-
-
-def width(dtype: str) -> int:
-    """Bytes of one parameter."""
-    return np.dtype(NUMPY[dtype]).itemsize
 
 
 def read_header(file: Path) -> Header:
@@ -180,8 +174,8 @@ def header_bytes(
     Wider types come first, then names in order, and the header is padded to 8 bytes, as safetensors does for alignment.
     """
     at, entries, starts = 0, dict[str, object](), dict[str, int]()
-    for name, dtype, shape in sorted(tensors, key=lambda t: (-width(t[1]), t[0])):
-        end = at + math.prod(shape) * width(dtype)
+    for name, dtype, shape in sorted(tensors, key=lambda t: (-WIDTHS[t[1]], t[0])):
+        end = at + math.prod(shape) * WIDTHS[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
         starts[name], at = at, end
     fields: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}

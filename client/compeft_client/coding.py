@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compeft_client.checkpoint import PIECE, read_bytes, read_values, width
-from compeft_client.expert_manifest import Part
+from compeft_client.checkpoint import PIECE, read_bytes, read_values
 from compeft_client.plan import PlannedPart
 from compeft_client.start import Start, digest_of, initial_vector
 from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encode, parse, shapes_of
 from compeft_core.errors import InputError
 from compeft_proto.errors import WrongBaseError
+from compeft_proto.expert_manifest import WIDTHS, Part
 from compeft_proto.manifest import coding_of, read_payload
 from compeft_proto.v1 import expert_pb2 as pb
 
@@ -102,17 +102,11 @@ def decode_change(part: Part, payload: bytes) -> Vector:
     return vector
 
 
-def check_payload(part: Part, payload: bytes) -> None:
-    """Whether the payload is what the manifest says, to the last byte. Errors: FormatError, LayoutMismatchError."""
-    if part.coding is not None:
-        _checked(part, payload)
-
-
 def exact_tensors(part: Part, payload: bytes) -> Iterator[tuple[Tensor, str, bytes]]:
     """(tensor, dtype, own bytes) of a part that is not coded."""
     at = 0
     for tensor, dtype in zip(part.layout.tensors, part.dtypes, strict=True):
-        size = tensor.size * width(dtype)
+        size = tensor.size * WIDTHS[dtype]
         yield tensor, dtype, payload[at : at + size]
         at += size
 

@@ -1,4 +1,4 @@
-"""Commands of an edge site: keys, join, pull. Each parses its options, calls one function, prints what came out."""
+"""Commands of an edge site: keys, join. Each parses its options, calls one function, prints what came out."""
 
 import json
 import os
@@ -70,34 +70,6 @@ def join(
     arguments += ["--root-certificates", str(superlink_ca)] if superlink_ca else []
     arguments += ["--auth-supernode-private-key", str(node_key)] if node_key else []
     _become("flower-supernode", arguments)
-
-
-@app.command()
-@takes_edge
-def pull(
-    expert: Annotated[str, typer.Argument(help="name of the expert")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write: a PEFT directory")],
-    edge: EdgeConfig,
-    version: Annotated[int | None, typer.Option(help="the version; the newest by default")] = None,
-    patience: Annotated[float, typer.Option(help="seconds to try a failing transfer again")] = 30.0,
-    format: AsFormat = "text",  # the option's name
-) -> None:
-    """Fetch an expert, check every step of it, and write it as a PEFT directory.
-
-    Examples: compeft pull sentiment -o ./expert --site ~/.compeft
-
-    compeft pull sentiment -o ./expert --aggregator 127.0.0.1:9443 --aggregator-key aggregator.pub --key reader.key --state-dir ~/.compeft
-    """
-    from compeft_client.exchange import EdgeClient
-    from compeft_client.peft_directory import write_peft_directory
-
-    with EdgeClient(edge_of({**edge, "patience-s": patience})) as client:
-        synced = client.sync(expert, version)
-    write_peft_directory(output, synced)
-    if format == "json":
-        typer.echo(json.dumps({"expert": expert, "version": synced.version, "directory": str(output)}))
-    else:
-        typer.echo(f"{expert} version {synced.version}, {synced.layout.size:,} parameters -> {output}")
 
 
 def _print_key(keyid: str, files: dict[str, str], format: str) -> None:  # the option's name

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from compeft_client.checkpoint import FLOATS, NUMPY, read_values, to_float32
+from compeft_client.checkpoint import NUMPY, read_values, to_float32
 from compeft_client.coding import decode_change, exact_tensors
 from compeft_client.expert_file import ExpertFile, is_expert_file, open_expert, read_payload_of
-from compeft_client.expert_manifest import Part
 from compeft_client.source import read_source
 from compeft_client.start import Start, digest_of, initial_vector, read_start, seed_bound
 from compeft_client.treatment import FACTORS, ZERO_FACTORS
 from compeft_core import Tensor, Vector
 from compeft_core.errors import InputError
 from compeft_proto.errors import WrongBaseError
+from compeft_proto.expert_manifest import FLOATS, Part
 
 ZERO = "zero"
 

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compeft_client import trust
+from compeft_client.answer import Answer, Progress, SyncDialogue, fetch, hear, lead, quiet
 from compeft_client.files import write_durably
 from compeft_client.state import Memory, Pending, StateDirectory, settle
 from compeft_core import Layout, Vector, compress, parse, state_digest
-from compeft_core.errors import FormatError, InputError, LayoutMismatchError
+from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.believed import Believed
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.task import Origin, RoundTask
-from compeft_proto.transport import Dialogue, SubmitDialogue, Tls, open_channel, persist, upload
+from compeft_proto.transport import SubmitDialogue, Tls, open_channel, persist, upload
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -34,7 +35,6 @@ LIFETIME_MS = 60 * 60 * 1000
 """How long a sealed update may be under way."""
 
 NO_ORIGIN = Origin()
-SyncDialogue = Dialogue[xp.SyncCall, xp.SyncReply]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,11 @@ class Edge:
     patience_s: float = PATIENCE_S
     older: tuple[PublicKey, ...] = ()
     learn: Path | None = None
+
+    def learned(self, keys: tuple[PublicKey, ...]) -> None:
+        """The aggregator has changed its key."""
+        if self.learn is not None:
+            write_durably(self.learn, b"".join(key.to_pem() for key in keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class EdgeClient:
         self._edge = edge
         self._channel = open_channel(edge.address, edge.tls)
         self._stub = rpc.ExpertExchangeStub(self._channel)
-        self._believed = Believed((edge.aggregator, *edge.older), self._channel, self._learned)
+        self._believed = Believed((edge.aggregator, *edge.older), self._channel, edge.learned)
 
     def __enter__(self) -> "EdgeClient":
         return self
@@ -105,6 +110,7 @@ class EdgeClient:
         channel: str = "",
         go_back: bool = False,
         origin: Origin = NO_ORIGIN,
+        progress: Progress = quiet,
     ) -> Synced:
         """Bring the local copy of `expert` to `version`, or to where `channel` points (to the newest by default), and settle the
         pending update.
@@ -126,30 +132,34 @@ class EdgeClient:
             request = pb.SyncRequest(
                 expert=expert, keyid=self._edge.key.keyid, want_version=version, run=run, round=round_number, channel=channel
             )
-            statement, manifests, payloads = self._answered(directory, request, memory)
+            answer, payloads = self._answered(directory, request, memory, progress)
+            statement = answer.statement
             trust.check_channel(statement, memory.version, go_back)
             if statement.want_version < memory.version:
                 memory = _rewound(memory)
-                statement, manifests, payloads = self._answered(directory, request, memory)
-            genesis = manifests[0].genesis if memory.version < 0 else _genesis(directory, memory)
+                answer, payloads = self._answered(directory, request, memory, progress)
+            genesis = trust.genesis_of(answer.steps, expert) if memory.version < 0 else _genesis(directory, memory)
             trust.check_base(origin, genesis)
-            memory, synced = _follow(directory, memory, expert, manifests, payloads)
+            memory, synced = _follow(directory, memory, answer, payloads)
             settle(directory, memory, synced.layout, statement.merged_sequence, statement.waiting_sequence)
         return synced
 
     def _answered(
-        self, directory: StateDirectory, request: pb.SyncRequest, memory: Memory
-    ) -> tuple[pb.SyncStatement, list[pb.VersionManifest], list[bytes]]:
-        """The signed answer to `request` from what `memory` has, and the payloads of the versions it lists."""
+        self, directory: StateDirectory, request: pb.SyncRequest, memory: Memory, progress: Progress
+    ) -> tuple[Answer, list[bytes]]:
+        """The signed answer to `request` from what `memory` has, and the payloads of the steps that are needed of it."""
         request.ClearField("have_version")
         if memory.version >= 0:
             request.have_version = memory.version
         request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), _now_ms()
 
-        def attempt() -> tuple[pb.SyncStatement, list[pb.VersionManifest], list[bytes]]:
+        def attempt() -> tuple[Answer, list[bytes]]:
             with SyncDialogue(self._stub.Sync, self._edge.address) as dialogue:
-                statement, manifests = self._ask(dialogue, request, memory)
-                return statement, manifests, [_payload(dialogue, directory, manifest.chunks) for manifest in manifests]
+                dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
+                answer = hear(dialogue, self._believed.newest, self._believed.any)
+                trust.check_statement(answer.statement, request, memory.version)
+                trust.check_steps(answer.steps, answer.statement)
+                return answer, fetch(dialogue, directory, answer.needed, progress)
 
         return persist(lambda: self._believed.trusting(attempt), self._edge.patience_s)
 
@@ -202,27 +212,8 @@ class EdgeClient:
         trust.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
         return receipt
 
-    def _learned(self, keys: tuple[PublicKey, ...]) -> None:
-        """The aggregator has changed its key."""
-        if self._edge.learn is not None:
-            write_durably(self._edge.learn, b"".join(key.to_pem() for key in keys))
-
     def _memory_of(self, expert: str) -> StateDirectory:
-        """The folder of an expert; `~` cannot be in a name, so no two experts share one, nor does one lie in another's."""
-        return StateDirectory(self._edge.state / mf.check_name(expert, "expert").replace("/", "~"))
-
-    def _ask(
-        self, dialogue: SyncDialogue, request: pb.SyncRequest, memory: Memory
-    ) -> tuple[pb.SyncStatement, list[pb.VersionManifest]]:
-        """The signed statement, and the signed versions that `memory` lacks."""
-        dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
-        statement = dsse.open_envelope(dialogue.receive().statement, self._believed.newest, dsse.SYNC_STATEMENT)
-        trust.check_statement(statement, request, memory.version)
-        manifests = []
-        while not (reply := dialogue.receive()).listed:
-            manifests.append(dsse.open_envelope(reply.version, self._believed.any, dsse.VERSION))
-        trust.check_chain(manifests, request.expert, memory.version, statement.want_version)
-        return statement, manifests
+        return StateDirectory.of(self._edge.state, expert)
 
     def _update(self, task: RoundTask, trained: Trained, payload: bytes, layout: Layout) -> pb.UpdateManifest:
         now = _now_ms()
@@ -255,28 +246,18 @@ def _rewound(memory: Memory) -> Memory:
     return replace(memory, version=-1, genesis="", synced="")
 
 
-def _follow(
-    directory: StateDirectory,
-    memory: Memory,
-    expert: str,
-    manifests: Sequence[pb.VersionManifest],
-    payloads: Sequence[bytes],
-) -> tuple[Memory, Synced]:
-    """Apply the versions in order, each checked against its signed digest, and save where they lead."""
+def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads: Sequence[bytes]) -> tuple[Memory, Synced]:
+    """Go where the answer leads, each step checked against its signed digest, and save that."""
+    statement = answer.statement
     if memory.version < 0:
-        memory = replace(memory, genesis=directory.write(manifests[0].genesis.SerializeToString()))
+        memory = replace(memory, genesis=directory.write(trust.genesis_of(answer.steps, statement.expert).SerializeToString()))
     genesis = _genesis(directory, memory)
     layout = mf.layout_from_proto(genesis.layout)
-    vector = directory.vector(memory.synced, layout)
-    for manifest, payload in zip(manifests, payloads, strict=True):
-        first = manifest.version == 0
-        vector = (
-            mf.initial_state(manifest.genesis, layout, payload) if first else mf.next_state(manifest, layout, vector, payload)
-        )
-    if manifests:
-        memory = replace(memory, version=manifests[-1].version, synced=directory.write_vector(vector))
+    vector = lead(answer, payloads, genesis, layout, directory.vector(memory.synced, layout))
+    if statement.want_version != memory.version:
+        memory = replace(memory, version=statement.want_version, synced=directory.write_vector(vector))
         directory.save(memory)
-    return memory, Synced(expert, memory.version, layout, vector, genesis.adapter_config)
+    return memory, Synced(statement.expert, memory.version, layout, vector, genesis.adapter_config)
 
 
 def _target(directory: StateDirectory, memory: Memory, layout: Layout, task_vector: Vector) -> Vector:
@@ -284,31 +265,6 @@ def _target(directory: StateDirectory, memory: Memory, layout: Layout, task_vect
     if task_vector.shape != (layout.size,):
         raise LayoutMismatchError(f"task vector has shape {task_vector.shape}, the layout says ({layout.size},)")
     return task_vector + directory.vector(memory.residual, layout)
-
-
-def _payload(dialogue: SyncDialogue, directory: StateDirectory, refs: Sequence[pb.ChunkRef]) -> bytes:
-    """A version's payload: chunks that an earlier, broken call brought come from the directory, the others from the aggregator."""
-    parts = []
-    for ref in refs:
-        part = directory.held(ref.sha256.hex())
-        if part is None:
-            part = _fetch(dialogue, ref)
-            if len(refs) > 1:
-                directory.write(part)
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _fetch(dialogue: SyncDialogue, ref: pb.ChunkRef) -> bytes:
-    """One chunk of a version, checked."""
-    dialogue.send(xp.SyncCall(want=xp.NeededChunk(sha256=ref.sha256)))
-    data = bytearray()
-    while len(data) < ref.size:
-        part = dialogue.receive().data
-        if not part:
-            raise FormatError(f"the aggregator sent an empty part of chunk {ref.sha256.hex()[:16]}")
-        data += part
-    return mf.check_chunk(ref, bytes(data))
 
 
 def _now_ms() -> int:

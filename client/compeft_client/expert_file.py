@@ -1,31 +1,21 @@
-"""The expert file: one packed expert in one file, docs/expert-file.md. Bytes to checked values and back; it writes no tensors.
-
-Every length is checked against a cap, and against the bytes that are there, before it is used.
+"""The expert file on disk: one packed expert in one file, docs/expert-file.md. It writes no tensors; the checks of what is read are
+in `compeft_proto.expert_file`.
 """
 
 import hashlib
 import os
-import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from google.protobuf.message import DecodeError
-
-from compeft_client.expert_manifest import Manifest, manifest_from_proto, manifest_to_proto
 from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_proto import envelope as dsse
-from compeft_proto.errors import UnknownKeyError
+from compeft_proto.expert_file import HEAD_FORMAT, MAGIC, MAX_ENVELOPE_BYTES, VERSION, read_start
+from compeft_proto.expert_manifest import Manifest, manifest_to_proto
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.v1 import envelope_pb2
-
-MAGIC = b"CPFX"
-VERSION = 1
-HEAD_FORMAT = struct.Struct("<4sBII")
-"""Magic, version, length of the envelope, its CRC-32."""
-MAX_ENVELOPE_BYTES = dsse.MAX_PAYLOAD_BYTES + 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +56,10 @@ def open_expert(path: Path, key: PublicKey | None = None) -> ExpertFile:
     try:
         with path.open("rb") as stream:
             total = os.fstat(stream.fileno()).st_size
-            octets = _envelope_bytes(path, stream.read(HEAD_FORMAT.size), stream, total)
+            opened = read_start(stream, total, str(path), key)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        envelope = envelope_pb2.Envelope.FromString(octets)
-    except DecodeError as error:
-        raise FormatError(f"{path} holds no signed envelope where it should") from error
-    payload = _verified(path, envelope, key) if key else _unverified(envelope)
-    manifest = manifest_from_proto(dsse.parse(payload, dsse.EXPERT))
-    start = HEAD_FORMAT.size + len(octets)
-    expected = start + sum(part.payload_bytes for part in manifest.parts)
-    if total != expected:
-        raise FormatError(f"{path} has {total} bytes, its manifest makes {expected}")
-    keyids = [s.keyid[:64] for s in envelope.signatures]
-    return ExpertFile(path, manifest, keyids, key is not None, len(envelope.payload), start, total)
+    return ExpertFile(path, opened.manifest, opened.keyids, opened.verified, opened.manifest_bytes, opened.payload_start, total)
 
 
 def read_payload_of(file: ExpertFile, number: int) -> bytes:
@@ -110,36 +89,3 @@ def read_start_of(path: Path) -> bytes:
             return stream.read(len(MAGIC))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _envelope_bytes(path: Path, head: bytes, stream: BinaryIO, total: int) -> bytes:
-    if not head.startswith(MAGIC):
-        raise FormatError(f"{path} is no expert file: it begins {head[:4].hex() or 'with nothing'}, not {MAGIC.hex()}")
-    if len(head) < HEAD_FORMAT.size:
-        raise FormatError(f"{path} ends after {len(head)} bytes, its head has {HEAD_FORMAT.size}")
-    _, version, length, checksum = HEAD_FORMAT.unpack(head)
-    if version != VERSION:
-        raise FormatError(f"{path} is of version {version}, this compeft reads version {VERSION}")
-    if length > MAX_ENVELOPE_BYTES:
-        raise LimitError(f"{path} has a manifest of {length} bytes, the cap is {MAX_ENVELOPE_BYTES}")
-    octets = stream.read(length)
-    if len(octets) != length:
-        raise FormatError(f"{path} has {total} bytes, its manifest alone claims {length}")
-    if zlib.crc32(octets) != checksum:
-        raise FormatError(f"{path} is damaged: the checksum of its manifest does not fit")
-    return octets
-
-
-def _verified(path: Path, envelope: envelope_pb2.Envelope, key: PublicKey) -> dsse.Verified:
-    try:
-        return dsse.verify(envelope, dsse.only(key))
-    except UnknownKeyError as error:
-        claims = ", ".join(ascii(s.keyid[:40]) for s in envelope.signatures) or "nobody"
-        raise UnknownKeyError(f"{path} is not signed by {key.keyid}, but by {claims}") from error
-
-
-def _unverified(envelope: envelope_pb2.Envelope) -> dsse.Verified:
-    """The payload of an envelope that nobody asked to verify, in the type that `parse` takes; `keyid` is empty."""
-    if len(envelope.payload) > dsse.MAX_PAYLOAD_BYTES or len(envelope.signatures) > dsse.MAX_SIGNATURES:
-        raise LimitError(f"manifest of {len(envelope.payload)} bytes with {len(envelope.signatures)} signatures is over the cap")
-    return dsse.Verified(envelope.payload, envelope.payload_type, "")

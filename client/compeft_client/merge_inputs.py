@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_client.checkpoint import FLOATS, NUMPY, Stored, read_bytes, read_values
+from compeft_client.checkpoint import NUMPY, Stored, read_bytes, read_values
 from compeft_client.expert_file import ExpertFile, is_expert_file, open_expert
 from compeft_client.packing import load_compressed
-from compeft_client.source import MODEL, Source, read_source
+from compeft_client.source import Source, read_source
 from compeft_client.treatment import RANDOM_STARTS
 from compeft_core.errors import FormatError, InputError
+from compeft_proto.expert_manifest import FLOATS, MODEL
 
 Tensors = Mapping[str, NDArray[np.generic]]
 SAME_FOR_FACTORS = ("peft_type", "base_model_name_or_path", "fan_in_fan_out", "layer_replication")

@@ -14,12 +14,12 @@ from compeft_client.files import write_durably
 from compeft_client.merge_entries import EntrySettings, merge_as_entries
 from compeft_client.merge_factors import merge_as_factors
 from compeft_client.packing import PackSettings, save_compressed
-from compeft_client.source import ADAPTER_CONFIG
 from compeft_core import METHODS, MergeParameters
 from compeft_core.errors import InputError
 from compeft_core.factors import FACTOR_METHODS, FactorSettings
 from compeft_core.merge_inputs import COUNTS
 from compeft_proto.errors import ConflictError
+from compeft_proto.expert_manifest import ADAPTER_CONFIG
 
 PACKED = ".expert"
 

@@ -22,7 +22,16 @@ Init = Annotated[
 ]
 Trusted = Annotated[Path | None, typer.Option(help="public key of the signer; nothing is written unless it signed")]
 Force = Annotated[bool, typer.Option("--force", help="replace what is there")]
+Density = Annotated[
+    float,
+    typer.Option(
+        help="fraction of the changes to keep, above 0 and at most 1; 0.1 is safer for an expert trained long on a hard task"
+    ),
+]
 Scale = Literal["auto", "alpha_sigma", "mean_magnitude", "norm"]
+ScaleRule = Annotated[Scale, typer.Option(help="the rule for the one magnitude of what is kept")]
+Factor = Annotated[float | None, typer.Option(help="multiplies the rule's scale; for auto, replaces its factor")]
+CodecName = Annotated[Codec, typer.Option(help="rice is fast, context some per cent smaller")]
 
 app = typer.Typer()
 
@@ -33,16 +42,11 @@ def pack(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="the file; DIRECTORY's name and .expert by default")
     ] = None,
-    density: Annotated[
-        float,
-        typer.Option(
-            help="fraction of the changes to keep, above 0 and at most 1; 0.1 is safer for an expert trained long on a hard task"
-        ),
-    ] = 0.05,
-    scale: Annotated[Scale, typer.Option(help="the rule for the one magnitude of what is kept")] = "auto",
-    factor: Annotated[float | None, typer.Option(help="multiplies the rule's scale; for auto, replaces its factor")] = None,
+    density: Density = 0.05,
+    scale: ScaleRule = "auto",
+    factor: Factor = None,
     init: Init = None,
-    codec: Annotated[Codec, typer.Option(help="rice is fast, context some per cent smaller")] = "rice",
+    codec: CodecName = "rice",
     sign: Annotated[Path | None, typer.Option(help="private key to sign with, from `compeft keys new`")] = None,
     force: Force = False,
     format: AsFormat = "text",  # the option's name

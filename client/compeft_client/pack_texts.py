@@ -7,10 +7,9 @@ from pathlib import Path
 
 from compeft_client.diffing import Alike, Difference
 from compeft_client.expert_file import ExpertFile
-from compeft_client.expert_manifest import Part
 from compeft_client.inspecting import Inspection, Row, riding_rows
 from compeft_client.packing import Packed
-from compeft_client.source import HEAD
+from compeft_proto.expert_manifest import HEAD, Part
 
 UNKNOWN_START = (
     "start unknown: A's random start travels too, coarsely; that is {coarse:,} of the bytes and some quality. "

@@ -15,18 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compeft_client.auto_scale import auto_compression
-from compeft_client.checkpoint import FLOATS, NUMPY, PIECE, from_float32, header_bytes, to_float32, width
-from compeft_client.coding import CodedPart, Progress, check_payload, code, decode_part, exact_tensors, silent
+from compeft_client.checkpoint import NUMPY, PIECE, from_float32, header_bytes, to_float32
+from compeft_client.coding import CodedPart, Progress, code, decode_part, exact_tensors, silent
 from compeft_client.expert_file import ExpertFile, open_expert, read_payload_of, write_expert
-from compeft_client.expert_manifest import Manifest, Part
 from compeft_client.files import write_durably
 from compeft_client.plan import plan
-from compeft_client.source import ADAPTER_CONFIG, Source, read_source
+from compeft_client.source import Source, read_source
 from compeft_client.start import Start, read_start
 from compeft_client.whole_file import written_whole
 from compeft_core import Codec, Compression, Tensor, Vector
 from compeft_core.errors import InputError, LimitError, NotFiniteError
 from compeft_proto.errors import ConflictError
+from compeft_proto.expert_file import check_payload
+from compeft_proto.expert_manifest import ADAPTER_CONFIG, FLOATS, WIDTHS, Manifest, Part
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.manifest import compression_of
 
@@ -226,7 +227,7 @@ def _write_tensors(stream: BinaryIO, opened: ExpertFile, file: str, start: Start
         stream.seek(starts[tensor.name])
         for piece in pieces:
             stream.write(piece)
-            progress(len(piece) // width(dtype))
+            progress(len(piece) // WIDTHS[dtype])
 
 
 def _values(dtype: str, octets: bytes) -> NDArray[np.generic]:

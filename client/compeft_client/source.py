@@ -12,14 +12,9 @@ from pathlib import Path
 from compeft_client.checkpoint import Header, Stored, read_header, read_shards
 from compeft_client.files import read_file
 from compeft_core.errors import FormatError, InputError, LimitError
+from compeft_proto.expert_manifest import ADAPTER, ADAPTER_CONFIG, HEAD, MAX_CONFIG_BYTES, MODEL, MODEL_CONFIG
 
-ADAPTER = "adapter_model.safetensors"
-HEAD = "head.safetensors"
-MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
-MODEL_CONFIG = "config.json"
-MAX_CONFIG_BYTES = 2**20
 MAX_BASE_MODEL = 256
 
 

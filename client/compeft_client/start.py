@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from compeft_client.checkpoint import FLOATS, PIECE, read_values
-from compeft_client.source import ADAPTER, Source, read_source
+from compeft_client.checkpoint import PIECE, read_values
+from compeft_client.source import Source, read_source
 from compeft_core import Layout, Tensor, Vector, seeded_state
 from compeft_core.errors import InputError
+from compeft_proto.expert_manifest import ADAPTER, FLOATS
 
 SEED_PREFIX = "seed:"
 

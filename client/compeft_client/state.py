@@ -24,6 +24,7 @@ from compeft_client.files import write_durably
 from compeft_core import Layout, Vector, decode, densify, parse
 from compeft_core.errors import InputError
 from compeft_proto.errors import ConflictError
+from compeft_proto.manifest import check_name
 
 INDEX = "state.json"
 
@@ -58,6 +59,11 @@ class StateDirectory:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
+
+    @classmethod
+    def of(cls, state: Path, expert: str) -> "StateDirectory":
+        """The folder of an expert; `~` cannot be in a name, so no two experts share one, nor does one lie in another's."""
+        return cls(state / check_name(expert, "expert").replace("/", "~"))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -11,10 +11,11 @@ exact     the tensor's own bytes: vectors and tiny tensors whose start is unknow
 import math
 from typing import Literal
 
-from compeft_client.checkpoint import FLOATS, Stored
-from compeft_client.source import ADAPTER, HEAD, MODEL, Source
+from compeft_client.checkpoint import Stored
+from compeft_client.source import Source
 from compeft_client.start import Start
 from compeft_core import Compression
+from compeft_proto.expert_manifest import ADAPTER, FLOATS, HEAD, MODEL
 
 Treatment = Literal["ternary", "coarse", "dense", "exact"]
 

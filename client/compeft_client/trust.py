@@ -3,11 +3,15 @@
 Signatures come first (`compeft_proto.envelope`), then these; the states are checked step by step in `compeft_proto.manifest`.
 """
 
+import hashlib
 from collections.abc import Sequence
 
+from compeft_client.answer import Answer, Step
 from compeft_core.errors import FormatError
+from compeft_proto import envelope as dsse
 from compeft_proto.base_model import base_model_of, check_base_model, stated
-from compeft_proto.errors import ConflictError, ReplayError, WrongBaseError
+from compeft_proto.errors import ChunkMismatchError, ConflictError, ReplayError, UnknownKeyError, WrongBaseError
+from compeft_proto.keys import PUBLIC_BYTES, PublicKey
 from compeft_proto.task import Origin
 from compeft_proto.v1 import expert_pb2 as pb
 
@@ -51,16 +55,88 @@ def check_base(origin: Origin, genesis: pb.Genesis) -> None:
         check_base_model(used, genesis.expert, base_model_of(genesis))
 
 
-def check_chain(manifests: Sequence[pb.VersionManifest], expert: str, have: int, want: int) -> None:
-    """The versions are those of `expert` from `have` + 1 to `want`, none missing. Errors: WrongBaseError, FormatError."""
-    numbers = [m.version for m in manifests]
-    if numbers != list(range(have + 1, want + 1)):
-        raise WrongBaseError(f"the aggregator sent versions {numbers[:8]}, needed are {have + 1} to {want}")
-    for manifest in manifests:
-        if manifest.expert != expert:
-            raise WrongBaseError(f"the aggregator sent a version of {manifest.expert[:40]!a}, asked was for {expert!r}")
-    if have < 0 and manifests and manifests[0].genesis.expert != expert:
+def check_steps(steps: Sequence[Step], statement: pb.SyncStatement) -> None:
+    """The steps are of this expert, none is newer than where they lead, and they are steps. Where they lead is checked in `answer`.
+
+    Errors: WrongBaseError; ConflictError for a package.
+    """
+    if statement.package:
+        raise ConflictError(f"{statement.expert} is a package, not composed in rounds: fetch it with `compeft pull`")
+    for step in steps:
+        if step.expert != statement.expert:
+            raise WrongBaseError(f"the aggregator sent a version of {step.expert[:40]!a}, asked was for {statement.expert!r}")
+        if step.version > statement.want_version:
+            raise WrongBaseError(f"the aggregator sent version {step.version}, needed are 0 to {statement.want_version}")
+
+
+def genesis_of(steps: Sequence[Step], expert: str) -> pb.Genesis:
+    """What a client that has nothing begins with. Errors: FormatError if the first step is no version 0 with its genesis."""
+    first = steps[0] if steps else pb.VersionManifest()
+    if isinstance(first, pb.SnapshotManifest) or first.version != 0 or first.genesis.expert != expert:
         raise FormatError(f"version 0 of {expert} carries no genesis of its own")
+    return first.genesis
+
+
+def check_not_older(statement: pb.SyncStatement, known: int, go_back: bool) -> None:
+    """A client that has seen a version is not shown an older one as the newest. Errors: ReplayError."""
+    if statement.want_version < known and not go_back:
+        raise ReplayError(
+            f"{statement.expert}: version {known} was fetched before, the aggregator offers {statement.want_version}: "
+            "a client goes back only if told to (--go-back)"
+        )
+
+
+def package_of(answer: Answer, publisher: PublicKey | None) -> pb.VersionManifest:
+    """The version of a package that an answer offers, if its publisher signed it and, if one is given, is `publisher`.
+
+    Errors: ConflictError if it is no package; WrongBaseError if it is another version; UnknownKeyError, SignatureError, FormatError.
+    """
+    statement = answer.statement
+    if not statement.package:
+        raise ConflictError(f"{statement.expert} is composed in rounds, it has no file: fetch it as a folder")
+    manifest = answer.steps[0] if answer.steps else pb.SnapshotManifest()
+    if not isinstance(manifest, pb.VersionManifest) or (manifest.expert, manifest.version, manifest.state_digest) != (
+        statement.expert,
+        statement.want_version,
+        statement.state_digest,
+    ):
+        raise WrongBaseError(f"the aggregator sent another version than {statement.expert} {statement.want_version}")
+    key = _publisher(manifest.publication, publisher, f"{manifest.expert} version {manifest.version}")
+    package = dsse.open_envelope(manifest.publication.package, dsse.only(key), dsse.PACKAGE)
+    numbers = {manifest.version} | ({manifest.rolled_back_to} if manifest.HasField("rolled_back_to") else set())
+    if (package.expert, package.sha256) != (manifest.expert, manifest.state_digest) or package.version not in numbers:
+        raise WrongBaseError(
+            f"{manifest.expert} version {manifest.version} is not what its publisher signed: {package.expert[:40]!a}"
+        )
+    return manifest
+
+
+def _publisher(publication: pb.Publication, expected: PublicKey | None, what: str) -> PublicKey:
+    if len(publication.public_key) != PUBLIC_BYTES:
+        raise FormatError(f"{what} names no publisher's key")
+    key = PublicKey(publication.public_key)
+    if expected is not None and key != expected:
+        raise UnknownKeyError(
+            f"{what} was published by {key.keyid} ({publication.publisher[:40]!a}), trusted is {expected.keyid}"
+        )
+    return key
+
+
+def check_file(manifest: pb.VersionManifest, data: bytes) -> None:
+    """The bytes are the file that was signed. Errors: ChunkMismatchError."""
+    found = hashlib.sha256(data).digest()
+    if found != manifest.state_digest:
+        raise ChunkMismatchError(
+            f"{manifest.expert} version {manifest.version} makes file {found.hex()[:16]}, signed is {manifest.state_digest.hex()[:16]}"
+        )
+
+
+def check_pushed(manifest: pb.VersionManifest, package: pb.Package) -> None:
+    """The aggregator's answer is for this very file. Errors: ReplayError."""
+    if (manifest.expert, manifest.state_digest) != (package.expert, package.sha256):
+        raise ReplayError(
+            f"the aggregator answers for {manifest.expert[:40]!a} {manifest.state_digest.hex()[:16]}, not for what was pushed"
+        )
 
 
 def check_receipt(receipt: pb.Receipt, update_digest: bytes) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compeft_client.checkpoint import Header, Stored, read_header, read_shards
-from compeft_client.source import INDEX, MODEL
+from compeft_client.source import INDEX
 from compeft_core.errors import InputError
+from compeft_proto.expert_manifest import MODEL
 
 if TYPE_CHECKING:
     import torch

@@ -56,6 +56,8 @@ ENROLMENT_REQUEST = _type("enrolment-request", enrolment_pb2.EnrolmentRequest)
 RENEWAL_REQUEST = _type("renewal-request", enrolment_pb2.RenewalRequest)
 GRANT = _type("grant", enrolment_pb2.Grant)
 HANDOVER = _type("handover", enrolment_pb2.Handover)
+PACKAGE = _type("package", expert_pb2.Package)
+SNAPSHOT = _type("snapshot", expert_pb2.SnapshotManifest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,29 +206,33 @@ def initial_state(genesis: pb.Genesis, layout: Layout, snapshot: bytes = b"") ->
     Shape (layout.size,), float32. Errors: FormatError if the manifest is wrong; NotFiniteError; WrongBaseError if the state is
     not the one the manifest names.
     """
-    if genesis.WhichOneof("initial") == "seeded":
-        try:
-            state = seeded_state(layout, genesis.seeded.seed, list(genesis.seeded.bounds))
-        except InputError as error:
-            raise FormatError(f"genesis of {genesis.expert}: {error}") from error
-    else:
-        state = _snapshot(genesis.expert, layout, snapshot)
-    _check_state(genesis.expert, 0, genesis.state_digest, layout, state)
+    seeded = genesis.WhichOneof("initial") == "seeded"
+    state = seeded_state_of(genesis, layout) if seeded else _snapshot(genesis.expert, layout, snapshot)
+    check_state(genesis.expert, 0, genesis.state_digest, layout, state)
     return state
 
 
+def seeded_state_of(genesis: pb.Genesis, layout: Layout) -> Vector:
+    """The seeded state that a genesis names, float32 of shape (layout.size,). Errors: FormatError if it is none."""
+    try:
+        return seeded_state(layout, genesis.seeded.seed, list(genesis.seeded.bounds))
+    except InputError as error:
+        raise FormatError(f"genesis of {genesis.expert}: {error}") from error
+
+
 def next_state(manifest: pb.VersionManifest, layout: Layout, state: Vector, payload: bytes) -> Vector:
-    """The state that one version leads to, from its parent `state`; `state` itself is left alone.
+    """The state that one version leads to, from its parent `state`; `state` itself is left alone. A version that is a snapshot needs
+    no parent: any `state` will do.
 
     Errors: WrongBaseError if the manifest builds on another state or leads to another one than it names; FormatError.
     """
-    _check_state(manifest.expert, manifest.version - 1, manifest.parent_state_digest, layout, state)
     if manifest.snapshot:
         following = _snapshot(manifest.expert, layout, payload)
     else:
+        check_state(manifest.expert, manifest.version - 1, manifest.parent_state_digest, layout, state)
         following = state.copy()
         add_to(read_payload(manifest.coding, payload, layout), following)
-    _check_state(manifest.expert, manifest.version, manifest.state_digest, layout, following)
+    check_state(manifest.expert, manifest.version, manifest.state_digest, layout, following)
     return following
 
 
@@ -246,7 +250,8 @@ def _snapshot(expert: str, layout: Layout, data: bytes) -> Vector:
     return state
 
 
-def _check_state(expert: str, version: int, expected: bytes, layout: Layout, state: Vector) -> None:
+def check_state(expert: str, version: int, expected: bytes, layout: Layout, state: Vector) -> None:
+    """Hold `state` against the digest that was signed. Errors: WrongBaseError that names the version and both."""
     found = state_digest(layout, state)
     if found != expected:
         raise WrongBaseError(f"{expert} version {version} has state {found.hex()[:16]}, signed is {expected.hex()[:16]}")

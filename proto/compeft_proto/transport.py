@@ -136,8 +136,15 @@ class Dialogue(Generic[Sent, Received]):
 SubmitDialogue = Dialogue[xp.SubmitRequest, xp.SubmitReply]
 
 
-def upload(dialogue: SubmitDialogue, sealed: Envelope, refs: Sequence[ChunkRef], payload: bytes) -> Envelope:
-    """Offer a sealed manifest, send the chunks of `payload` that are asked for, return the sealed answer.
+def upload(
+    dialogue: SubmitDialogue,
+    sealed: Envelope,
+    refs: Sequence[ChunkRef],
+    payload: bytes,
+    tick: Callable[[int], None] = lambda _sent: None,
+) -> Envelope:
+    """Offer a sealed manifest, send the chunks of `payload` that are asked for, return the sealed answer. `tick` is told how many bytes
+    have just left.
 
     A chunk is sent once the one before it is confirmed, so no more than one is lost when the connection breaks.
     """
@@ -151,7 +158,9 @@ def upload(dialogue: SubmitDialogue, sealed: Envelope, refs: Sequence[ChunkRef],
             start = starts[wanted.sha256]
             chunk = memoryview(payload)[start : start + CHUNK_BYTES]
             for at in range(wanted.offset, len(chunk), DATA_BYTES):
-                dialogue.send(xp.SubmitRequest(data=bytes(chunk[at : at + DATA_BYTES])))
+                part = bytes(chunk[at : at + DATA_BYTES])
+                dialogue.send(xp.SubmitRequest(data=part))
+                tick(len(part))
             if dialogue.receive().received != wanted.sha256:
                 raise FormatError(f"the aggregator has not confirmed chunk {wanted.sha256.hex()[:16]}")
         reply = dialogue.receive()

@@ -35,6 +35,7 @@ class Limits:
     """Caps on what one message may ask for, how many calls may be open, and how long one may stand still."""
 
     max_payload_bytes: int = 2**30
+    max_parameters: int = 10**9
     max_examples: int = 10_000_000
     max_clock_skew_ms: int = 5 * 60 * 1000
     max_age_ms: int = 60 * 60 * 1000
@@ -179,15 +180,15 @@ def admit_genesis(genesis: pb.Genesis, limits: Limits) -> None:
     check_refs(genesis.snapshot.chunks, limits.max_payload_bytes)
 
 
-def admit_quality(report: pb.QualityReport) -> Arm:
+def admit_metric(arm: str, metric: pb.Metric) -> Arm:
     """Steps 4 and 6 for a task metric; its arm. Errors: FormatError, InputError, NotFiniteError."""
-    check_name(report.metric.name, "metric")
-    arm = next((a for a in ARMS if a == report.arm), None)
-    if arm is None:
-        raise InputError(f"arm {report.arm[:20]!a}, allowed are {', '.join(ARMS)}")
-    if not math.isfinite(report.metric.value):
-        raise NotFiniteError(f"metric {report.metric.name} is {report.metric.value}")
-    return arm
+    check_name(metric.name, "metric")
+    found = next((a for a in ARMS if a == arm), None)
+    if found is None:
+        raise InputError(f"arm {arm[:20]!a}, allowed are {', '.join(ARMS)}")
+    if not math.isfinite(metric.value):
+        raise NotFiniteError(f"metric {metric.name} is {metric.value}")
+    return found
 
 
 def _is_open(found: Round | None) -> bool:

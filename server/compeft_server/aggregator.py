@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
@@ -20,12 +21,18 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
 from compeft_server.access import Access
 from compeft_server.admission import Limits, Situation
+from compeft_server.catch_up import CatchUp, Way
 from compeft_server.channels import Channel, channel_of
 from compeft_server.expert_log import ExpertLog
 from compeft_server.facts import Expert, Member, Submission, Version
 from compeft_server.ledger import Ledger
+from compeft_server.packages import Packages
 from compeft_server.rounds import Rounds
 from compeft_server.store import ChunkStore
+
+Message = pb.UpdateManifest | pb.Genesis | pb.Package
+OFFERS: dict[str, dsse.PayloadType[Any]] = {kind.name: kind for kind in (dsse.UPDATE, dsse.GENESIS, dsse.PACKAGE)}
+"""What may be submitted, by payload type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +40,14 @@ class Offer:
     """A manifest that is genuine and parses; whether it gets in is another matter. `digest` names it, `envelope` is it, sealed."""
 
     member: Member
-    message: pb.UpdateManifest | pb.Genesis
+    message: Message
     digest: bytes
     envelope: bytes
 
     @property
     def refs(self) -> Sequence[pb.ChunkRef]:
         """The chunks it names, in order."""
-        return self.message.chunks if isinstance(self.message, pb.UpdateManifest) else self.message.snapshot.chunks
+        return self.message.snapshot.chunks if isinstance(self.message, pb.Genesis) else self.message.chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +60,13 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class SyncAnswer:
-    """What a client is told: the sealed statement, the sealed versions it lacks, the chunks it may ask for."""
+    """What a client is told: the sealed statement, and the way to the version it wants, whose chunks it may ask for."""
 
     member: Member
     request: pb.SyncRequest
     statement: Envelope
-    versions: tuple[Envelope, ...]
+    way: Way
     want_version: int
-    chunks: frozenset[bytes]
     dense_fp32_bytes: int
 
 
@@ -80,21 +86,27 @@ class Aggregator:
         self._log = ExpertLog(key.public, store, ledger, earlier)
         self._access = Access(ledger, self._log, now_ms)
         self._rounds = Rounds(key, store, ledger, self._log, self._access, limits, now_ms)
+        self._catch_up = CatchUp(key, store, ledger, self._log)
+        self._packages = Packages(key, ledger, self._log, self._access, limits, now_ms)
         self._lock = threading.RLock()
 
     # Submitting: open, admit, receive each needed chunk, finish
 
     def open(self, envelope: Envelope) -> Offer:
-        """Steps 1 to 4 for a sealed UpdateManifest or Genesis."""
+        """Steps 1 to 4 for a sealed UpdateManifest, Genesis or Package."""
         verified = dsse.verify(envelope, self._lookup)
-        genesis = verified.payload_type == dsse.GENESIS.name
-        message = dsse.parse(verified, dsse.GENESIS) if genesis else dsse.parse(verified, dsse.UPDATE)
+        kind = OFFERS.get(verified.payload_type, dsse.UPDATE)
+        message: Message = dsse.parse(verified, kind)
         return Offer(self._member(verified), message, verified.digest, envelope.SerializeToString())
 
     def admit(self, offer: Offer) -> Upload | Envelope:
         """Steps 5 and 6, by the manifest alone; the answer again if this very update is in already."""
         if isinstance(offer.message, pb.Genesis):
             self._admit_genesis(offer.message, offer.member)
+        elif isinstance(offer.message, pb.Package):
+            published = self._packages.admit(offer.message, offer.member)
+            if published is not None:
+                return published
         else:
             same = admission.admit_update(offer.message, self._situation(offer.message, offer), self._now_ms(), self._limits)
             if same is not None:
@@ -125,6 +137,10 @@ class Aggregator:
                 return again
             if isinstance(offer.message, pb.Genesis):
                 return self._create(offer.message, offer)
+            if isinstance(offer.message, pb.Package):
+                with self._chunks(offer) as blob:
+                    manifest = self._packages.check(offer.message, blob)
+                return self._packages.publish(offer.message, offer.member, offer.envelope, manifest)
             return self._accept(offer.message, offer)
 
     # Syncing
@@ -141,7 +157,7 @@ class Aggregator:
 
     def stream(self, answer: SyncAnswer, sha256: bytes, offset: int) -> Iterator[bytes]:
         """A chunk of an answer from `offset` on. Errors: ForbiddenError if the answer does not name it."""
-        if sha256 not in answer.chunks:
+        if sha256 not in answer.way.chunks:
             raise ForbiddenError(f"chunk {sha256.hex()[:16]} belongs to no version of this answer")
         return self._store.stream(sha256, offset)
 
@@ -270,10 +286,12 @@ class Aggregator:
         decision = self._access.require(member, expert.name, "fetch", want)
         if want > head or (have > want and channel is None):
             raise UnknownExpertError(f"{expert.name} has versions 0 to {head}; asked was for {have + 1} to {want}")
-        versions = self._ledger.versions(expert.name, have, want)
-        if versions:
+        way = Way() if request.statement_only else self._way(expert, have, want)
+        if way.versions or way.snapshot:
             self._ledger.terms.record_fetch(expert.name, want, request.keyid, decision.reason, self._now_ms())
         sequences = self._ledger.sequences(expert.name, request.keyid)
+        version = self._log.version(expert.name, want)
+        parameters = self._packages.parameters(version) if expert.kind == "package" else expert.layout.size
         statement = pb.SyncStatement(
             expert=expert.name,
             nonce=request.nonce,
@@ -285,14 +303,20 @@ class Aggregator:
             issued_at_ms=self._now_ms(),
             channel=request.channel,
             channel_moved_back_from=channel.moved_back_from if channel else None,
+            state_digest=version.state_digest,
+            package=expert.kind == "package",
         )
-        chunks = frozenset(ref.sha256 for v in versions for ref in self._log.manifest(v).chunks)
         return SyncAnswer(
             member=member,
             request=request,
             statement=dsse.seal(self._key, dsse.SYNC_STATEMENT, statement),
-            versions=tuple(Envelope.FromString(v.envelope) for v in versions),
+            way=way,
             want_version=want,
-            chunks=chunks,
-            dense_fp32_bytes=4 * expert.layout.size if versions else 0,
+            dense_fp32_bytes=4 * parameters if way.versions or way.snapshot else 0,
         )
+
+    def _way(self, expert: Expert, have: int, want: int) -> Way:
+        """What leads to a version: steps or a whole state; of a package, its file."""
+        if expert.kind == "package":
+            return self._packages.way(expert, have, want)
+        return self._catch_up.way(expert, have, want)

@@ -27,7 +27,7 @@ from compeft_core import (
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.base_model import BaseModel
-from compeft_proto.errors import UnknownExpertError
+from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -78,6 +78,13 @@ class ExpertLog:
             raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
         return found
 
+    def composed(self, name: str) -> Expert:
+        """The expert of this name, if its versions are steps. Errors: UnknownExpertError; ConflictError for a package."""
+        found = self.expert(name)
+        if found.kind != "composed":
+            raise ConflictError(f"{name} is a package: its versions are pushed whole, it has no rounds")
+        return found
+
     def blob(self, refs: Sequence[pb.ChunkRef]) -> bytes:
         """The payload that these chunks make up. Errors: UnknownExpertError, ChunkMismatchError."""
         return b"".join(mf.check_chunk(ref, self._store.read(ref.sha256)) for ref in refs)
@@ -91,8 +98,11 @@ class ExpertLog:
         return dsse.open_envelope(Envelope.FromString(version.envelope), self._own, dsse.VERSION)
 
     def publisher(self, expert: str) -> str:
-        """The keyid that published an expert which is known to exist."""
-        return self.manifest(self.version(expert, 0)).genesis.keyid
+        """The keyid that published an expert which is known to exist: of a package, its first version."""
+        manifest = self.manifest(self.version(expert, 0))
+        if manifest.HasField("publication"):
+            return PublicKey(manifest.publication.public_key).keyid
+        return manifest.genesis.keyid
 
     def base_model(self, expert: Expert) -> BaseModel:
         """The base model that an expert is bound to."""

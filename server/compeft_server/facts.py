@@ -10,6 +10,8 @@ Role = Literal["edge", "conductor", "reader"]
 ROLES: tuple[Role, ...] = ("edge", "conductor", "reader")
 """edge: submits updates and syncs; conductor: publishes experts, opens and closes rounds, syncs; reader: syncs only."""
 
+Kind = Literal["composed", "package"]
+"""What an expert's versions are: steps of a state, composed in rounds; or packed files, pushed by a publisher."""
 Direction = Literal["up", "down"]
 Arm = Literal["base", "synced", "dense"]
 ARMS: tuple[Arm, ...] = ("base", "synced", "dense")
@@ -62,12 +64,13 @@ class Enrolled:
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """What stays the same over all versions of an expert."""
+    """What stays the same over all versions of an expert; of a package, `layout` and digests are those of its first version."""
 
     name: str
     base_model_digest: bytes
     adapter_config_digest: bytes
     layout: Layout
+    kind: Kind = "composed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,16 @@ class Version:
     payload_bytes: int
     merge_seconds: float
     created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole state at a version, made because somebody had far to go. `envelope` is its sealed manifest."""
+
+    expert: str
+    version: int
+    envelope: bytes
+    payload_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

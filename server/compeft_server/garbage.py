@@ -58,6 +58,9 @@ def collect(store: ChunkStore, ledger: Ledger, now_ms: int, grace: Grace, dry_ru
     )
 
 
+Manifest = pb.VersionManifest | pb.UpdateManifest | pb.SnapshotManifest
+
+
 def named(ledger: Ledger) -> set[bytes]:
     """The SHA-256 of every chunk that is kept. Whatever else comes to name chunks in the ledger must be added here."""
     found: set[bytes] = set()
@@ -67,6 +70,8 @@ def named(ledger: Ledger) -> set[bytes]:
             found.update(_chunks(pb.VersionManifest, envelope))
         for envelope in ledger.submission_envelopes(expert):
             found.update(_chunks(pb.UpdateManifest, envelope))
+        for envelope in ledger.snapshot_envelopes(expert):
+            found.update(_chunks(pb.SnapshotManifest, envelope))
     return found
 
 
@@ -75,7 +80,7 @@ def _residuals(ledger: Ledger, expert: str) -> Iterable[bytes]:
     return [sha256 for base in bases for version in ledger.versions(expert, base - 1, base) for sha256 in version.residual]
 
 
-def _chunks(kind: type[pb.VersionManifest] | type[pb.UpdateManifest], envelope: bytes) -> list[bytes]:
+def _chunks(kind: type[Manifest], envelope: bytes) -> list[bytes]:
     """The chunks of a manifest that was verified when it was recorded."""
     try:
         return [ref.sha256 for ref in kind.FromString(Envelope.FromString(envelope).payload).chunks]

@@ -22,7 +22,7 @@ from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server import audit, schema
 from compeft_server.audit import Entry, Event
 from compeft_server.database import open_engine, take_turn
-from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Submission, Transfer, Version
+from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Snapshot, Submission, Transfer, Version
 from compeft_server.membership import Membership, withdraw
 from compeft_server.policy import ROLE
 from compeft_server.terms import Terms
@@ -103,8 +103,8 @@ class Ledger:
         """All names, sorted."""
         return sorted(row.expert for row in self._rows(sa.select(schema.experts.c.expert)))
 
-    def create(self, expert: Expert, first: Version) -> None:
-        """A new expert together with its version 0. Errors: ConflictError if the name is taken."""
+    def create(self, expert: Expert, first: Version, publisher: str = "") -> None:
+        """A new expert together with its version 0, and the keyid of who pushed it. Errors: ConflictError if the name is taken."""
         row = {
             "expert": expert.name,
             "base_model_digest": expert.base_model_digest,
@@ -112,10 +112,11 @@ class Ledger:
             "layout": layout_to_proto(expert.layout).SerializeToString(),
             "layout_digest": expert.layout.digest,
             "created_at_ms": first.created_at_ms,
+            "kind": expert.kind,
         }
         try:
             with self._engine.begin() as connection:
-                audit.append(connection, _published(first))
+                audit.append(connection, _published(first, publisher))
                 connection.execute(sa.insert(schema.experts), row)
                 connection.execute(sa.insert(schema.versions), _version_row(first))
         except sa.exc.IntegrityError as error:
@@ -133,12 +134,25 @@ class Ledger:
         rows = self._rows(sa.select(sa.func.max(table.c.version).label("head")).where(table.c.expert == expert))
         return int(rows[0].head)
 
-    def append(self, version: Version) -> None:
-        """One more version of an expert. Errors: ConflictError if that number is taken."""
+    def append(self, version: Version, publisher: str = "") -> None:
+        """One more version of an expert, and the keyid of who pushed it. Errors: ConflictError if that number is taken."""
         try:
-            self._insert(schema.versions, _version_row(version), _published(version))
+            self._insert(schema.versions, _version_row(version), _published(version, publisher))
         except sa.exc.IntegrityError as error:
             raise ConflictError(f"{version.expert} has a version {version.version} already") from error
+
+    def snapshot(self, expert: str, version: int) -> Snapshot | None:
+        """The whole state at a version, if one was made."""
+        table = schema.snapshots
+        rows = self._rows(sa.select(table).where(table.c.expert == expert, table.c.version == version))
+        return _first([Snapshot(**row._mapping) for row in rows])
+
+    def keep_snapshot(self, made: Snapshot) -> None:
+        """The whole state at a version, in place of one that was made before: what can be made again is no fact."""
+        table = schema.snapshots
+        with self._engine.begin() as connection:
+            connection.execute(sa.delete(table).where(table.c.expert == made.expert, table.c.version == made.version))
+            connection.execute(sa.insert(table), asdict(made))
 
     # Rounds and submissions
 
@@ -248,6 +262,11 @@ class Ledger:
         table = schema.submissions
         return self._column(sa.select(table.c.envelope).where(table.c.expert == expert))
 
+    def snapshot_envelopes(self, expert: str) -> Iterator[bytes]:
+        """The envelope of every whole state that was made of an expert's versions, in no order."""
+        table = schema.snapshots
+        return self._column(sa.select(table.c.envelope).where(table.c.expert == expert))
+
     # Facts for the report
 
     def record_transfer(self, transfer: Transfer) -> None:
@@ -333,9 +352,10 @@ def _mark_merged(connection: sa.Connection, closing: Round, version: int, merged
     connection.execute(sa.update(table).where(table.c.update_digest.in_(merged)), {"merged_in": version})
 
 
-def _published(version: Version) -> Event:
-    digest = version.state_digest.hex()
-    return audit.event(version.created_at_ms, "publish", version.expert, version=version.version, state=digest)
+def _published(version: Version, publisher: str = "") -> Event:
+    detail: dict[str, object] = {"version": version.version, "state": version.state_digest.hex()}
+    detail |= {"publisher": publisher} if publisher else {}
+    return audit.event(version.created_at_ms, "publish", version.expert, **detail)
 
 
 def _member(row: sa.Row[tuple[object, ...]]) -> Member:
@@ -344,7 +364,7 @@ def _member(row: sa.Row[tuple[object, ...]]) -> Member:
 
 def _expert(row: sa.Row[tuple[object, ...]]) -> Expert:
     layout = layout_from_proto(pb.Layout.FromString(row.layout))
-    return Expert(row.expert, row.base_model_digest, row.adapter_config_digest, layout)
+    return Expert(row.expert, row.base_model_digest, row.adapter_config_digest, layout, row.kind)
 
 
 def _version(row: sa.Row[tuple[object, ...]]) -> Version:

@@ -62,7 +62,7 @@ class Rounds:
         return command
 
     def _open(self, opening: pb.RoundOpening) -> pb.RoundStatement:
-        expert = self._log.expert(opening.expert)
+        expert = self._log.composed(opening.expert)
         mf.check_name(opening.run, "run")
         found = self._ledger.round(expert.name, opening.run, opening.round)
         if found is None:
@@ -150,7 +150,7 @@ class Rounds:
 
     def _record(self, report: pb.QualityReport) -> pb.Recorded:
         self._log.expert(report.expert)
-        arm = admission.admit_quality(report)
+        arm = admission.admit_metric(report.arm, report.metric)
         self._ledger.record_quality(
             Quality(
                 at_ms=self._now_ms(),

@@ -59,6 +59,7 @@ experts = sa.Table(
     sa.Column("layout", sa.LargeBinary, nullable=False),
     sa.Column("layout_digest", sa.LargeBinary, nullable=False),
     sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False, server_default="composed"),
 )
 
 versions = sa.Table(
@@ -74,6 +75,16 @@ versions = sa.Table(
     sa.Column("payload_bytes", sa.BigInteger, nullable=False),
     sa.Column("merge_seconds", sa.Float, nullable=False),
     sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+)
+
+snapshots = sa.Table(
+    "snapshots",
+    metadata,
+    sa.Column("expert", sa.String(128), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("envelope", sa.LargeBinary, nullable=False),
+    sa.Column("payload_bytes", sa.BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["expert", "version"], ["versions.expert", "versions.version"]),
 )
 
 rounds = sa.Table(

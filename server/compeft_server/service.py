@@ -91,7 +91,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
                 self._receive(upload, ref, offset, requests, context)
                 yield xp.SubmitReply(received=ref.sha256)
             answer = self._aggregator.finish(upload)
-            call.transfer = _accepted(call.transfer, offer)
+            call.transfer = _accepted(call.transfer, offer, answer)
             yield xp.SubmitReply(answer=answer)
 
     def _sync(self, requests: Iterator[xp.SyncCall], context: grpc.ServicerContext, call: _Call) -> Iterator[xp.SyncReply]:
@@ -99,8 +99,10 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         call.transfer = _of_answer(call.transfer, answer)
         with self._slots.take(call.transfer.keyid):
             yield xp.SyncReply(statement=answer.statement)
-            for version in answer.versions:
+            for version in answer.way.versions:
                 yield xp.SyncReply(version=version)
+            if answer.way.snapshot is not None:
+                yield xp.SyncReply(snapshot=answer.way.snapshot)
             yield xp.SyncReply(listed=True)
             for wanted in requests:
                 for data in self._aggregator.stream(answer, wanted.want.sha256, wanted.want.offset):
@@ -169,6 +171,8 @@ def _of_offer(transfer: Transfer, offer: Offer) -> Transfer:
     message, keyid = offer.message, offer.member.public.keyid
     if isinstance(message, pb.Genesis):
         return replace(transfer, keyid=keyid, expert=message.expert)
+    if isinstance(message, pb.Package):
+        return replace(transfer, keyid=keyid, expert=message.expert, version=message.version)
     return replace(
         transfer,
         keyid=keyid,
@@ -179,11 +183,13 @@ def _of_offer(transfer: Transfer, offer: Offer) -> Transfer:
     )
 
 
-def _accepted(transfer: Transfer, offer: Offer) -> Transfer:
+def _accepted(transfer: Transfer, offer: Offer, answer: Envelope) -> Transfer:
     """An accepted upload moved its payload, which dense would have been every parameter."""
     coding = offer.message.coding if isinstance(offer.message, pb.UpdateManifest) else pb.Coding()
-    dense = 4 * (coding.ternary_size + coding.dense_size)
-    return replace(transfer, dense_fp32_bytes=dense, payload_bytes=sum(ref.size for ref in offer.refs))
+    parameters = coding.ternary_size + coding.dense_size
+    if isinstance(offer.message, pb.Package):
+        parameters = pb.VersionManifest.FromString(answer.payload).publication.parameters
+    return replace(transfer, dense_fp32_bytes=4 * parameters, payload_bytes=sum(ref.size for ref in offer.refs))
 
 
 def _of_answer(transfer: Transfer, answer: SyncAnswer) -> Transfer:

@@ -152,6 +152,7 @@ def _as_json(origin: Origin) -> dict[str, object]:
         "scale": origin.compression.scale if origin.compression else None,
         "rolled_back_to": origin.rolled_back_to,
         "forgotten": list(origin.forgotten),
+        "publisher": origin.publisher,
         "contributors": [
             {
                 "name": name,
@@ -173,6 +174,8 @@ def _as_text(origin: Origin) -> str:
         return f"{head}rolled back to version {origin.rolled_back_to}"
     if origin.forgotten:
         return f"{head}merged again without {', '.join(key[:16] for key in origin.forgotten)}"
+    if origin.publisher:
+        return f"{head}pushed by {origin.publisher}"
     if origin.compression is None:
         return f"{head}published"
     names = ", ".join(sorted(f"{name} (left out)" if c.left_out else name for name, c in origin.contributors))

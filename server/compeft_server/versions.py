@@ -23,7 +23,9 @@ from compeft_server.store import ChunkStore
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where one version comes from. `contributors` are (name, contribution); a snapshot has none and says of what it is."""
+    """Where one version comes from. `contributors` are (name, contribution); a snapshot has none and says of what it is. Only a
+    package's has a `publisher`.
+    """
 
     version: int
     state_digest: bytes
@@ -37,6 +39,7 @@ class Origin:
     contributors: tuple[tuple[str, Contribution], ...]
     rolled_back_to: int | None
     forgotten: tuple[str, ...]
+    publisher: str = ""
 
 
 class Versions:
@@ -60,6 +63,9 @@ class Versions:
         """
         expert = self._log.expert(name)
         manifest, residual = self._manifest(expert, number), None
+        if expert.kind == "package":
+            self._log.blob(manifest.chunks)
+            return
         if number == 0:
             mf.initial_state(manifest.genesis, expert.layout, self._log.blob(manifest.chunks))
             return
@@ -99,6 +105,8 @@ class Versions:
         expert = self._log.expert(name)
         if not 0 <= number < self._head(expert):
             raise UnknownExpertError(f"{name} has versions 0 to {self._head(expert)}, the newest is where it is already")
+        if expert.kind == "package":
+            return self._publish_again(expert, self._manifest(expert, number), now_ms)
         state = self._log.state(expert, number)
         return self._append(expert, state, pb.VersionManifest(rolled_back_to=number), now_ms)
 
@@ -139,6 +147,7 @@ class Versions:
             contributors=tuple((names.get(c.keyid, "?"), c) for c in contributions),
             rolled_back_to=manifest.rolled_back_to if manifest.HasField("rolled_back_to") else None,
             forgotten=tuple(manifest.forgotten),
+            publisher=manifest.publication.publisher,
         )
 
     def _recompute(self, expert: Expert, number: int, forgotten: Collection[str]) -> tuple[Vector, Vector]:
@@ -176,6 +185,25 @@ class Versions:
         if manifest.HasField("rolled_back_to"):
             return self._log.state(expert, manifest.rolled_back_to)
         return self._recompute(expert, manifest.version - 1, list(manifest.forgotten))[0]
+
+    def _publish_again(self, expert: Expert, old: pb.VersionManifest, now_ms: int) -> Version:
+        """The file of an earlier version of a package as the next one: its publisher's signature stays."""
+        head = self._log.version(expert.name, self._head(expert))
+        manifest = pb.VersionManifest(
+            expert=expert.name,
+            version=head.version + 1,
+            parent_state_digest=head.state_digest,
+            state_digest=old.state_digest,
+            chunks=old.chunks,
+            issued_at_ms=now_ms,
+            publication=old.publication,
+            rolled_back_to=old.rolled_back_to if old.HasField("rolled_back_to") else old.version,
+        )
+        sealed = dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString()
+        size = sum(ref.size for ref in old.chunks)
+        version = Version(expert.name, manifest.version, sealed, old.state_digest, (), "", 0, size, 0.0, now_ms)
+        self._ledger.append(version)
+        return version
 
     def _append(self, expert: Expert, state: Vector, manifest: pb.VersionManifest, now_ms: int) -> Version:
         if any(r.closed_at_ms is None for r in self._ledger.rounds(expert.name)):

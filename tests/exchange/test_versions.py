@@ -104,8 +104,9 @@ def test_what_cannot_be_mended_is_named(world: World, versions: Versions) -> Non
 
 def test_a_snapshot_of_another_state_is_not_believed(world: World, versions: Versions) -> None:
     client = world.edge("a")
-    run_rounds(world, [client], range(1, 3))
-    versions.roll_back(EXPERT, 0, now_ms())
+    run_rounds(world, [client, world.edge("b")], range(1, 3))
+    member = next(m for m in world.ledger.members() if m.name == "b")
+    versions.forget(EXPERT, member.public.keyid, now_ms())
     snapshot = world.ledger.versions(EXPERT, 2, 3)[0]
     manifest = versions._log.manifest(snapshot)
     manifest.state_digest = b"\x01" * 32

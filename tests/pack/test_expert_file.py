@@ -9,11 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compeft_client.expert_file import HEAD_FORMAT, MAGIC, open_expert
+from compeft_client.expert_file import open_expert
 from compeft_client.packing import PackSettings, check_payloads, load_compressed, save_compressed, unpack
 from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import PayloadTypeError, SignatureError, UnknownKeyError
+from compeft_proto.expert_file import HEAD_FORMAT, MAGIC
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.names import Shared
 from compeft_proto.v1.envelope_pb2 import Envelope

@@ -10,12 +10,13 @@ from safetensors.numpy import load_file, save_file
 from compeft_client.auto_scale import FACTORS, auto_compression, auto_factor
 from compeft_client.checkpoint import Stored
 from compeft_client.packing import PackSettings, load_compressed, save_compressed, unpack
-from compeft_client.source import ADAPTER, HEAD, MODEL, Source
+from compeft_client.source import Source
 from compeft_client.start import Start, read_start
 from compeft_client.treatment import treatment_of
 from compeft_core import Compression, compress, densify, flatten, layout_of, seeded_state, unflatten
 from compeft_core.errors import FormatError, InputError, LimitError, NotFiniteError
 from compeft_proto.errors import ConflictError, WrongBaseError
+from compeft_proto.expert_manifest import ADAPTER, HEAD, MODEL
 from tests.pack import builders
 
 UNKNOWN = Start()

@@ -153,6 +153,7 @@ class SyncReply(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     LISTED_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
     listed: _builtins.bool
     """No more versions: the client may now ask for chunks."""
     data: _builtins.bytes
@@ -160,7 +161,11 @@ class SyncReply(_message.Message):
     def statement(self) -> _envelope_pb2.Envelope: ...
     @_builtins.property
     def version(self) -> _envelope_pb2.Envelope:
-        """Versions after have_version up to want_version, oldest first."""
+        """The versions on the way to want_version, in the order in which they are applied."""
+
+    @_builtins.property
+    def snapshot(self) -> _envelope_pb2.Envelope:
+        """A sealed SnapshotManifest of want_version, instead of steps."""
 
     def __init__(
         self,
@@ -169,12 +174,13 @@ class SyncReply(_message.Message):
         version: _envelope_pb2.Envelope | None = ...,
         listed: _builtins.bool = ...,
         data: _builtins.bytes = ...,
+        snapshot: _envelope_pb2.Envelope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "listed", b"listed", "part", b"part", "statement", b"statement", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "listed", b"listed", "part", b"part", "snapshot", b"snapshot", "statement", b"statement", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "listed", b"listed", "part", b"part", "statement", b"statement", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "listed", b"listed", "part", b"part", "snapshot", b"snapshot", "statement", b"statement", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["statement", "version", "listed", "data"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["statement", "version", "listed", "data", "snapshot"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 

@@ -56,7 +56,7 @@ class ExpertExchangeServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Submit(self, request_iterator, context):
-        """Sealed Genesis or UpdateManifest, then the chunks the aggregator says it needs; ends with its sealed answer.
+        """Sealed Genesis, UpdateManifest or Package, then the chunks the aggregator says it needs; ends with its sealed answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,7 @@ class ExpertExchangeStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExpertExchangeAsyncStub: ...
     Submit: _grpc.StreamStreamMultiCallable[_exchange_pb2.SubmitRequest, _exchange_pb2.SubmitReply]
-    """Sealed Genesis or UpdateManifest, then the chunks the aggregator says it needs; ends with its sealed answer."""
+    """Sealed Genesis, UpdateManifest or Package, then the chunks the aggregator says it needs; ends with its sealed answer."""
     Sync: _grpc.StreamStreamMultiCallable[_exchange_pb2.SyncCall, _exchange_pb2.SyncReply]
     """Sealed SyncRequest, then the chunks the client says it wants."""
     Conduct: _grpc.UnaryUnaryMultiCallable[_envelope_pb2.Envelope, _envelope_pb2.Envelope]
@@ -43,7 +43,7 @@ class ExpertExchangeStub:
 class ExpertExchangeAsyncStub(ExpertExchangeStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Submit: _aio.StreamStreamMultiCallable[_exchange_pb2.SubmitRequest, _exchange_pb2.SubmitReply]  # type: ignore[assignment]
-    """Sealed Genesis or UpdateManifest, then the chunks the aggregator says it needs; ends with its sealed answer."""
+    """Sealed Genesis, UpdateManifest or Package, then the chunks the aggregator says it needs; ends with its sealed answer."""
     Sync: _aio.StreamStreamMultiCallable[_exchange_pb2.SyncCall, _exchange_pb2.SyncReply]  # type: ignore[assignment]
     """Sealed SyncRequest, then the chunks the client says it wants."""
     Conduct: _aio.UnaryUnaryMultiCallable[_envelope_pb2.Envelope, _envelope_pb2.Envelope]  # type: ignore[assignment]
@@ -56,7 +56,7 @@ class ExpertExchangeServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_exchange_pb2.SubmitRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_exchange_pb2.SubmitReply], _abc.AsyncIterator[_exchange_pb2.SubmitReply]]:
-        """Sealed Genesis or UpdateManifest, then the chunks the aggregator says it needs; ends with its sealed answer."""
+        """Sealed Genesis, UpdateManifest or Package, then the chunks the aggregator says it needs; ends with its sealed answer."""
 
     @_abc_1.abstractmethod
     def Sync(

@@ -6,6 +6,7 @@ Digests are SHA-256 (32 bytes). Times are milliseconds since the Unix epoch, UTC
 """
 
 from collections import abc as _abc
+from compeft_proto.v1 import envelope_pb2 as _envelope_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -620,6 +621,7 @@ class VersionManifest(_message.Message):
     ROLLED_BACK_TO_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
+    PUBLICATION_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     version: _builtins.int
     parent_state_digest: _builtins.bytes
@@ -652,6 +654,10 @@ class VersionManifest(_message.Message):
 
     @_builtins.property
     def merge_parameters(self) -> Global___MergeParameters: ...
+    @_builtins.property
+    def publication(self) -> Global___Publication:
+        """Only in the log of a package: then the chunks are an expert file, and state_digest is its SHA-256."""
+
     def __init__(
         self,
         *,
@@ -675,16 +681,154 @@ class VersionManifest(_message.Message):
         rolled_back_to: _builtins.int | None = ...,
         forgotten: _abc.Iterable[_builtins.str] | None = ...,
         merge_parameters: Global___MergeParameters | None = ...,
+        publication: Global___Publication | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "merge_parameters", b"merge_parameters", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "merge_parameters", b"merge_parameters", "publication", b"publication", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "parent_state_digest", b"parent_state_digest", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "parent_state_digest", b"parent_state_digest", "publication", b"publication", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rolled_back_to: _TypeAlias = _typing.Literal["rolled_back_to"]  # noqa: Y015
     _WhichOneofArgType__rolled_back_to: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__rolled_back_to) -> _WhichOneofReturnType__rolled_back_to | None: ...
 
 Global___VersionManifest: _TypeAlias = VersionManifest  # noqa: Y015
+
+@_typing.final
+class Package(_message.Message):
+    """One packed expert file as its publisher signs it: version `version` of the package `expert` (docs/expert-file.md)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    QUALITY_FIELD_NUMBER: _builtins.int
+    NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
+    KEYID_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    expert: _builtins.str
+    version: _builtins.int
+    """One more than the newest; the newest again if the file is the same."""
+    sha256: _builtins.bytes
+    """SHA-256 of the file."""
+    num_examples: _builtins.int
+    keyid: _builtins.str
+    issued_at_ms: _builtins.int
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkRef]: ...
+    @_builtins.property
+    def quality(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmMetric]:
+        """What the file is worth on a task; none if nobody measured."""
+
+    def __init__(
+        self,
+        *,
+        expert: _builtins.str = ...,
+        version: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        chunks: _abc.Iterable[Global___ChunkRef] | None = ...,
+        quality: _abc.Iterable[Global___ArmMetric] | None = ...,
+        num_examples: _builtins.int = ...,
+        keyid: _builtins.str = ...,
+        issued_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "num_examples", b"num_examples", "quality", b"quality", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Package: _TypeAlias = Package  # noqa: Y015
+
+@_typing.final
+class ArmMetric(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARM_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    arm: _builtins.str
+    """As in QualityReport."""
+    @_builtins.property
+    def metric(self) -> Global___Metric: ...
+    def __init__(
+        self,
+        *,
+        arm: _builtins.str = ...,
+        metric: Global___Metric | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "metric", b"metric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArmMetric: _TypeAlias = ArmMetric  # noqa: Y015
+
+@_typing.final
+class Publication(_message.Message):
+    """Who published a version of a package, and what the aggregator found in the file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PACKAGE_FIELD_NUMBER: _builtins.int
+    PUBLISHER_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    publisher: _builtins.str
+    """The publisher's enrolled name and its 32 raw public bytes: the aggregator vouches for them."""
+    public_key: _builtins.bytes
+    parameters: _builtins.int
+    @_builtins.property
+    def package(self) -> _envelope_pb2.Envelope:
+        """The sealed Package, as it came."""
+
+    def __init__(
+        self,
+        *,
+        package: _envelope_pb2.Envelope | None = ...,
+        publisher: _builtins.str = ...,
+        public_key: _builtins.bytes = ...,
+        parameters: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["package", b"package"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["package", b"package", "parameters", b"parameters", "public_key", b"public_key", "publisher", b"publisher"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Publication: _TypeAlias = Publication  # noqa: Y015
+
+@_typing.final
+class SnapshotManifest(_message.Message):
+    """The whole state of one version, so that a client need not fetch the steps to it: docs/protocol.md, "Catching up"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERT_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_DIGEST_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    expert: _builtins.str
+    version: _builtins.int
+    state_digest: _builtins.bytes
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkRef]: ...
+    def __init__(
+        self,
+        *,
+        expert: _builtins.str = ...,
+        version: _builtins.int = ...,
+        state_digest: _builtins.bytes = ...,
+        chunks: _abc.Iterable[Global___ChunkRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "expert", b"expert", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotManifest: _TypeAlias = SnapshotManifest  # noqa: Y015
 
 @_typing.final
 class SyncRequest(_message.Message):
@@ -701,6 +845,7 @@ class SyncRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
+    STATEMENT_ONLY_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     keyid: _builtins.str
     have_version: _builtins.int
@@ -714,6 +859,8 @@ class SyncRequest(_message.Message):
     round: _builtins.int
     channel: _builtins.str
     """Instead of want_version: the version that this channel points at, "stable" or "canary"."""
+    statement_only: _builtins.bool
+    """Only the statement is asked for: nothing is listed."""
     def __init__(
         self,
         *,
@@ -726,10 +873,11 @@ class SyncRequest(_message.Message):
         run: _builtins.str = ...,
         round: _builtins.int = ...,
         channel: _builtins.str = ...,
+        statement_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "have_version", b"have_version", "want_version", b"want_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "channel", b"channel", "expert", b"expert", "have_version", b"have_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "round", b"round", "run", b"run", "want_version", b"want_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "channel", b"channel", "expert", b"expert", "have_version", b"have_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "round", b"round", "run", b"run", "statement_only", b"statement_only", "want_version", b"want_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__have_version: _TypeAlias = _typing.Literal["have_version"]  # noqa: Y015
     _WhichOneofArgType__have_version: _TypeAlias = _typing.Literal["_have_version", b"_have_version"]  # noqa: Y015
@@ -758,6 +906,8 @@ class SyncStatement(_message.Message):
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     CHANNEL_MOVED_BACK_FROM_FIELD_NUMBER: _builtins.int
+    STATE_DIGEST_FIELD_NUMBER: _builtins.int
+    PACKAGE_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     nonce: _builtins.bytes
     keyid: _builtins.str
@@ -772,6 +922,10 @@ class SyncStatement(_message.Message):
     """The channel that was asked for, which points at want_version; empty if none was."""
     channel_moved_back_from: _builtins.int
     """The channel's newest move led back to want_version, from this version: its operator rolled it back."""
+    state_digest: _builtins.bytes
+    """Where what follows must lead: the state digest of want_version, of a package the SHA-256 of its file."""
+    package: _builtins.bool
+    """The expert's versions are packed files, not steps."""
     def __init__(
         self,
         *,
@@ -785,10 +939,12 @@ class SyncStatement(_message.Message):
         issued_at_ms: _builtins.int = ...,
         channel: _builtins.str = ...,
         channel_moved_back_from: _builtins.int | None = ...,
+        state_digest: _builtins.bytes = ...,
+        package: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel_moved_back_from", b"channel_moved_back_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel", b"channel", "channel_moved_back_from", b"channel_moved_back_from", "expert", b"expert", "head_version", b"head_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merged_sequence", b"merged_sequence", "nonce", b"nonce", "waiting_sequence", b"waiting_sequence", "want_version", b"want_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel", b"channel", "channel_moved_back_from", b"channel_moved_back_from", "expert", b"expert", "head_version", b"head_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merged_sequence", b"merged_sequence", "nonce", b"nonce", "package", b"package", "state_digest", b"state_digest", "waiting_sequence", b"waiting_sequence", "want_version", b"want_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__channel_moved_back_from: _TypeAlias = _typing.Literal["channel_moved_back_from"]  # noqa: Y015
     _WhichOneofArgType__channel_moved_back_from: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from"]  # noqa: Y015

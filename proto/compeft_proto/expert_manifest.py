@@ -6,13 +6,21 @@ Nothing of it becomes a path: files of tensors are numbers, and `FILES` has thei
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from compeft_client.checkpoint import FLOATS, width
-from compeft_client.source import ADAPTER, ADAPTER_CONFIG, HEAD, MAX_CONFIG_BYTES, MODEL, MODEL_CONFIG
 from compeft_core import MAX_SIZE, Layout
 from compeft_core.errors import FormatError, LimitError
 from compeft_proto.manifest import check_digest, layout_from_proto, layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
 
+ADAPTER = "adapter_model.safetensors"
+HEAD = "head.safetensors"
+MODEL = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+MODEL_CONFIG = "config.json"
+MAX_CONFIG_BYTES = 2**20
+WIDTHS: dict[str, int] = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+"""The types of tensors, by safetensors' names, and the bytes of one parameter."""
+FLOATS = ("F32", "BF16", "F16", "F64")
+"""Those that can be compressed. F64 goes through float32."""
 MAX_PARTS = 256
 MAX_TEXT_BYTES = 1024
 NUMBERS: dict[str, pb.TensorFile.ValueType] = {
@@ -45,7 +53,7 @@ class Part:
     @property
     def stored_bytes(self) -> int:
         """Bytes of the tensors as they were stored."""
-        return sum(t.size * width(dtype) for t, dtype in zip(self.layout.tensors, self.dtypes, strict=True))
+        return sum(t.size * WIDTHS[dtype] for t, dtype in zip(self.layout.tensors, self.dtypes, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

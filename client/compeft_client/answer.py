@@ -1,0 +1,122 @@
+"""An aggregator's answer to a sync: what it says, the bytes that go with it, and the state they lead to. `exchange` and `packages` ask.
+
+Nothing is parsed before its signature is checked, and the state at the end is the one that the statement names, or there is none.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from compeft_client.state import StateDirectory
+from compeft_core import Layout, Vector, state_digest
+from compeft_core.errors import FormatError
+from compeft_proto import envelope as dsse
+from compeft_proto import manifest as mf
+from compeft_proto.snapshot import decode_snapshot, reference_of
+from compeft_proto.transport import Dialogue
+from compeft_proto.v1 import exchange_pb2 as xp
+from compeft_proto.v1 import expert_pb2 as pb
+
+SyncDialogue = Dialogue[xp.SyncCall, xp.SyncReply]
+Step = pb.VersionManifest | pb.SnapshotManifest
+Tick = Callable[[int], None]
+Progress = Callable[[int], AbstractContextManager[Tick]]
+"""Given the bytes to come: what to tell how many have just come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The signed statement, and the signed steps in the order in which they are applied."""
+
+    statement: pb.SyncStatement
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def needed(self) -> tuple[Step, ...]:
+        """The steps whose bytes are needed: from the last whole state on."""
+        whole = [number for number, step in enumerate(self.steps) if _is_whole(step)]
+        return self.steps[whole[-1] if whole else 0 :]
+
+
+@contextmanager
+def quiet(_total: int) -> Iterator[Tick]:
+    """Progress that nobody watches."""
+    yield lambda _done: None
+
+
+def hear(dialogue: SyncDialogue, current: dsse.Lookup, ever: dsse.Lookup) -> Answer:
+    """What the aggregator says, before any chunk. `current` knows its key of today, `ever` also those it had before.
+
+    Errors: SignatureError, UnknownKeyError, PayloadTypeError, FormatError; those of the call.
+    """
+    statement = dsse.open_envelope(dialogue.receive().statement, current, dsse.SYNC_STATEMENT)
+    steps: list[Step] = []
+    while not (reply := dialogue.receive()).listed:
+        if reply.HasField("snapshot"):
+            steps.append(dsse.open_envelope(reply.snapshot, ever, dsse.SNAPSHOT))
+        else:
+            steps.append(dsse.open_envelope(reply.version, ever, dsse.VERSION))
+    return Answer(statement, tuple(steps))
+
+
+def fetch(dialogue: SyncDialogue, directory: StateDirectory, steps: Sequence[Step], progress: Progress = quiet) -> list[bytes]:
+    """The payload of each step. Chunks that an earlier, broken call brought come from the directory, the others from the aggregator.
+
+    Errors: ChunkMismatchError, FormatError; those of the call.
+    """
+    refs = [ref for step in steps for ref in step.chunks]
+    with progress(sum(ref.size for ref in refs)) as tick:
+        return [b"".join(_chunk(dialogue, directory, ref, len(refs) > 1, tick) for ref in step.chunks) for step in steps]
+
+
+def lead(answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout: Layout, vector: Vector) -> Vector:
+    """The state that the answer leads to from `vector`, float32 of shape (layout.size,): the one that the statement names.
+
+    Errors: WrongBaseError if it is another, FormatError, NotFiniteError.
+    """
+    seeded = genesis.state_digest if genesis.WhichOneof("initial") == "seeded" else None
+    at = state_digest(layout, vector)
+    for step, payload in zip(answer.needed, payloads, strict=True):
+        if isinstance(step, pb.VersionManifest) and step.parent_state_digest == seeded != at:
+            vector = mf.initial_state(genesis, layout)
+        vector, at = _applied(step, payload, genesis, layout, vector), step.state_digest
+    statement = answer.statement
+    if statement.state_digest == seeded != at:
+        vector = mf.initial_state(genesis, layout)
+    mf.check_state(statement.expert, statement.want_version, statement.state_digest, layout, vector)
+    return vector
+
+
+def _applied(step: Step, payload: bytes, genesis: pb.Genesis, layout: Layout, vector: Vector) -> Vector:
+    if isinstance(step, pb.SnapshotManifest):
+        return decode_snapshot(payload, reference_of(genesis, layout))
+    if step.version == 0:
+        return mf.initial_state(step.genesis, layout, payload)
+    return mf.next_state(step, layout, vector, payload)
+
+
+def _is_whole(step: Step) -> bool:
+    return isinstance(step, pb.SnapshotManifest) or step.version == 0 or step.snapshot
+
+
+def _chunk(dialogue: SyncDialogue, directory: StateDirectory, ref: pb.ChunkRef, one_of_many: bool, tick: Tick) -> bytes:
+    """One chunk; one of many is kept, so that it is not fetched again if the call breaks before the last."""
+    chunk = directory.held(ref.sha256.hex())
+    if chunk is None:
+        chunk = _fetched(dialogue, ref)
+        if one_of_many:
+            directory.write(chunk)
+    tick(ref.size)
+    return chunk
+
+
+def _fetched(dialogue: SyncDialogue, ref: pb.ChunkRef) -> bytes:
+    """One chunk, checked."""
+    dialogue.send(xp.SyncCall(want=xp.NeededChunk(sha256=ref.sha256)))
+    data = bytearray()
+    while len(data) < ref.size:
+        part = dialogue.receive().data
+        if not part:
+            raise FormatError(f"the aggregator sent an empty part of chunk {ref.sha256.hex()[:16]}")
+        data += part
+    return mf.check_chunk(ref, bytes(data))

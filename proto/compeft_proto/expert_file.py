@@ -1,0 +1,119 @@
+"""The expert file, read: docs/expert-file.md. A stream, or bytes in memory, to checked values; it opens no file and writes no tensors.
+
+Every length is checked against a cap, and against the bytes that are there, before it is used.
+"""
+
+import hashlib
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from google.protobuf.message import DecodeError
+
+from compeft_core.errors import FormatError, LimitError
+from compeft_proto import envelope as dsse
+from compeft_proto.errors import UnknownKeyError
+from compeft_proto.expert_manifest import Manifest, Part, manifest_from_proto
+from compeft_proto.keys import PublicKey
+from compeft_proto.manifest import read_payload
+from compeft_proto.v1 import envelope_pb2
+
+MAGIC = b"CPFX"
+VERSION = 1
+HEAD_FORMAT = struct.Struct("<4sBII")
+"""Magic, version, length of the envelope, its CRC-32."""
+MAX_ENVELOPE_BYTES = dsse.MAX_PAYLOAD_BYTES + 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a file says before its payloads. `keyids` are those that claim to have signed it; `verified` says that the key asked for
+    did.
+    """
+
+    manifest: Manifest
+    keyids: Sequence[str]
+    verified: bool
+    manifest_bytes: int
+    payload_start: int
+
+
+def read_start(stream: BinaryIO, total: int, name: str, key: PublicKey | None = None) -> Opened:
+    """Check everything of a file of `total` bytes but its payloads; `name` is for errors. With a key, nothing of the manifest is
+    parsed before its signature holds.
+
+    Errors: FormatError, LimitError; with a key, UnknownKeyError, SignatureError.
+    """
+    octets = _envelope_bytes(name, stream.read(HEAD_FORMAT.size), stream, total)
+    try:
+        envelope = envelope_pb2.Envelope.FromString(octets)
+    except DecodeError as error:
+        raise FormatError(f"{name} holds no signed envelope where it should") from error
+    payload = _verified(name, envelope, key) if key else _unverified(envelope)
+    manifest = manifest_from_proto(dsse.parse(payload, dsse.EXPERT))
+    start = HEAD_FORMAT.size + len(octets)
+    expected = start + sum(part.payload_bytes for part in manifest.parts)
+    if total != expected:
+        raise FormatError(f"{name} has {total} bytes, its manifest makes {expected}")
+    keyids = [s.keyid[:64] for s in envelope.signatures]
+    return Opened(manifest, keyids, key is not None, len(envelope.payload), start)
+
+
+def check_file(data: bytes, name: str, max_parameters: int) -> Manifest:
+    """The manifest of a whole file in memory, if every payload is the one it names, and decodes.
+
+    Errors: FormatError, LayoutMismatchError, NotFiniteError, LimitError above `max_parameters`.
+    """
+    opened = read_start(io.BytesIO(data), len(data), name)
+    if opened.manifest.size > max_parameters:
+        raise LimitError(f"{name} unpacks to {opened.manifest.size} parameters, the cap is {max_parameters}")
+    at = opened.payload_start
+    for number, part in enumerate(opened.manifest.parts):
+        payload = data[at : at + part.payload_bytes]
+        if hashlib.sha256(payload).digest() != part.payload_sha256:
+            raise FormatError(f"{name} is damaged: payload {number} is not the one that its manifest names")
+        check_payload(part, payload)
+        at += part.payload_bytes
+    return opened.manifest
+
+
+def check_payload(part: Part, payload: bytes) -> None:
+    """Whether the payload is what the manifest says, to the last byte. Errors: FormatError, LayoutMismatchError, NotFiniteError."""
+    if part.coding is not None:
+        read_payload(part.coding, payload, part.layout)
+
+
+def _envelope_bytes(name: str, head: bytes, stream: BinaryIO, total: int) -> bytes:
+    if not head.startswith(MAGIC):
+        raise FormatError(f"{name} is no expert file: it begins {head[:4].hex() or 'with nothing'}, not {MAGIC.hex()}")
+    if len(head) < HEAD_FORMAT.size:
+        raise FormatError(f"{name} ends after {len(head)} bytes, its head has {HEAD_FORMAT.size}")
+    _, version, length, checksum = HEAD_FORMAT.unpack(head)
+    if version != VERSION:
+        raise FormatError(f"{name} is of version {version}, this compeft reads version {VERSION}")
+    if length > MAX_ENVELOPE_BYTES:
+        raise LimitError(f"{name} has a manifest of {length} bytes, the cap is {MAX_ENVELOPE_BYTES}")
+    octets = stream.read(length)
+    if len(octets) != length:
+        raise FormatError(f"{name} has {total} bytes, its manifest alone claims {length}")
+    if zlib.crc32(octets) != checksum:
+        raise FormatError(f"{name} is damaged: the checksum of its manifest does not fit")
+    return octets
+
+
+def _verified(name: str, envelope: envelope_pb2.Envelope, key: PublicKey) -> dsse.Verified:
+    try:
+        return dsse.verify(envelope, dsse.only(key))
+    except UnknownKeyError as error:
+        claims = ", ".join(ascii(s.keyid[:40]) for s in envelope.signatures) or "nobody"
+        raise UnknownKeyError(f"{name} is not signed by {key.keyid}, but by {claims}") from error
+
+
+def _unverified(envelope: envelope_pb2.Envelope) -> dsse.Verified:
+    """The payload of an envelope that nobody asked to verify, in the type that `parse` takes; `keyid` is empty."""
+    if len(envelope.payload) > dsse.MAX_PAYLOAD_BYTES or len(envelope.signatures) > dsse.MAX_SIGNATURES:
+        raise LimitError(f"manifest of {len(envelope.payload)} bytes with {len(envelope.signatures)} signatures is over the cap")
+    return dsse.Verified(envelope.payload, envelope.payload_type, "")
