@@ -11,11 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compeft_client import trust
 from compeft_client.files import write_durably
 from compeft_client.state import Memory, Pending, StateDirectory, settle
 from compeft_core import Layout, Vector, compress, parse, state_digest
-from compeft_core.errors import FormatError, LayoutMismatchError
+from compeft_core.errors import FormatError, InputError, LayoutMismatchError
+from compeft_core.resting import active_places, share_of_active
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.believed import Believed
@@ -31,6 +35,8 @@ NONCE_BYTES = 16
 PATIENCE_S = 30.0
 LIFETIME_MS = 60 * 60 * 1000
 """How long a sealed update may be under way."""
+ROUNDING, TINY = np.float32(2**-8), np.float32(2**-24)
+"""What loading a state into a bfloat16 or float16 adapter may change, in relation to a value and beside it."""
 
 SyncDialogue = Dialogue[xp.SyncCall, xp.SyncReply]
 
@@ -113,6 +119,7 @@ class EdgeClient:
                 issued_at_ms=_now_ms(),
                 run=run,
                 round=round_number,
+                sequence=memory.sequence,
             )
 
             def attempt() -> tuple[pb.SyncStatement, list[pb.VersionManifest], list[bytes]]:
@@ -125,11 +132,19 @@ class EdgeClient:
             settle(directory, memory, synced.layout, statement.merged_sequence, statement.waiting_sequence)
         return synced
 
+    def check_ready(self, task: RoundTask) -> None:
+        """Raise now, before anybody trains, what `submit` would raise of this client's memory. Errors: WrongBaseError, ConflictError."""
+        directory = self._memory_of(task.expert)
+        with directory.lock():
+            memory = directory.load()
+            trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
+
     def submit(self, task: RoundTask, trained: Trained) -> pb.Receipt:
         """Compress the task vector plus the residual, seal it and send it for one round; the aggregator's receipt.
 
-        What compression leaves behind is kept for the next round. Errors: WrongBaseError if another version was synced last;
-        ConflictError while an earlier update waits for its round to close; NotFiniteError; the aggregator's refusal;
+        What compression leaves behind is kept for the next round, and so is all that earlier rounds left of tensors that rest in
+        this one. Errors: WrongBaseError if another version was synced last; ConflictError while an earlier update waits for its
+        round to close; NotFiniteError; InputError if training changed a tensor that rests; the aggregator's refusal;
         UnreachableError. After an error of the exchange the update stays pending, and the next `sync` settles it.
         """
         directory = self._memory_of(task.expert)
@@ -137,11 +152,13 @@ class EdgeClient:
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
-            target = _target(directory, memory, layout, trained.task_vector)
-            payload = mf.payload_of(layout, compress(layout, target, task.compression))
+            task = replace(task, compression=share_of_active(layout, task.compression, task.resting))
+            synced, active = directory.vector(memory.synced, layout), active_places(layout, task.resting)
+            target = _task_vector(task, trained, synced, active) + directory.vector(memory.residual, layout)
+            payload = mf.payload_of(layout, compress(layout, np.where(active, target, np.float32(0)), task.compression))
             update = self._update(task, trained, payload, layout)
             update.sequence = memory.sequence + 1
-            update.base_state_digest = state_digest(layout, directory.vector(memory.synced, layout))
+            update.base_state_digest = state_digest(layout, synced)
             sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
             pending = Pending(
                 sequence=update.sequence,
@@ -245,11 +262,22 @@ def _follow(
     return memory, Synced(expert, memory.version, layout, vector, genesis.adapter_config)
 
 
-def _target(directory: StateDirectory, memory: Memory, layout: Layout, task_vector: Vector) -> Vector:
-    """The task vector and what earlier rounds left behind."""
-    if task_vector.shape != (layout.size,):
-        raise LayoutMismatchError(f"task vector has shape {task_vector.shape}, the layout says ({layout.size},)")
-    return task_vector + directory.vector(memory.residual, layout)
+def _task_vector(task: RoundTask, trained: Trained, synced: Vector, active: NDArray[np.bool_]) -> Vector:
+    """The task vector, zero where the round rests. Errors: LayoutMismatchError; InputError if training changed what rests, beyond
+    the rounding of a bfloat16 adapter: then the average would not be the exact one that was asked for.
+    """
+    vector = trained.task_vector
+    if vector.shape != synced.shape:
+        raise LayoutMismatchError(f"task vector has shape {vector.shape}, the layout says {synced.shape}")
+    if not task.resting:
+        return vector
+    changed = int(np.count_nonzero(np.abs(vector[~active]) > np.abs(synced[~active]) * ROUNDING + TINY))
+    if changed:
+        raise InputError(
+            f"round {task.round} rests {', '.join(task.resting)}, but training changed {changed} parameters there: "
+            "freeze them (compeft_client.adapter.rest)"
+        )
+    return np.where(active, vector, np.float32(0))
 
 
 def _payload(dialogue: SyncDialogue, directory: StateDirectory, refs: Sequence[pb.ChunkRef]) -> bytes:
