@@ -5,7 +5,7 @@ which is exact for float32, bfloat16 and float16 parameters, and enter rounded t
 even). What cannot make that trip unharmed is refused here: nothing is skipped, broadcast or guessed. No training, no network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -55,6 +55,13 @@ def load_adapter(model: PeftModel, arrays: Arrays, adapter: str = "default") -> 
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def rest(model: PeftModel, endings: Sequence[str], adapter: str = "default") -> None:
+    """Train every parameter of the adapter but those whose names, as in `adapter_arrays`, end in one of `endings`."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and f".{adapter}." in name:
+            parameter.requires_grad_(not name.replace(f".{adapter}.", ".").endswith(tuple(endings)))
 
 
 def check_plain(config: object) -> None:

@@ -11,12 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compeft_client import trust
 from compeft_client.answer import Answer, Progress, SyncDialogue, fetch, hear, lead, quiet
 from compeft_client.files import write_durably
 from compeft_client.state import Memory, Pending, StateDirectory, settle
 from compeft_core import Layout, Vector, compress, parse, state_digest
 from compeft_core.errors import InputError, LayoutMismatchError
+from compeft_core.resting import active_places, share_of_active
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.base_model import base_model_to_proto
@@ -33,6 +37,8 @@ NONCE_BYTES = 16
 PATIENCE_S = 30.0
 LIFETIME_MS = 60 * 60 * 1000
 """How long a sealed update may be under way."""
+ROUNDING, TINY = np.float32(2**-8), np.float32(2**-24)
+"""What loading a state into a bfloat16 or float16 adapter may change, in relation to a value and beside it."""
 
 NO_ORIGIN = Origin()
 
@@ -130,7 +136,13 @@ class EdgeClient:
             if version is not None and version < memory.version:
                 memory = _rewound(memory)
             request = pb.SyncRequest(
-                expert=expert, keyid=self._edge.key.keyid, want_version=version, run=run, round=round_number, channel=channel
+                expert=expert,
+                keyid=self._edge.key.keyid,
+                want_version=version,
+                run=run,
+                round=round_number,
+                channel=channel,
+                sequence=memory.sequence,
             )
             answer, payloads = self._answered(directory, request, memory, progress)
             statement = answer.statement
@@ -163,11 +175,19 @@ class EdgeClient:
 
         return persist(lambda: self._believed.trusting(attempt), self._edge.patience_s)
 
+    def check_ready(self, task: RoundTask) -> None:
+        """Raise now, before anybody trains, what `submit` would raise of this client's memory. Errors: WrongBaseError, ConflictError."""
+        directory = self._memory_of(task.expert)
+        with directory.lock():
+            memory = directory.load()
+            trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
+
     def submit(self, task: RoundTask, trained: Trained) -> pb.Receipt:
         """Compress the task vector plus the residual, seal it and send it for one round; the aggregator's receipt.
 
-        What compression leaves behind is kept for the next round. Errors: WrongBaseError if another version was synced last;
-        ConflictError while an earlier update waits for its round to close; NotFiniteError; the aggregator's refusal;
+        What compression leaves behind is kept for the next round, and so is all that earlier rounds left of tensors that rest in
+        this one. Errors: WrongBaseError if another version was synced last; ConflictError while an earlier update waits for its
+        round to close; NotFiniteError; InputError if training changed a tensor that rests; the aggregator's refusal;
         UnreachableError. After an error of the exchange the update stays pending, and the next `sync` settles it.
         """
         directory = self._memory_of(task.expert)
@@ -175,11 +195,13 @@ class EdgeClient:
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
-            target = _target(directory, memory, layout, trained.task_vector)
-            payload = mf.payload_of(layout, compress(layout, target, task.compression))
+            task = replace(task, compression=share_of_active(layout, task.compression, task.resting))
+            synced, active = directory.vector(memory.synced, layout), active_places(layout, task.resting)
+            target = _task_vector(task, trained, synced, active) + directory.vector(memory.residual, layout)
+            payload = mf.payload_of(layout, compress(layout, np.where(active, target, np.float32(0)), task.compression))
             update = self._update(task, trained, payload, layout)
             update.sequence = memory.sequence + 1
-            update.base_state_digest = state_digest(layout, directory.vector(memory.synced, layout))
+            update.base_state_digest = state_digest(layout, synced)
             sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
             pending = Pending(
                 sequence=update.sequence,
@@ -260,11 +282,22 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
     return memory, Synced(statement.expert, memory.version, layout, vector, genesis.adapter_config)
 
 
-def _target(directory: StateDirectory, memory: Memory, layout: Layout, task_vector: Vector) -> Vector:
-    """The task vector and what earlier rounds left behind."""
-    if task_vector.shape != (layout.size,):
-        raise LayoutMismatchError(f"task vector has shape {task_vector.shape}, the layout says ({layout.size},)")
-    return task_vector + directory.vector(memory.residual, layout)
+def _task_vector(task: RoundTask, trained: Trained, synced: Vector, active: NDArray[np.bool_]) -> Vector:
+    """The task vector, zero where the round rests. Errors: LayoutMismatchError; InputError if training changed what rests, beyond
+    the rounding of a bfloat16 adapter: then the average would not be the exact one that was asked for.
+    """
+    vector = trained.task_vector
+    if vector.shape != synced.shape:
+        raise LayoutMismatchError(f"task vector has shape {vector.shape}, the layout says {synced.shape}")
+    if not task.resting:
+        return vector
+    changed = int(np.count_nonzero(np.abs(vector[~active]) > np.abs(synced[~active]) * ROUNDING + TINY))
+    if changed:
+        raise InputError(
+            f"round {task.round} rests {', '.join(task.resting)}, but training changed {changed} parameters there: "
+            "freeze them (compeft_client.adapter.rest)"
+        )
+    return np.where(active, vector, np.float32(0))
 
 
 def _now_ms() -> int:

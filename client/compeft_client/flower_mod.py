@@ -3,7 +3,8 @@
     app = ClientApp(mods=[CompressionMod()])
 
 Incoming: a message with a task instead of arrays gets its arrays from the aggregator, checked. The app trains as ever. Outgoing: its
-arrays become a compressed, signed update at the aggregator, and the reply carries a receipt. A message without a task passes
+arrays become a compressed, signed update at the aggregator, and the reply carries a receipt. If tensors rest in a round, the app finds
+the endings of their names in the record `resting`, and must leave them as they are. A message without a task passes
 through untouched, so the same app also runs without the strategy's other half. Put it first in the list: what comes after it
 (clipping, noise) then works on plain arrays.
 """
@@ -16,7 +17,7 @@ from compeft_client.exchange import EdgeClient, Synced, Trained
 from compeft_client.node import edge_of
 from compeft_core import flatten, unflatten
 from compeft_core.errors import FormatError
-from compeft_proto.task import RECORD, Origin, RoundTask, task_from_values
+from compeft_proto.task import RECORD, RESTING, Origin, RoundTask, task_from_values
 
 App = Callable[[Message, Context], Message]
 
@@ -37,6 +38,10 @@ class CompressionMod:
         with EdgeClient(edge) as client:
             synced = client.sync(task.expert, task.version, task.run, task.round, origin=self._origin(context))
             message.content[key] = ArrayRecord({n: Array(a) for n, a in unflatten(synced.layout, synced.vector).items()})
+            if message.metadata.message_type == MessageType.TRAIN:
+                client.check_ready(task)
+            if task.resting:
+                message.content[RESTING] = ConfigRecord({RESTING: list(task.resting)})
             reply = call_next(message, context)
             if reply.has_error():
                 return reply

@@ -31,6 +31,7 @@ from compeft_core import (
 from compeft_core.compress import Granularity
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.layout import MAX_TENSORS, Kind
+from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.errors import ChunkMismatchError, WrongBaseError
 from compeft_proto.names import Shared, share, unshare
 from compeft_proto.v1 import expert_pb2 as pb
@@ -109,6 +110,19 @@ def parameters_from_proto(message: pb.RoundClosing | pb.VersionManifest) -> Merg
         return MergeParameters()
     found = message.merge_parameters
     return MergeParameters(**{f.name: getattr(found, f.name) for f in fields(MergeParameters)})
+
+
+def optimizer_to_proto(optimizer: ServerOptimizer) -> pb.ServerOptimizer:
+    """A server optimizer as a message."""
+    return pb.ServerOptimizer(**asdict(optimizer))
+
+
+def optimizer_from_proto(message: pb.RoundClosing | pb.VersionManifest) -> ServerOptimizer:
+    """The optimizer that a message names; FedAvg at rate 1 if none. Errors: InputError if out of range or of an unknown name."""
+    if not message.HasField("optimizer"):
+        return ServerOptimizer()
+    o = message.optimizer
+    return ServerOptimizer(o.name, o.learning_rate, o.momentum, o.second, o.tau)
 
 
 def coding_of(encoded: Encoded, compression: Compression) -> pb.Coding:

@@ -14,6 +14,8 @@ T = TypeVar("T")
 Value = int | float | str | bytes
 RECORD = "compeft"
 """Name of the record that carries a task to a client, and a receipt back."""
+RESTING = "resting"
+"""Name of the record, and of its one value, a list of endings, that tells an app which tensors rest in this round."""
 NOBODY_SAYS = hashlib.sha256(b"").digest()
 
 
@@ -41,7 +43,11 @@ def canonical_json(fields: Mapping[str, object]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RoundTask:
-    """Train `expert` from `version` for one round of a run, and compress the result like this."""
+    """Train `expert` from `version` for one round of a run, and compress the result like this.
+
+    resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.resting`); the density is of the
+    others.
+    """
 
     expert: str
     run: str
@@ -49,6 +55,7 @@ class RoundTask:
     nonce: bytes
     version: int
     compression: Compression
+    resting: tuple[str, ...] = ()
 
     def to_values(self) -> dict[str, Value]:
         """As plain values by name."""
@@ -62,6 +69,7 @@ class RoundTask:
             "scale": self.compression.scale,
             "factor": self.compression.factor,
             "granularity": self.compression.granularity,
+            "resting": ",".join(self.resting),
         }
 
 
@@ -79,6 +87,7 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
             _get(values, "factor", float),
             _get(values, "granularity", str),
         ),
+        resting=tuple(ending for ending in _get(values, "resting", str).split(",") if ending),
     )
 
 

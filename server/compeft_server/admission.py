@@ -46,14 +46,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What the ledger knows when an update arrives. `same` is the accepted update with the same digest, `other` any accepted
-    update of the same client for the same round; `accepted_sequence` is the client's newest accepted number; `policy` says whether
-    the member may publish to the expert, which is bound to `base_model`.
+    """What the ledger knows when an update arrives. `round` is the one it names, `joins` the one that it would be merged in: the
+    same, or an open one that takes late updates. `same` is the accepted update with the same digest, `other` any accepted update of the
+    same client for the round it joins; `accepted_sequence` is the client's newest number that was accepted, or that it has been told
+    of; `policy` says whether the member may publish to the expert, which is bound to `base_model`.
     """
 
     member: Member
     expert: Expert | None
     round: Round | None
+    joins: Round | None
     base_state_digest: bytes
     same: Submission | None
     other: Submission | None
@@ -95,7 +97,7 @@ def admit_update(update: pb.UpdateManifest, situation: Situation, now_ms: int, l
     Errors: ExpiredError, RoundClosedError, ReplayError, DuplicateError; then ForbiddenError, UnknownExpertError, WrongBaseError,
     LayoutMismatchError, WrongAdapterError, LimitError, NotFiniteError, FormatError.
     """
-    if situation.same is not None and situation.same.merged_in is None and _is_open(situation.round):
+    if situation.same is not None and situation.same.merged_in is None and _is_open(situation.joins):
         return situation.same
     if situation.same is not None:
         raise ReplayError(f"update {update.sequence} of round {update.round} was accepted before, its round is over")
@@ -116,21 +118,27 @@ def admit_payload(update: pb.UpdateManifest, blob: bytes, expert: Expert) -> Enc
 
 
 def _check_round(update: pb.UpdateManifest, situation: Situation, now_ms: int) -> None:
-    found = situation.round
-    if found is None or not _is_open(found):
+    found, joins = situation.round, situation.joins
+    if found is None or joins is None or not _is_open(joins):
         raise RoundClosedError(f"round {update.round} of run {update.run[:40]!a} is {'closed' if found else 'unknown'}")
-    if now_ms > found.deadline_ms:
-        raise RoundClosedError(f"round {update.round} ended {(now_ms - found.deadline_ms) / 1000:.1f} s ago")
+    if now_ms > joins.deadline_ms:
+        raise RoundClosedError(f"round {joins.round} ended {(now_ms - joins.deadline_ms) / 1000:.1f} s ago")
+    late = joins.base_version - found.base_version
+    if joins is not found and late > joins.max_staleness:
+        raise RoundClosedError(
+            f"round {update.round} is closed, and round {joins.round} takes updates that are {joins.max_staleness} versions late, "
+            f"this one is {late}"
+        )
     if update.round_nonce != found.nonce:
         raise ReplayError(
             f"update carries nonce {update.round_nonce.hex()[:16]}, round {update.round} has {found.nonce.hex()[:16]}"
         )
     if situation.other is not None:
         raise DuplicateError(
-            f"{situation.member.name!r} has sent update {situation.other.sequence} for round {update.round} already"
+            f"{situation.member.name!r} has sent update {situation.other.sequence} for round {joins.round} already"
         )
     if update.sequence <= situation.accepted_sequence:
-        raise ReplayError(f"sequence number {update.sequence}, the newest accepted is {situation.accepted_sequence}")
+        raise ReplayError(f"sequence number {update.sequence}, the newest accepted or settled is {situation.accepted_sequence}")
 
 
 def _check_expert(update: pb.UpdateManifest, situation: Situation) -> None:

@@ -24,7 +24,7 @@ from compeft_server.admission import Limits, Situation
 from compeft_server.catch_up import CatchUp, Way
 from compeft_server.channels import Channel, channel_of
 from compeft_server.expert_log import ExpertLog
-from compeft_server.facts import Expert, Member, Submission, Version
+from compeft_server.facts import Expert, Member, Round, Submission, Version
 from compeft_server.ledger import Ledger
 from compeft_server.packages import Packages
 from compeft_server.rounds import Rounds
@@ -88,6 +88,8 @@ class Aggregator:
         self._rounds = Rounds(key, store, ledger, self._log, self._access, limits, now_ms)
         self._catch_up = CatchUp(key, store, ledger, self._log)
         self._packages = Packages(key, ledger, self._log, self._access, limits, now_ms)
+        self._settled: dict[tuple[str, str], int] = {}
+        """By expert and member: numbers up to this one were spoken for. In memory, as are the calls that could still bring one of them."""
         self._lock = threading.RLock()
 
     # Submitting: open, admit, receive each needed chunk, finish
@@ -182,19 +184,37 @@ class Aggregator:
     def _situation(self, update: pb.UpdateManifest, offer: Offer) -> Situation:
         keyid = offer.member.public.keyid
         expert, found = self._ledger.expert(update.expert), self._ledger.round(update.expert, update.run, update.round)
-        in_round, mine = self._ledger.submissions(update.expert, update.run, update.round), self._ledger.keyids(keyid)
+        same, joins, mine = self._ledger.submission(offer.digest), self._joined(found), self._ledger.keyids(keyid)
+        if same is not None:
+            joins = self._ledger.round(same.expert, same.run, same.round)
+        in_round = self._ledger.submissions(joins.expert, joins.run, joins.round) if joins else []
+        settled = self._settled.get((update.expert, offer.member.name), 0)
         base = self._ledger.versions(update.expert, found.base_version - 1, found.base_version) if found else []
         return Situation(
             member=offer.member,
             expert=expert,
             round=found,
+            joins=joins,
             base_state_digest=base[0].state_digest if base else b"",
-            same=self._ledger.submission(offer.digest),
+            same=same,
             other=next((s for s in in_round if s.keyid in mine), None),
-            accepted_sequence=self._ledger.sequences(update.expert, keyid).accepted,
+            accepted_sequence=max(self._ledger.sequences(update.expert, keyid).accepted, settled),
             policy=self._access.decide(offer.member.name, offer.member.role, update.expert, "publish", update.base_version),
             base_model=self._log.base_model(expert) if expert else NO_BASE_MODEL,
         )
+
+    def _joined(self, found: Round | None) -> Round | None:
+        """The round that an update of round `found` would be merged in: the same while it is open, then the run's open one, if that
+        takes late updates, and nothing but rounds of this run has led from the one's base to the other's.
+        """
+        if found is None or found.closed_at_ms is None:
+            return found
+        rounds = self._ledger.rounds(found.expert)
+        takes = next((r for r in rounds if r.run == found.run and r.closed_at_ms is None and r.max_staleness > 0), None)
+        if takes is None:
+            return found
+        since = self._ledger.versions(found.expert, found.base_version, takes.base_version)
+        return takes if all(v.run == found.run for v in since) else found
 
     @contextmanager
     def _chunks(self, offer: Offer) -> Iterator[bytes]:
@@ -243,11 +263,13 @@ class Aggregator:
         with self._chunks(offer) as blob:
             admission.admit_payload(update, blob, self._log.expert(update.expert))
         now = self._now_ms()
+        joins = self._joined(self._ledger.round(update.expert, update.run, update.round))
+        number = joins.round if joins else update.round
         receipt = pb.Receipt(
             update_digest=offer.digest,
             expert=update.expert,
             run=update.run,
-            round=update.round,
+            round=number,
             keyid=update.keyid,
             sequence=update.sequence,
             payload_bytes=len(blob),
@@ -259,7 +281,7 @@ class Aggregator:
                 update_digest=offer.digest,
                 expert=update.expert,
                 run=update.run,
-                round=update.round,
+                round=number,
                 keyid=update.keyid,
                 sequence=update.sequence,
                 num_examples=update.num_examples,
@@ -289,6 +311,8 @@ class Aggregator:
         way = Way() if request.statement_only else self._way(expert, have, want)
         if way.versions or way.snapshot:
             self._ledger.terms.record_fetch(expert.name, want, request.keyid, decision.reason, self._now_ms())
+        key = (expert.name, member.name)
+        self._settled[key] = max(self._settled.get(key, 0), request.sequence)
         sequences = self._ledger.sequences(expert.name, request.keyid)
         version = self._log.version(expert.name, want)
         parameters = self._packages.parameters(version) if expert.kind == "package" else expert.layout.size

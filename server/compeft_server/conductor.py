@@ -12,11 +12,12 @@ import grpc
 from compeft_core import Compression, MergeParameters
 from compeft_core.errors import InputError
 from compeft_core.merge_inputs import USUAL
+from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import envelope as dsse
 from compeft_proto.believed import Believed
 from compeft_proto.errors import from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, check_private, public_keys_from_pem, signing_key_from_pem
-from compeft_proto.manifest import compression_to_proto, parameters_to_proto, refs_of
+from compeft_proto.manifest import compression_to_proto, optimizer_to_proto, parameters_to_proto, refs_of
 from compeft_proto.site import FILES, INDEX
 from compeft_proto.transport import SubmitDialogue, Tls, open_channel, upload
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
@@ -27,6 +28,8 @@ from compeft_server.files import read_file, read_private
 
 NONCE_BYTES = 16
 TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
+PLAIN = ServerOptimizer()
+"""FedAvg at rate 1: the step is the merged task vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +101,12 @@ class Conductor:
             answer = upload(dialogue, sealed, genesis.snapshot.chunks, snapshot)
         return self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
 
-    def open_round(self, expert: str, run: str, number: int, deadline_s: float) -> pb.RoundStatement:
-        """Collect updates for this round on top of the newest version, for at most `deadline_s` seconds."""
-        now = _now_ms()
-        opening = pb.RoundOpening(expert=expert, run=run, round=number, deadline_ms=now + int(1000 * deadline_s))
+    def open_round(self, expert: str, run: str, number: int, deadline_s: float, max_staleness: int = 0) -> pb.RoundStatement:
+        """Collect updates for this round on top of the newest version, for at most `deadline_s` seconds; and updates of the run's
+        earlier rounds that come late, by at most `max_staleness` versions.
+        """
+        deadline_ms = _now_ms() + int(1000 * deadline_s)
+        opening = pb.RoundOpening(expert=expert, run=run, round=number, deadline_ms=deadline_ms, max_staleness=max_staleness)
         return self._conduct(dsse.ROUND_OPENING, opening, dsse.ROUND_STATEMENT)
 
     def close_round(
@@ -113,8 +118,9 @@ class Conductor:
         coefficient: float,
         compression: Compression,
         parameters: MergeParameters = USUAL,
+        optimizer: ServerOptimizer = PLAIN,
     ) -> pb.RoundStatement:
-        """Merge what was accepted and publish the next version, compressed like this for the downlink.
+        """Merge what was accepted and publish the optimizer's step as the next version, compressed like this for the downlink.
 
         Errors: InputError, and the round stays open, if the method is not to be had with these parameters and that many updates.
         """
@@ -126,6 +132,7 @@ class Conductor:
             coefficient=coefficient,
             merge_parameters=None if parameters == USUAL else parameters_to_proto(parameters),
             compression=compression_to_proto(compression),
+            optimizer=None if optimizer == PLAIN else optimizer_to_proto(optimizer),
         )
         return self._conduct(dsse.ROUND_CLOSING, closing, dsse.ROUND_STATEMENT)
 

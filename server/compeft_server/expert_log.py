@@ -24,6 +24,7 @@ from compeft_core import (
     densify,
     parse,
 )
+from compeft_core.server_optimizer import Moments, ServerOptimizer, descend, no_moments
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.base_model import BaseModel
@@ -32,7 +33,7 @@ from compeft_proto.keys import PublicKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.facts import Contribution, Expert, Submission, Version
-from compeft_server.influence import bounded_weights
+from compeft_server.influence import bounded_weights, late_weight
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
 
@@ -40,28 +41,47 @@ WORKERS = min(8, os.cpu_count() or 1)
 """Threads of a merge."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Carried:
+    """What goes from one version to the next: the state, what compression left behind, and the server optimizer's moments.
+
+    state, residual: float32 of shape (layout.size,). The moments are of the optimizer of that name.
+    """
+
+    state: Vector
+    residual: Vector
+    moments: Moments
+    optimizer: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One step of an expert log: the payload, what it holds, the state it leads to, and what compression left behind."""
+    """One step of an expert log: the payload, what it holds, and what goes on from there."""
 
     payload: bytes
     encoded: Encoded
-    state: Vector
-    residual: Vector
+    after: Carried
 
 
-def compose(layout: Layout, state: Vector, residual: Vector, task_vector: Vector, compression: Compression) -> Step:
-    """The step from `state` that carries as much of `task_vector + residual` as `compression` lets through.
+def compose(layout: Layout, before: Carried, merged: Vector, optimizer: ServerOptimizer, compression: Compression) -> Step:
+    """The step that the optimizer makes of `merged`, with as much of it and the residual as `compression` lets through.
 
-    All vectors are float32 of shape (layout.size,). Errors: as `compeft_core.compress`.
+    Moments of another optimizer are dropped. Errors: as `descend` and `compeft_core.compress`.
     """
-    target = task_vector + residual
+    same = before.optimizer == optimizer.name
+    wanted, moments = descend(optimizer, merged, before.moments if same else no_moments(optimizer, layout.size))
+    target = wanted + before.residual
     update = compress(layout, target, compression)
     payload = mf.payload_of(layout, update)
     encoded = parse(payload, max_size=layout.size)
-    following = state.copy()
+    following = before.state.copy()
     add_to(encoded, following)
-    return Step(payload, encoded, following, target - densify(update))
+    return Step(payload, encoded, Carried(following, target - densify(update), moments, optimizer.name))
+
+
+def kept_bytes(carried: Carried) -> tuple[bytes, bytes]:
+    """Residual and moments as the store keeps them: little-endian float32."""
+    return carried.residual.astype("<f4").tobytes(), carried.moments.astype("<f4").tobytes()
 
 
 class ExpertLog:
@@ -134,13 +154,30 @@ class ExpertLog:
             return np.zeros(expert.layout.size, np.float32)
         return np.frombuffer(b"".join(map(self._store.read, chunks)), "<f4").astype(np.float32)
 
-    def contributions(self, expert: Expert, accepted: Sequence[Submission]) -> list[Contribution]:
-        """The updates of one round with their weights: by examples, bounded against the cohort (influence.py)."""
+    def carried(self, expert: Expert, number: int) -> Carried:
+        """What goes on from one version. After version 0 and after a snapshot, residual and moments are zero."""
+        version = self.version(expert.name, number)
+        moments = np.frombuffer(b"".join(map(self._store.read, version.moments)), "<f4").astype(np.float32)
+        return Carried(
+            state=self.state(expert, number),
+            residual=self.residual(expert, number),
+            moments=moments.reshape(moments.size // max(1, expert.layout.size), expert.layout.size),
+            optimizer=mf.optimizer_from_proto(self.manifest(version)).name if version.moments else "",
+        )
+
+    def contributions(self, expert: Expert, accepted: Sequence[Submission], base_version: int) -> list[Contribution]:
+        """The updates of a round on `base_version` with their weights: by examples, bounded against the cohort, less for those that
+        come late (influence.py).
+        """
         encoded = [self._encoded(expert, s.update_digest) for s in accepted]
+        staleness = [base_version - self._update(s.update_digest).base_version for s in accepted]
         scales = [float(e.scales.max(initial=0.0)) for e in encoded]
         norms = [math.sqrt(math.fsum(e.dense.astype(np.float64) ** 2)) for e in encoded]
         weights = bounded_weights([s.num_examples for s in accepted], scales, norms)
-        return [Contribution(s.update_digest, s.keyid, s.sequence, w) for s, w in zip(accepted, weights, strict=True)]
+        return [
+            Contribution(s.update_digest, s.keyid, s.sequence, late_weight(weight, late), late)
+            for s, weight, late in zip(accepted, weights, staleness, strict=True)
+        ]
 
     def merged(
         self, expert: Expert, inputs: Sequence[Contribution], method: str, coefficient: float, parameters: MergeParameters
@@ -151,10 +188,13 @@ class ExpertLog:
         return choose_and_merge(method, encoded, weights, coefficient=coefficient, parameters=parameters, workers=WORKERS)
 
     def _encoded(self, expert: Expert, update_digest: bytes) -> Encoded:
+        return parse(self.blob(self._update(update_digest).chunks), max_size=expert.layout.size)
+
+    def _update(self, update_digest: bytes) -> pb.UpdateManifest:
+        """The update as its client signed it. Errors: UnknownExpertError."""
         submission = self._ledger.submission(update_digest)
         if submission is None:
             raise UnknownExpertError(f"update {update_digest.hex()[:16]} is not in the ledger")
         member = self._ledger.member(submission.keyid)
         lookup = dsse.only(member.public) if member is not None else lambda _: None
-        update = dsse.open_envelope(Envelope.FromString(submission.envelope), lookup, dsse.UPDATE)
-        return parse(self.blob(update.chunks), max_size=expert.layout.size)
+        return dsse.open_envelope(Envelope.FromString(submission.envelope), lookup, dsse.UPDATE)

@@ -75,7 +75,9 @@ class Expert:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One place in an expert log. `residual` lists the SHA-256 of the chunks of the downlink residual after it."""
+    """One place in an expert log. `residual` and `moments` list the SHA-256 of the chunks of the downlink residual and of the
+    server optimizer's moments after it.
+    """
 
     expert: str
     version: int
@@ -87,6 +89,7 @@ class Version:
     payload_bytes: int
     merge_seconds: float
     created_at_ms: int
+    moments: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,9 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One collect-merge-publish cycle. `version` is what closing it led to, None while it is open."""
+    """One collect-merge-publish cycle. `version` is what closing it led to, None while it is open. An update of an earlier round may
+    join if its base is at most `max_staleness` versions older.
+    """
 
     expert: str
     run: str
@@ -112,11 +117,14 @@ class Round:
     opened_at_ms: int
     closed_at_ms: int | None = None
     version: int | None = None
+    max_staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One accepted update. `merged_in` is the version it went into, None while its round is open."""
+    """One accepted update. `merged_in` is the version it went into, None while its round is open; `round` is the one it was
+    accepted for, which for a late update is not the one it names itself.
+    """
 
     update_digest: bytes
     expert: str
@@ -133,12 +141,15 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One update that went into a version, and its weight there; `left_out`: the merge method chose others."""
+    """One update that went into a version, its weight there, and how many versions older its base was (0 if it was in time).
+    `left_out`: the merge method chose others.
+    """
 
     update_digest: bytes
     keyid: str
     sequence: int
     weight: float
+    staleness: int = 0
     left_out: bool = False
 
 

@@ -17,9 +17,11 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from compeft_core import Compression, Layout, MergeParameters, check_parameters, flatten, layout_of, seeded_state, state_digest
-from compeft_core.errors import InputError
+from compeft_core import Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest
+from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
+from compeft_core.resting import active_places, resting_in_round, share_of_active
+from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.errors import ConflictError
 from compeft_proto.manifest import layout_to_proto
@@ -27,6 +29,8 @@ from compeft_proto.task import RECORD, Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.conductor import Conductor, Measured, Station
 from compeft_server.facts import Arm
+from compeft_server.flower_equivalents import merging_of
+from compeft_server.flower_quorum import QuorumGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,11 @@ class Plan:
     dense: names of arrays kept as bfloat16 instead of ternary. seed: the initial arrays come from `compeft_core.seeded_state` with
     this seed and `bounds` (one per array name; 0 or absent means zeros), so that no initial byte travels; None ships them once as a
     snapshot. metric: name of the task metric in the clients' MetricRecord; `base-` before it marks the same for the frozen base model.
+
+    averaging: which LoRA factors rest when, a key of `compeft_core.resting.AVERAGING`. optimizer: what the aggregator makes of a
+    merged task vector; None takes what the wrapped strategy asks for. min_updates: a round closes as soon as so many clients have
+    answered, and `deadline_s` seconds after it opened at the latest; None waits for all of them, and as long as `start`'s timeout.
+    max_staleness: an update that comes late joins a later round of the run, if its base is at most so many versions older.
     """
 
     expert: str
@@ -50,67 +59,104 @@ class Plan:
     seed: int | None = None
     bounds: dict[str, float] | None = None
     metric: str = "accuracy"
+    averaging: str = "factors"
+    optimizer: ServerOptimizer | None = None
+    min_updates: int | None = None
+    deadline_s: float | None = None
+    max_staleness: int = 0
+
+    def __post_init__(self) -> None:
+        resting_in_round(self.averaging, 1)
+        if self.max_staleness and self.averaging == "alternating":
+            raise InputError("alternating rounds take no late updates: one would bring the half that rests")
+        if (self.min_updates is not None and self.min_updates < 1) or self.max_staleness < 0:
+            raise InputError(f"min_updates {self.min_updates} must be 1 or more, max_staleness {self.max_staleness} 0 or more")
 
 
 class CompressedStrategy(Strategy):
     """A Flower strategy whose arrays travel compressed and signed.
 
-    inner: a FedAvg, or a subclass that leaves its `aggregate_train` alone (FedProx): the merge itself happens at the aggregator.
+    inner: a FedAvg, FedProx or FedOpt, or any that `flower_equivalents` knows; the merge itself happens at the aggregator.
     """
 
     def __init__(self, inner: FedAvg, plan: Plan, station: Station) -> None:
-        if type(inner).aggregate_train is not FedAvg.aggregate_train:
-            raise InputError(f"{type(inner).__name__} aggregates by itself; the aggregator merges, so wrap a FedAvg or a FedProx")
-        check_parameters(plan.merge_method, plan.merge_parameters)
         self.inner, self.plan = inner, plan
+        self._merging = merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer)
+        self._layout: Layout | None = None
         self._conductor = Conductor(station)
         self._run = ""
         self._deadline_s = 3600.0
         self._version = 0
 
-    def start(self, grid: Grid, *args: Any, **kwargs: Any) -> Result:
+    def start(
+        self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, timeout: float = 3600, *args: Any, **kwargs: Any
+    ) -> Result:
         """As `Strategy.start`; the run's id and timeout also become those of the aggregator's rounds."""
         self._run = str(grid.run.run_id)
-        self._deadline_s = float(kwargs.get("timeout", self._deadline_s))
-        return super().start(grid, *args, **kwargs)
+        self._deadline_s = min(timeout, self.plan.deadline_s or timeout)
+        if self.plan.min_updates is not None or self.plan.deadline_s is not None:
+            grid = QuorumGrid(grid, self.plan.min_updates, self._deadline_s)
+        return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
 
     def summary(self) -> None:
         """Log what is wrapped and how it is compressed."""
         log(
             INFO,
-            "\t├──> CompressedStrategy: up %s, down %s, merge %s",
+            "\t├──> CompressedStrategy: up %s, down %s, LoRA averaging %s, merge %s, %s",
             self.plan.uplink,
             self.plan.downlink,
-            self.plan.merge_method,
+            self.plan.averaging,
+            self._merging.method,
+            self._merging.optimizer,
         )
         self.inner.summary()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Open a round at the aggregator; the inner strategy's messages, with a task instead of arrays."""
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
+        layout = self._layout = self._layout_of(arrays)
+        resting = resting_in_round(self.plan.averaging, server_round)
+        active_places(layout, resting)
         if server_round == 1:
-            self._publish(arrays)
-        opened = self._conductor.open_round(self.plan.expert, self._run, server_round, self._deadline_s)
+            self._publish(layout, arrays)
+        plan = self.plan
+        opened = self._conductor.open_round(plan.expert, self._run, server_round, self._deadline_s, plan.max_staleness)
+        if opened.layout_digest != layout.digest:
+            raise LayoutMismatchError(
+                f"{plan.expert} has layout {opened.layout_digest.hex()[:16]}, this run's arrays {layout.digest.hex()[:16]}: "
+                "another rank or another set of arrays is another expert, so choose a new name"
+            )
         self._version = opened.base_version
-        return [self._with_task(message, server_round, opened.round_nonce) for message in messages]
+        return [self._with_task(message, server_round, opened.round_nonce, resting) for message in messages]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, MetricRecord | None]:
         """Close the round at the aggregator. No arrays come back: the composed expert lies there, as its newest version."""
         replies = list(replies)
         self._report(server_round, replies)
-        plan = self.plan
+        plan, downlink = self.plan, self.plan.downlink
+        if self._layout is not None:
+            downlink = share_of_active(self._layout, downlink, resting_in_round(plan.averaging, server_round))
         closed = self._conductor.close_round(
-            plan.expert, self._run, server_round, plan.merge_method, plan.coefficient, plan.downlink, plan.merge_parameters
+            plan.expert,
+            self._run,
+            server_round,
+            self._merging.method,
+            plan.coefficient,
+            downlink,
+            self._merging.parameters,
+            self._merging.optimizer,
         )
         if not closed.accepted:
             log(WARNING, "round %s: no update was accepted, version %s stays", server_round, closed.version)
         self._version = closed.version
-        _, metrics = self.inner.aggregate_train(server_round, [_with_placeholder(m, self.inner.arrayrecord_key) for m in replies])
+        answered = [_with_placeholder(m, self.inner.arrayrecord_key) for m in replies]
+        _, metrics = FedAvg.aggregate_train(self.inner, server_round, answered)
         return None, metrics
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """The inner strategy's messages, with a task instead of arrays."""
-        return [self._with_task(m, server_round, b"") for m in self.inner.configure_evaluate(server_round, arrays, config, grid)]
+        messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
+        return [self._with_task(message, server_round, b"", ()) for message in messages]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The inner strategy's, with every client's metric reported to the aggregator."""
@@ -118,11 +164,12 @@ class CompressedStrategy(Strategy):
         self._report(server_round, replies)
         return self.inner.aggregate_evaluate(server_round, replies)
 
-    def _publish(self, arrays: ArrayRecord) -> None:
+    def _layout_of(self, arrays: ArrayRecord) -> Layout:
+        return layout_of({name: tuple(array.shape) for name, array in arrays.items()}, self.plan.dense)
+
+    def _publish(self, layout: Layout, arrays: ArrayRecord) -> None:
         """Create the expert from the initial arrays, unless it is there already: then this run goes on from its newest version."""
-        named = {name: array.numpy() for name, array in arrays.items()}
-        layout = layout_of({name: array.shape for name, array in named.items()}, self.plan.dense)
-        state = flatten(layout, named)
+        state = flatten(layout, {name: array.numpy() for name, array in arrays.items()})
         genesis = pb.Genesis(
             expert=self.plan.expert,
             base_model_digest=self.plan.origin.base_model_digest,
@@ -142,8 +189,8 @@ class CompressedStrategy(Strategy):
         except ConflictError:
             log(INFO, "expert %s is there already: this run continues it", self.plan.expert)
 
-    def _with_task(self, message: Message, server_round: int, nonce: bytes) -> Message:
-        task = RoundTask(self.plan.expert, self._run, server_round, nonce, self._version, self.plan.uplink)
+    def _with_task(self, message: Message, server_round: int, nonce: bytes, resting: tuple[str, ...]) -> Message:
+        task = RoundTask(self.plan.expert, self._run, server_round, nonce, self._version, self.plan.uplink, resting)
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
         content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key})
         meta = message.metadata

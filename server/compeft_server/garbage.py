@@ -77,7 +77,12 @@ def named(ledger: Ledger) -> set[bytes]:
 
 def _residuals(ledger: Ledger, expert: str) -> Iterable[bytes]:
     bases = {r.base_version for r in ledger.rounds(expert) if r.closed_at_ms is None} | {ledger.head(expert)}
-    return [sha256 for base in bases for version in ledger.versions(expert, base - 1, base) for sha256 in version.residual]
+    return [
+        sha256
+        for base in bases
+        for version in ledger.versions(expert, base - 1, base)
+        for sha256 in (*version.residual, *version.moments)
+    ]
 
 
 def _chunks(kind: type[Manifest], envelope: bytes) -> list[bytes]:

@@ -5,6 +5,7 @@ update. So a client's weight is capped at MAX_WEIGHT times the cohort's median, 
 of its dense part, exceeds MAX_SIZE times the cohort's median. With fewer than three clients there is no cohort to compare with.
 """
 
+import math
 from collections.abc import Sequence
 from statistics import median
 
@@ -23,6 +24,11 @@ def bounded_weights(examples: Sequence[int], scales: Sequence[float], dense_norm
     most = MAX_WEIGHT * median(weights)
     damped = zip(weights, _damping(scales), _damping(dense_norms), strict=True)
     return [min(w, most) * min(by_scale, by_norm) for w, by_scale, by_norm in damped]
+
+
+def late_weight(weight: float, staleness: int) -> float:
+    """The weight of an update whose base is `staleness` versions older: weight / sqrt(1 + staleness) (FedBuff, arXiv 2106.06639)."""
+    return weight / math.sqrt(1 + staleness)
 
 
 def _damping(sizes: Sequence[float]) -> list[float]:

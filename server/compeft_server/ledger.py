@@ -369,12 +369,15 @@ def _expert(row: sa.Row[tuple[object, ...]]) -> Expert:
 
 def _version(row: sa.Row[tuple[object, ...]]) -> Version:
     values = dict(row._mapping)
-    chunks = values.pop("residual_chunks")
-    residual = tuple(chunks[i : i + 32] for i in range(0, len(chunks), 32))
-    return Version(residual=residual, **values)
+    residual, moments = (_digests(values.pop(name)) for name in ("residual_chunks", "moment_chunks"))
+    return Version(residual=residual, moments=moments, **values)
+
+
+def _digests(chunks: bytes) -> tuple[bytes, ...]:
+    return tuple(chunks[i : i + 32] for i in range(0, len(chunks), 32))
 
 
 def _version_row(version: Version) -> dict[str, object]:
     row = asdict(version)
-    row["residual_chunks"] = b"".join(row.pop("residual"))
+    row["residual_chunks"], row["moment_chunks"] = b"".join(row.pop("residual")), b"".join(row.pop("moments"))
     return row

@@ -20,7 +20,7 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
 from compeft_server.access import Access
 from compeft_server.admission import Limits
-from compeft_server.expert_log import ExpertLog, Step, compose
+from compeft_server.expert_log import ExpertLog, Step, compose, kept_bytes
 from compeft_server.facts import Contribution, Expert, Member, Quality, Round, Submission, Version
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
@@ -75,6 +75,7 @@ class Rounds:
                 base_version=self._ledger.head(expert.name),
                 deadline_ms=opening.deadline_ms,
                 opened_at_ms=self._now_ms(),
+                max_staleness=opening.max_staleness,
             )
             self._ledger.open_round(found)
         return self._statement(found)
@@ -104,26 +105,27 @@ class Rounds:
         """Merge, compress, store and describe the next step; the ledger does not know of it yet."""
         started = time.monotonic()
         expert, compression = self._log.expert(found.expert), mf.compression_from_proto(closing.compression)
-        inputs = self._log.contributions(expert, accepted)
+        inputs = self._log.contributions(expert, accepted, found.base_version)
         merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, mf.parameters_from_proto(closing))
         inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
-        state, residual = self._log.state(expert, found.base_version), self._log.residual(expert, found.base_version)
-        step = compose(expert.layout, state, residual, merged.vector, compression)
+        before, optimizer = self._log.carried(expert, found.base_version), mf.optimizer_from_proto(closing)
+        step = compose(expert.layout, before, merged.vector, optimizer, compression)
         for chunk in mf.chunks(step.payload):
             self._store.put(chunk)
-        kept = tuple(self._store.put(chunk) for chunk in mf.chunks(step.residual.astype("<f4").tobytes()))
+        residual, moments = (tuple(map(self._store.put, mf.chunks(kept))) for kept in kept_bytes(step.after))
         manifest = self._manifest(expert, found, inputs, closing, step)
         return Version(
             expert=expert.name,
             version=manifest.version,
             envelope=dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString(),
             state_digest=manifest.state_digest,
-            residual=kept,
+            residual=residual,
             run=found.run,
             round=found.round,
             payload_bytes=len(step.payload),
             merge_seconds=time.monotonic() - started,
             created_at_ms=manifest.issued_at_ms,
+            moments=moments,
         )
 
     def _manifest(
@@ -133,7 +135,7 @@ class Rounds:
             expert=expert.name,
             version=found.base_version + 1,
             parent_state_digest=self._log.version(expert.name, found.base_version).state_digest,
-            state_digest=state_digest(expert.layout, step.state),
+            state_digest=state_digest(expert.layout, step.after.state),
             base_model_digest=expert.base_model_digest,
             layout_digest=expert.layout.digest,
             adapter_config_digest=expert.adapter_config_digest,
@@ -146,6 +148,7 @@ class Rounds:
             merge_parameters=_parameters_of(closing),
             contributions=[pb.Contribution(**asdict(contribution)) for contribution in inputs],
             issued_at_ms=self._now_ms(),
+            optimizer=closing.optimizer if closing.HasField("optimizer") else None,
         )
 
     def _record(self, report: pb.QualityReport) -> pb.Recorded:
@@ -184,6 +187,7 @@ class Rounds:
             refused=len(refused),
             version=found.version if found.version is not None else found.base_version,
             closed=found.closed_at_ms is not None,
+            layout_digest=self._log.expert(found.expert).layout.digest,
         )
 
 

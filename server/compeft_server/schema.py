@@ -75,6 +75,7 @@ versions = sa.Table(
     sa.Column("payload_bytes", sa.BigInteger, nullable=False),
     sa.Column("merge_seconds", sa.Float, nullable=False),
     sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("moment_chunks", sa.LargeBinary, nullable=False, server_default=sa.text("''")),
 )
 
 snapshots = sa.Table(
@@ -99,6 +100,7 @@ rounds = sa.Table(
     sa.Column("opened_at_ms", sa.BigInteger, nullable=False),
     sa.Column("closed_at_ms", sa.BigInteger),
     sa.Column("version", sa.Integer),
+    sa.Column("max_staleness", sa.Integer, nullable=False, server_default=sa.text("0")),
 )
 
 submissions = sa.Table(

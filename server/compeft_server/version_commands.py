@@ -1,6 +1,7 @@
 """Commands about experts and their versions, run on the aggregator's machine: log, lineage, verify-merge, rollback, forget."""
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from compeft_core.errors import InputError
+from compeft_core.server_optimizer import ServerOptimizer
 from compeft_server.audit import check
 from compeft_server.expert_commands import experts
 from compeft_server.own_keys import earlier_keys
@@ -59,10 +61,9 @@ def lineage(
         return
     typer.echo(_as_text(origin))
     for member, c in origin.contributors:
-        typer.echo(
-            f"  {member:<24} update {c.update_digest.hex()[:16]}  key {c.keyid[:16]}  number {c.sequence}  weight {c.weight:g}"
-            + ("  left out" if c.left_out else "")
-        )
+        more = (f"  {c.staleness} versions late" if c.staleness else "") + ("  left out" if c.left_out else "")
+        update, key = c.update_digest.hex()[:16], c.keyid[:16]
+        typer.echo(f"  {member:<24} update {update}  key {key}  number {c.sequence}  weight {c.weight:g}{more}")
 
 
 @app.command("verify-merge")
@@ -153,6 +154,7 @@ def _as_json(origin: Origin) -> dict[str, object]:
         "rolled_back_to": origin.rolled_back_to,
         "forgotten": list(origin.forgotten),
         "publisher": origin.publisher,
+        "optimizer": asdict(origin.optimizer) if origin.compression else None,
         "contributors": [
             {
                 "name": name,
@@ -161,6 +163,7 @@ def _as_json(origin: Origin) -> dict[str, object]:
                 "sequence": c.sequence,
                 "weight": c.weight,
                 "left_out": c.left_out,
+                "staleness": c.staleness,
             }
             for name, c in origin.contributors
         ],
@@ -180,4 +183,5 @@ def _as_text(origin: Origin) -> str:
         return f"{head}published"
     names = ", ".join(sorted(f"{name} (left out)" if c.left_out else name for name, c in origin.contributors))
     told = "".join(f" {name}={value:g}" for name, value in origin.merge_parameters.items())
+    told += "" if origin.optimizer == ServerOptimizer() else f" by {origin.optimizer.name}"
     return f"{head}round {origin.round}, {origin.merge_method}{told} at {origin.compression.density:g} of {names}"

@@ -5,17 +5,18 @@ is stored (signed updates, seeds, residuals by construction), so anybody with th
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from compeft_core import METHODS, Compression, Vector, state_digest
+from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server.expert_log import ExpertLog, compose
+from compeft_server.expert_log import Carried, ExpertLog, compose, kept_bytes
 from compeft_server.facts import Contribution, Expert, Version
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
@@ -39,6 +40,7 @@ class Origin:
     contributors: tuple[tuple[str, Contribution], ...]
     rolled_back_to: int | None
     forgotten: tuple[str, ...]
+    optimizer: ServerOptimizer
     publisher: str = ""
 
 
@@ -48,7 +50,7 @@ class Versions:
     def __init__(self, key: SigningKey, store: ChunkStore, ledger: Ledger, earlier: Sequence[PublicKey] = ()) -> None:
         self._key, self._store, self._ledger = key, store, ledger
         self._log = ExpertLog(key.public, store, ledger, earlier)
-        self._replayed: dict[str, tuple[int, Vector]] = {}
+        self._replayed: dict[str, tuple[int, Carried]] = {}
 
     def lineage(self, name: str) -> list[Origin]:
         """Where each version comes from, oldest first. Errors: UnknownExpertError."""
@@ -62,7 +64,7 @@ class Versions:
         Errors: WrongBaseError that names the version and both digests; UnknownExpertError if an input is gone.
         """
         expert = self._log.expert(name)
-        manifest, residual = self._manifest(expert, number), None
+        manifest, after = self._manifest(expert, number), None
         if expert.kind == "package":
             self._log.blob(manifest.chunks)
             return
@@ -72,31 +74,31 @@ class Versions:
         if manifest.snapshot:
             state = self._snapshot_of(expert, manifest)
         else:
-            before = self._residual(expert, number - 1)
-            state, residual = self._step(expert, manifest, self._log.state(expert, number - 1), before, ())
+            after = self._step(expert, manifest, self._carried(expert, number - 1), ())
+            self._check_kept(expert, number, after)
+            state = after.state
         found = state_digest(expert.layout, state)
         if found != manifest.state_digest:
             raise WrongBaseError(
                 f"{name} version {number} recomputes to {found.hex()[:16]}, signed is {manifest.state_digest.hex()[:16]}"
             )
-        if residual is not None:
-            self._replayed[name] = (number, residual)
+        if after is not None:
+            self._replayed[name] = (number, after)
 
-    def _residual(self, expert: Expert, number: int) -> Vector:
-        """The downlink residual after one version as it was published: as stored, or from the newest one before it that still is."""
+    def _carried(self, expert: Expert, number: int) -> Carried:
+        """What went on from one version as it was published: as stored, or from the newest one before it that still is."""
         known = number
-        while (residual := self._stored_residual(expert, known)) is None:
+        while (carried := self._stored(expert, known)) is None:
             known -= 1
-        state = self._log.state(expert, known)
         for at in range(known + 1, number + 1):
-            state, residual = self._step(expert, self._manifest(expert, at), state, residual, ())
-        return residual
+            carried = self._step(expert, self._manifest(expert, at), carried, ())
+        return carried
 
-    def _stored_residual(self, expert: Expert, number: int) -> Vector | None:
-        """None where garbage collection has removed it. Version 0 and snapshots have none to remove: it is zero."""
-        at, replayed = self._replayed.get(expert.name, (-1, np.empty(0, np.float32)))
+    def _stored(self, expert: Expert, number: int) -> Carried | None:
+        """None where garbage collection has removed it. Version 0 and snapshots have nothing to remove."""
+        at, replayed = self._replayed.get(expert.name, (-1, None))
         try:
-            return replayed if at == number else self._log.residual(expert, number)
+            return replayed if at == number else self._log.carried(expert, number)
         except UnknownExpertError:
             return None
 
@@ -122,7 +124,7 @@ class Versions:
         if not any(c.keyid in mine for m in manifests for c in m.contributions):
             raise UnknownExpertError(f"key {keyid} contributed to no version of {name}")
         forgotten = sorted({*mine, *(k for m in manifests for k in m.forgotten)})
-        state, _ = self._recompute(expert, self._head(expert), forgotten)
+        state = self._recompute(expert, self._head(expert), forgotten).state
         return self._append(expert, state, pb.VersionManifest(forgotten=forgotten), now_ms)
 
     def _keys_of_same_name(self, keyid: str) -> set[str]:
@@ -132,7 +134,7 @@ class Versions:
 
     def _origin(self, version: Version, names: dict[str, str]) -> Origin:
         manifest = self._log.manifest(version)
-        contributions = [Contribution(c.update_digest, c.keyid, c.sequence, c.weight, c.left_out) for c in manifest.contributions]
+        contributions = [_contribution(c) for c in manifest.contributions]
         stepped = manifest.HasField("coding")
         return Origin(
             version=version.version,
@@ -147,44 +149,49 @@ class Versions:
             contributors=tuple((names.get(c.keyid, "?"), c) for c in contributions),
             rolled_back_to=manifest.rolled_back_to if manifest.HasField("rolled_back_to") else None,
             forgotten=tuple(manifest.forgotten),
+            optimizer=mf.optimizer_from_proto(manifest),
             publisher=manifest.publication.publisher,
         )
 
-    def _recompute(self, expert: Expert, number: int, forgotten: Collection[str]) -> tuple[Vector, Vector]:
-        """State and downlink residual at one version, had the `forgotten` keys never contributed."""
-        state, residual = self._log.state(expert, 0), np.zeros(expert.layout.size, np.float32)
+    def _check_kept(self, expert: Expert, number: int, after: Carried) -> None:
+        """What the aggregator keeps for the next merge is what this one left. Errors: WrongBaseError."""
+        version = self._log.version(expert.name, number)
+        for what, data, kept in zip(("residual", "moments"), kept_bytes(after), (version.residual, version.moments), strict=True):
+            if tuple(ref.sha256 for ref in mf.refs_of(data)) != kept:
+                raise WrongBaseError(f"{expert.name} version {number} recomputes to other {what} than the aggregator keeps")
+
+    def _recompute(self, expert: Expert, number: int, forgotten: Collection[str]) -> Carried:
+        """What goes on from one version, had the `forgotten` keys never contributed."""
+        carried = self._log.carried(expert, 0)
         for at in range(1, number + 1):
             manifest = self._manifest(expert, at)
             if manifest.HasField("rolled_back_to"):
-                state, _ = self._recompute(expert, manifest.rolled_back_to, forgotten)
-                residual = np.zeros_like(state)
+                earlier = self._recompute(expert, manifest.rolled_back_to, forgotten)
+                carried = replace(earlier, residual=np.zeros_like(earlier.state), moments=earlier.moments[:0], optimizer="")
             elif not manifest.snapshot:
-                state, residual = self._step(expert, manifest, state, residual, forgotten)
-        return state, residual
+                carried = self._step(expert, manifest, carried, forgotten)
+        return carried
 
-    def _step(
-        self, expert: Expert, manifest: pb.VersionManifest, state: Vector, residual: Vector, forgotten: Collection[str]
-    ) -> tuple[Vector, Vector]:
-        """One merge again, from its stored inputs; where nobody is left, the state stays."""
-        kept = [c for c in manifest.contributions if c.keyid not in forgotten]
-        if not kept:
-            return state, residual
-        inputs = [Contribution(c.update_digest, c.keyid, c.sequence, c.weight) for c in kept]
+    def _step(self, expert: Expert, manifest: pb.VersionManifest, before: Carried, forgotten: Collection[str]) -> Carried:
+        """One merge again, from its stored inputs; where nobody is left, nothing changes, moments included."""
+        inputs = [_contribution(c) for c in manifest.contributions if c.keyid not in forgotten]
+        if not inputs:
+            return before
         parameters = mf.parameters_from_proto(manifest)
         if forgotten:
-            parameters = parameters.within(len(kept), METHODS[manifest.merge_method].takes)
+            parameters = parameters.within(len(inputs), METHODS[manifest.merge_method].takes)
         merged = self._log.merged(expert, inputs, manifest.merge_method, manifest.coefficient, parameters)
-        if not forgotten and [c.left_out for c in kept] != [not chosen for chosen in merged.chosen]:
+        if not forgotten and [c.left_out for c in inputs] != [not chosen for chosen in merged.chosen]:
             raise WrongBaseError(
                 f"{expert.name} version {manifest.version} names other updates as left out than {manifest.merge_method} chooses"
             )
-        step = compose(expert.layout, state, residual, merged.vector, mf.compression_from_proto(manifest.coding.compression))
-        return step.state, step.residual
+        compression = mf.compression_from_proto(manifest.coding.compression)
+        return compose(expert.layout, before, merged.vector, mf.optimizer_from_proto(manifest), compression).after
 
     def _snapshot_of(self, expert: Expert, manifest: pb.VersionManifest) -> Vector:
         if manifest.HasField("rolled_back_to"):
             return self._log.state(expert, manifest.rolled_back_to)
-        return self._recompute(expert, manifest.version - 1, list(manifest.forgotten))[0]
+        return self._recompute(expert, manifest.version - 1, list(manifest.forgotten)).state
 
     def _publish_again(self, expert: Expert, old: pb.VersionManifest, now_ms: int) -> Version:
         """The file of an earlier version of a package as the next one: its publisher's signature stays."""
@@ -245,3 +252,7 @@ def _parameters_of(manifest: pb.VersionManifest) -> dict[str, float]:
     """The parameters that the merge method took, by name."""
     method, parameters = METHODS.get(manifest.merge_method), mf.parameters_from_proto(manifest)
     return {name: getattr(parameters, name) for name in sorted(method.takes)} if method else {}
+
+
+def _contribution(c: pb.Contribution) -> Contribution:
+    return Contribution(c.update_digest, c.keyid, c.sequence, c.weight, c.staleness, c.left_out)

@@ -16,6 +16,7 @@ from compeft_client.adapter import (
     adapter_arrays,
     check_plain,
     load_adapter,
+    rest,
 )
 from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
 
@@ -78,6 +79,18 @@ def test_values_are_rounded_to_the_models_own_type() -> None:
     arrays = {name: np.full_like(array, 1 + 2**-8 + 2**-20) for name, array in adapter_arrays(tuned).items()}
     load_adapter(tuned, arrays)
     assert all((array == 1 + 2**-7).all() for array in adapter_arrays(tuned).values())
+
+
+def test_what_rests_is_not_trained_and_wakes_up_again() -> None:
+    tuned = model()
+    trained = lambda: {name for name, p in tuned.named_parameters() if p.requires_grad}  # noqa: E731
+    before = trained()
+    rest(tuned, [".lora_A.weight"])
+    assert trained() == {name for name in before if ".lora_B." in name}
+    rest(tuned, [".lora_B.weight"])
+    assert trained() == {name for name in before if ".lora_A." in name}
+    rest(tuned, [])
+    assert trained() == before
 
 
 def test_a_second_adapter_is_reached_by_its_name() -> None:

@@ -6,6 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
+from compeft_client.adapter import rest
 from compeft_client.fine_tune import (
     Classifier,
     Examples,
@@ -68,6 +69,27 @@ def test_only_the_adapter_and_the_head_change() -> None:
     fine_tune(model, examples(), SETTINGS)
     changed = {name for name, value in parameters(model).items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if "lora_" in name or name.startswith("head.")}
+
+
+def test_what_rests_stays_bit_for_bit() -> None:
+    model = classifier()
+    rest(model.encoder, [".lora_A.weight"])
+    before = parameters(model)
+    fine_tune(model, examples(), SETTINGS)
+    changed = {name for name, value in parameters(model).items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if ".lora_B." in name or name.startswith("head.")}
+
+
+def test_b_learns_so_many_times_faster_than_a() -> None:
+    steps = []
+    for ratio in (1.0, 5.0):
+        model = classifier()
+        before = parameters(model)
+        fine_tune(model, examples(4), TuningSettings(batch_size=4, lr=1e-3, b_ratio=ratio))
+        after = parameters(model)
+        steps.append([float((after[name] - before[name]).abs().max()) for name in before if ".lora_B." in name])
+    slow, fast = steps
+    assert all(b == pytest.approx(5 * a, rel=1e-3) for a, b in zip(slow, fast, strict=True))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -166,6 +188,8 @@ def test_unusable_rows_and_settings_are_refused() -> None:
         TuningSettings(epochs=0)
     with pytest.raises(InputError, match="must be above 0"):
         TuningSettings(lr=float("nan"))
+    with pytest.raises(InputError, match="must be above 0"):
+        TuningSettings(b_ratio=0.0)
 
 
 @pytest.mark.gpu

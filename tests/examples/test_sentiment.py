@@ -21,9 +21,10 @@ from sentiment.expert import initial_arrays, initial_bounds, layout
 
 from compeft_core.errors import InputError
 from compeft_core.layout import Vector, flatten
+from compeft_proto.task import RESTING
 
 APP = Path(__file__).parents[2] / "examples" / "sentiment"
-RUN = {"rank": 8, "seed": 0, "threads": 1, "local-epochs": 1, "batch-size": 4, "lr": 1e-3, "head-lr": 2e-2}
+RUN = {"rank": 8, "seed": 0, "threads": 1, "local-epochs": 1, "batch-size": 4, "lr": 1e-3, "head-lr": 2e-2, "b-ratio": 1.0}
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +135,14 @@ def test_a_client_measures_what_it_received_then_trains_and_answers_with_arrays(
     answered = {name: array.numpy() for name, array in reply.content["arrays"].items()}
     assert {name: array.shape for name, array in answered.items()} == {name: array.shape for name, array in initial.items()}
     assert all(not np.array_equal(array, initial[name]) for name, array in answered.items() if "lora_A" not in name)
+
+
+def test_what_the_round_lets_rest_comes_back_bit_for_bit(few_rows: Path) -> None:
+    initial = {name: array + np.float32(0.01) for name, array in initial_arrays(8, seed=0).items()}
+    asked = message("train", initial, **{"server-round": 1})
+    asked.content[RESTING] = ConfigRecord({RESTING: [".lora_A.weight"]})
+    answered = {name: array.numpy() for name, array in client_app.app(asked, context(few_rows)).content["arrays"].items()}
+    assert {name for name in initial if np.array_equal(answered[name], initial[name])} == {n for n in initial if "lora_A" in n}
 
 
 def test_the_zero_byte_row_is_measured_only_in_the_round_that_asks_for_it(few_rows: Path) -> None:

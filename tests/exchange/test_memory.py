@@ -9,7 +9,9 @@ from compeft_client.exchange import Edge, EdgeClient
 from compeft_client.state import StateDirectory
 from compeft_core import compress, densify
 from compeft_core.errors import InputError
-from compeft_proto.errors import ConflictError
+from compeft_proto.errors import ConflictError, ReplayError, UnreachableError
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
 from tests.exchange.conftest import EXPERT, LAYOUT, UPLINK, World, genesis, synced_by, task_vector, trained
 
 
@@ -138,3 +140,25 @@ def test_an_expert_name_cannot_leave_the_state_directory(world: World) -> None:
     with pytest.raises(Exception, match="expert name"):
         client.sync("../outside")
     assert not (world.folder / "outside").exists()
+
+
+def test_an_update_that_the_client_has_taken_back_is_not_accepted_any_more(world: World) -> None:
+    key = world.enrol("edge")
+    client = Slow(Edge(world.address, key, world.aggregator.public, world.folder / "state-edge", patience_s=0))
+    task = world.open_round()
+    synced_by(client, task)
+    with pytest.raises(UnreachableError):
+        client.submit(task, trained(1))
+    client.sync(EXPERT)  # the client gives it up: all of it goes to the residual
+    with pytest.raises(ReplayError, match="sequence number 1, the newest accepted or settled is 1"):
+        EdgeClient._send(client, *client.under_way)
+    assert world.close_round().accepted == 0
+    np.testing.assert_array_equal(residual_of(world.folder / "state-edge"), task_vector(1))
+
+
+class Slow(EdgeClient):
+    """A client that gives up while its update is still under way."""
+
+    def _send(self, sealed: Envelope, payload: bytes) -> pb.Receipt:
+        self.under_way = sealed, payload
+        raise UnreachableError("gave up waiting")

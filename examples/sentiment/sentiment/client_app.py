@@ -3,13 +3,16 @@
 import resource
 import time
 from pathlib import Path
+from typing import cast
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from compeft_client.adapter import rest
 from compeft_client.fine_tune import Classifier, TuningSettings, evaluate, features, fine_tune, fit_probe, prepare_device, score
 from compeft_client.flower_mod import CompressionMod
+from compeft_proto.task import RESTING
 from sentiment.expert import LABELS, origin
 from sentiment.task import DATA, Domain, adapter_of, arrays_of, load_arrays, load_classifier, load_domain
 
@@ -31,6 +34,8 @@ def train(message: Message, context: Context) -> Message:
     metrics = MetricRecord({"accuracy": measured.accuracy, "loss": measured.loss, "test-examples": measured.count})
     if config.get("base-row-round") == server_round:
         metrics["base-accuracy"] = base_accuracy(classifier, domain)
+    resting = message.content.config_records.get(RESTING, {})
+    rest(adapter_of(classifier), [str(ending) for ending in cast(list[object], resting.get(RESTING, []))])
     start = time.perf_counter()
     metrics["train-loss"] = fine_tune(classifier, domain.train, settings(context, server_round))
     metrics.update({"train-seconds": time.perf_counter() - start, "num-examples": len(domain.train), **peak_memory()})
@@ -77,6 +82,7 @@ def settings(context: Context, server_round: int) -> TuningSettings:
         batch_size=int(run["batch-size"]),
         lr=float(run["lr"]),
         head_lr=float(run["head-lr"]),
+        b_ratio=float(run["b-ratio"]),
     )
 
 

@@ -58,6 +58,7 @@ def plan(run: UserConfig) -> Plan:
         dense=HEAD,
         seed=int(run["seed"]),
         bounds=initial_bounds(rank),
+        averaging=str(run["averaging"]),
     )
 
 

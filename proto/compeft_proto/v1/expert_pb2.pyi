@@ -236,6 +236,39 @@ class Coding(_message.Message):
 Global___Coding: _TypeAlias = Coding  # noqa: Y015
 
 @_typing.final
+class ServerOptimizer(_message.Message):
+    """What a merged task vector goes through before it becomes a step: docs/format.md, "Server optimizers". Absent: FedAvg at rate 1."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    TAU_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    learning_rate: _builtins.float
+    momentum: _builtins.float
+    second: _builtins.float
+    tau: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        learning_rate: _builtins.float = ...,
+        momentum: _builtins.float = ...,
+        second: _builtins.float = ...,
+        tau: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning_rate", b"learning_rate", "momentum", b"momentum", "name", b"name", "second", b"second", "tau", b"tau"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServerOptimizer: _TypeAlias = ServerOptimizer  # noqa: Y015
+
+@_typing.final
 class Metric(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -571,11 +604,14 @@ class Contribution(_message.Message):
     KEYID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
     LEFT_OUT_FIELD_NUMBER: _builtins.int
     update_digest: _builtins.bytes
     keyid: _builtins.str
     sequence: _builtins.int
     weight: _builtins.float
+    staleness: _builtins.int
+    """How many versions older the update's base is than the version it was merged onto; 0 for an update that was in time."""
     left_out: _builtins.bool
     """The merge method chose others: nothing of this update is in the version."""
     def __init__(
@@ -585,11 +621,12 @@ class Contribution(_message.Message):
         keyid: _builtins.str = ...,
         sequence: _builtins.int = ...,
         weight: _builtins.float = ...,
+        staleness: _builtins.int = ...,
         left_out: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keyid", b"keyid", "left_out", b"left_out", "sequence", b"sequence", "update_digest", b"update_digest", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keyid", b"keyid", "left_out", b"left_out", "sequence", b"sequence", "staleness", b"staleness", "update_digest", b"update_digest", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -620,6 +657,7 @@ class VersionManifest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     ROLLED_BACK_TO_FIELD_NUMBER: _builtins.int
     FORGOTTEN_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
     MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
     PUBLICATION_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
@@ -653,6 +691,8 @@ class VersionManifest(_message.Message):
         """... or of the log recomputed without the updates of these keys."""
 
     @_builtins.property
+    def optimizer(self) -> Global___ServerOptimizer: ...
+    @_builtins.property
     def merge_parameters(self) -> Global___MergeParameters: ...
     @_builtins.property
     def publication(self) -> Global___Publication:
@@ -680,12 +720,13 @@ class VersionManifest(_message.Message):
         snapshot: _builtins.bool = ...,
         rolled_back_to: _builtins.int | None = ...,
         forgotten: _abc.Iterable[_builtins.str] | None = ...,
+        optimizer: Global___ServerOptimizer | None = ...,
         merge_parameters: Global___MergeParameters | None = ...,
         publication: Global___Publication | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "merge_parameters", b"merge_parameters", "publication", b"publication", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer", "publication", b"publication", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "parent_state_digest", b"parent_state_digest", "publication", b"publication", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer", "parent_state_digest", b"parent_state_digest", "publication", b"publication", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rolled_back_to: _TypeAlias = _typing.Literal["rolled_back_to"]  # noqa: Y015
     _WhichOneofArgType__rolled_back_to: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to"]  # noqa: Y015
@@ -846,6 +887,7 @@ class SyncRequest(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     CHANNEL_FIELD_NUMBER: _builtins.int
     STATEMENT_ONLY_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     keyid: _builtins.str
     have_version: _builtins.int
@@ -861,6 +903,8 @@ class SyncRequest(_message.Message):
     """Instead of want_version: the version that this channel points at, "stable" or "canary"."""
     statement_only: _builtins.bool
     """Only the statement is asked for: nothing is listed."""
+    sequence: _builtins.int
+    """The newest sequence number the client has used: from now on none up to it is accepted, so the answer is the last word on them."""
     def __init__(
         self,
         *,
@@ -874,10 +918,11 @@ class SyncRequest(_message.Message):
         round: _builtins.int = ...,
         channel: _builtins.str = ...,
         statement_only: _builtins.bool = ...,
+        sequence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "have_version", b"have_version", "want_version", b"want_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "channel", b"channel", "expert", b"expert", "have_version", b"have_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "round", b"round", "run", b"run", "statement_only", b"statement_only", "want_version", b"want_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "channel", b"channel", "expert", b"expert", "have_version", b"have_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "round", b"round", "run", b"run", "sequence", b"sequence", "statement_only", b"statement_only", "want_version", b"want_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__have_version: _TypeAlias = _typing.Literal["have_version"]  # noqa: Y015
     _WhichOneofArgType__have_version: _TypeAlias = _typing.Literal["_have_version", b"_have_version"]  # noqa: Y015
@@ -965,6 +1010,7 @@ class RoundOpening(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -972,6 +1018,8 @@ class RoundOpening(_message.Message):
     nonce: _builtins.bytes
     issued_at_ms: _builtins.int
     deadline_ms: _builtins.int
+    max_staleness: _builtins.int
+    """An update of an earlier, closed round of the same run may join if its base is at most so many versions older; 0: none may."""
     def __init__(
         self,
         *,
@@ -982,10 +1030,11 @@ class RoundOpening(_message.Message):
         nonce: _builtins.bytes = ...,
         issued_at_ms: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
+        max_staleness: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "round", b"round", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "max_staleness", b"max_staleness", "nonce", b"nonce", "round", b"round", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1006,6 +1055,7 @@ class RoundClosing(_message.Message):
     MERGE_METHOD_FIELD_NUMBER: _builtins.int
     COEFFICIENT_FIELD_NUMBER: _builtins.int
     COMPRESSION_FIELD_NUMBER: _builtins.int
+    OPTIMIZER_FIELD_NUMBER: _builtins.int
     MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
@@ -1019,6 +1069,8 @@ class RoundClosing(_message.Message):
     def compression(self) -> Global___Compression:
         """How the composed update is compressed for the downlink."""
 
+    @_builtins.property
+    def optimizer(self) -> Global___ServerOptimizer: ...
     @_builtins.property
     def merge_parameters(self) -> Global___MergeParameters:
         """Absent: the usual ones."""
@@ -1035,11 +1087,12 @@ class RoundClosing(_message.Message):
         merge_method: _builtins.str = ...,
         coefficient: _builtins.float = ...,
         compression: Global___Compression | None = ...,
+        optimizer: Global___ServerOptimizer | None = ...,
         merge_parameters: Global___MergeParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "merge_parameters", b"merge_parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "nonce", b"nonce", "round", b"round", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "nonce", b"nonce", "optimizer", b"optimizer", "round", b"round", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1059,6 +1112,7 @@ class RoundStatement(_message.Message):
     REFUSED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
+    LAYOUT_DIGEST_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1071,6 +1125,8 @@ class RoundStatement(_message.Message):
     version: _builtins.int
     """The version that closing the round led to; equal to base_version if nothing was accepted."""
     closed: _builtins.bool
+    layout_digest: _builtins.bytes
+    """The expert's layout: who opens a round with arrays of other shapes has another expert."""
     def __init__(
         self,
         *,
@@ -1084,10 +1140,11 @@ class RoundStatement(_message.Message):
         refused: _builtins.int = ...,
         version: _builtins.int = ...,
         closed: _builtins.bool = ...,
+        layout_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "closed", b"closed", "expert", b"expert", "refused", b"refused", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "closed", b"closed", "expert", b"expert", "layout_digest", b"layout_digest", "refused", b"refused", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,272 @@
+"""Flower strategies around a real aggregator: which LoRA factors rest, which optimizer runs, who is waited for, what is refused."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import (
+    Bulyan,
+    FedAdagrad,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    FedYogi,
+    Krum,
+    MultiKrum,
+    QFedAvg,
+)
+from flwr.supercore.task_identity import TaskIdentity
+
+from compeft_client.flower_mod import CompressionMod
+from compeft_core import Compression, MergeParameters, decode, densify, layout_of
+from compeft_core.errors import InputError, LayoutMismatchError
+from compeft_core.merge_inputs import USUAL
+from compeft_core.resting import A_ENDING, B_ENDING, active_places
+from compeft_core.server_optimizer import ServerOptimizer
+from compeft_proto.task import RESTING
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.conductor import Station
+from compeft_server.expert_log import ExpertLog
+from compeft_server.flower_equivalents import Merging, merging_of
+from compeft_server.flower_quorum import QuorumGrid
+from compeft_server.flower_strategy import CompressedStrategy, Plan
+from compeft_server.storage import open_store
+from compeft_server.versions import Versions
+from tests.exchange.conftest import ORIGIN, World
+from tests.exchange.loopback_grid import LoopbackGrid
+
+NODES = {"min_train_nodes": 2, "min_available_nodes": 2, "fraction_evaluate": 0.0}
+PLAN = Plan("lora", ORIGIN, Compression(0.3), Compression(0.5), dense=("head",))
+Train = Callable[[Message, Context], Message]
+
+
+@pytest.fixture(autouse=True)
+def flower_task() -> Iterator[None]:
+    """Flower builds messages only inside a task."""
+    yield
+    TaskIdentity._task_id = TaskIdentity._run_id = TaskIdentity._node_id = None
+
+
+def arrays(rank: int = 3) -> ArrayRecord:
+    a = np.random.default_rng(0).normal(0, 0.1, (rank, 8)).astype(np.float32)
+    shapes = {"q.lora_A.weight": a, "q.lora_B.weight": np.zeros((6, rank), np.float32), "head": np.zeros(4, np.float32)}
+    return ArrayRecord({name: Array(array) for name, array in shapes.items()})
+
+
+def tuned(message: Message, context: Context, resting: tuple[str, ...]) -> Message:
+    """What an app answers that has moved everything but what rests."""
+    rng = np.random.default_rng(context.node_id)
+    received = {name: array.numpy() for name, array in message.content["arrays"].items()}
+    moved = {
+        name: array if name.endswith(resting) else array + rng.normal(0, 0.01, array.shape).astype(np.float32)
+        for name, array in received.items()
+    }
+    content = {
+        "arrays": ArrayRecord({name: Array(array) for name, array in moved.items()}),
+        "metrics": MetricRecord({"num-examples": 10, "accuracy": 0.5}),
+    }
+    return Message(RecordDict(content), reply_to=message)
+
+
+def obedient(message: Message, context: Context) -> Message:
+    record = message.content.config_records.get(RESTING, {})
+    return tuned(message, context, tuple(str(ending) for ending in record.get(RESTING, ())) or ("nothing rests",))
+
+
+def heedless(message: Message, context: Context) -> Message:
+    return tuned(message, context, ("nothing rests",))
+
+
+def app_of(train: Train) -> ClientApp:
+    app = ClientApp(mods=[CompressionMod(lambda _: ORIGIN)])
+    app.train()(train)
+    return app
+
+
+def configs(world: World, count: int = 2) -> list[dict[str, object]]:
+    """A node configuration for each client, enrolled if it is new."""
+    found = []
+    for number in range(count):
+        path = world.folder / f"edge-{number}.key"
+        if not path.exists():
+            path.touch(mode=0o600)
+            path.write_bytes(world.enrol(f"edge-{number}").to_pem())
+        place = {"aggregator": world.address, "aggregator-key": str(world.folder / "data" / "aggregator.pub"), "patience-s": 0.0}
+        found.append(place | {"key": str(path), "state-dir": str(world.folder / f"state-{number}")})
+    return found
+
+
+def station(world: World) -> Station:
+    return Station(world.address, world.conductor_key, world.aggregator.public)
+
+
+def run(world: World, inner: FedAvg, plan: Plan, rounds: int, train: Train = obedient, run_id: int = 7) -> LoopbackGrid:
+    grid = LoopbackGrid(app_of(train), configs(world), run_id)
+    CompressedStrategy(inner, plan, station(world)).start(grid, arrays(), num_rounds=rounds)
+    return grid
+
+
+def manifests(world: World, expert: str = "lora") -> list[pb.VersionManifest]:
+    """What was signed for each version after version 0; each recomputes."""
+    store = open_store(world.folder / "data")
+    log = ExpertLog(world.aggregator.public, store, world.ledger)
+    found = world.ledger.versions(expert, 0, world.ledger.head(expert))
+    for version in found:
+        Versions(world.aggregator, store, world.ledger).verify(expert, version.version)
+    return [log.manifest(version) for version in found]
+
+
+@pytest.mark.parametrize(
+    ("averaging", "resting"),
+    [("factors", [(), (), ()]), ("frozen_a", [(A_ENDING,)] * 3), ("alternating", [(A_ENDING,), (B_ENDING,), (A_ENDING,)])],
+)
+def test_the_plan_says_which_factors_rest_and_the_app_is_told(
+    world: World, averaging: str, resting: list[tuple[str, ...]]
+) -> None:
+    run(world, FedAvg(**NODES), replace(PLAN, averaging=averaging), 3)
+    log = ExpertLog(world.aggregator.public, open_store(world.folder / "data"), world.ledger)
+    layout = layout_of({name: tuple(a.shape) for name, a in arrays().items()}, ["head"])
+    for manifest, endings in zip(manifests(world), resting, strict=True):
+        assert len(manifest.contributions) == 2
+        rests = ~active_places(layout, endings)
+        for c in manifest.contributions:
+            assert not densify(decode(log._encoded(log.expert("lora"), c.update_digest)))[rests].any()
+
+
+def test_an_app_that_trains_what_rests_gets_an_error_and_the_round_goes_on_without(world: World) -> None:
+    run(world, FedAvg(**NODES), replace(PLAN, averaging="frozen_a"), 1, heedless)
+    assert manifests(world) == []
+    assert world.ledger.rounds("lora")[0].closed_at_ms is not None
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [
+        (FedAvg(**NODES), ServerOptimizer()),
+        (FedProx(**NODES, proximal_mu=0.1), ServerOptimizer()),
+        (FedAvgM(**NODES, server_learning_rate=0.5, server_momentum=0.9), ServerOptimizer("fedavgm", 0.5, 0.9)),
+        (FedAvgM(**NODES), ServerOptimizer()),
+        (FedAdam(**NODES, eta=0.01, beta_1=0.8, beta_2=0.9, tau=1e-2), ServerOptimizer("fedadam", 0.01, 0.8, 0.9, 1e-2)),
+        (FedYogi(**NODES, eta=0.01), ServerOptimizer("fedyogi", 0.01, 0.9, 0.99, 1e-3)),
+        (FedAdagrad(**NODES, eta=0.01), ServerOptimizer("fedadagrad", 0.01, 0.0, 0.0, 1e-3)),
+    ],
+)
+def test_a_strategy_that_the_aggregator_has_as_well_is_followed(inner: FedAvg, expected: ServerOptimizer) -> None:
+    assert merging_of(inner, "average", USUAL, None).optimizer == expected
+    chosen = ServerOptimizer("fedavgm", 0.1, 0.2)
+    assert merging_of(inner, "ties", USUAL, chosen).optimizer == chosen
+    assert merging_of(inner, "ties", USUAL, chosen).method == "ties"
+
+
+class Own(FedAvg):
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, None]:
+        return None, None
+
+
+@pytest.mark.parametrize(
+    ("inner", "method", "parameters"),
+    [
+        (Krum(**NODES, num_malicious_nodes=2), "krum", MergeParameters(byzantine=2)),
+        (MultiKrum(**NODES, num_malicious_nodes=1, num_nodes_to_select=3), "multi_krum", MergeParameters(byzantine=1, keep=3)),
+        (FedTrimmedAvg(**NODES, beta=0.25), "trimmed_mean", MergeParameters(trim=0.25)),
+        (FedMedian(**NODES), "median", USUAL),
+    ],
+)
+def test_a_robust_strategy_is_followed_with_its_own_numbers(inner: FedAvg, method: str, parameters: MergeParameters) -> None:
+    assert merging_of(inner, "average", USUAL, None) == Merging(method, parameters)
+    with pytest.raises(InputError, match="leave one of them at its default"):
+        merging_of(inner, "ties", USUAL, None)
+
+
+@pytest.mark.parametrize("inner", [Bulyan(**NODES), QFedAvg(**NODES, client_learning_rate=0.1), Own()])
+def test_a_strategy_that_aggregates_in_a_way_of_its_own_is_refused_by_name(world: World, inner: FedAvg) -> None:
+    with pytest.raises(InputError, match=r"(Bulyan|QFedAvg|Own) aggregates by itself"):
+        CompressedStrategy(inner, PLAN, station(world))
+
+
+def test_a_wrapped_fedadam_runs_at_the_aggregator(world: World) -> None:
+    run(world, FedAdam(**NODES, eta=0.01), PLAN, 3)
+    found = manifests(world)
+    assert [m.optimizer.name for m in found] == ["fedadam"] * 3
+    assert [len(m.contributions) for m in found] == [2] * 3
+
+
+class Waking(LoopbackGrid):
+    """The slow node answers what it was sent in one round during the next."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        if not messages:
+            return []
+        late, self.asleep = self.asleep, []
+        numbers = super().push_messages(messages)
+        for message in late:
+            self._answer(message)
+        return numbers
+
+
+def test_a_round_closes_by_quorum_and_the_late_update_joins_the_next(world: World) -> None:
+    grid = Waking(app_of(obedient), configs(world))
+    grid.slow = {1001}
+    plan = replace(PLAN, min_updates=1, max_staleness=1)
+    CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(), num_rounds=3)
+    names = {m.public.keyid: m.name for m in world.ledger.members()}
+    joined = [sorted((names[c.keyid], c.staleness) for c in m.contributions) for m in manifests(world)]
+    assert joined == [[("edge-0", 0)], [("edge-0", 0), ("edge-1", 1)], [("edge-0", 0), ("edge-1", 1)]]
+
+
+def test_without_late_updates_a_slow_client_keeps_its_work_in_its_residual(world: World) -> None:
+    grid = Waking(app_of(obedient), configs(world))
+    grid.slow = {1001}
+    CompressedStrategy(FedAvg(**NODES), replace(PLAN, min_updates=1), station(world)).start(grid, arrays(), num_rounds=2)
+    assert [len(m.contributions) for m in manifests(world)] == [1, 1]
+    assert {r.code for r in world.ledger.refusals("lora")} == {"round_closed"}
+
+
+def test_a_deadline_ends_the_waiting(world: World) -> None:
+    grid = LoopbackGrid(app_of(obedient), configs(world))
+    grid.slow = {1000, 1001}
+    plan = replace(PLAN, min_updates=1, deadline_s=0.2)
+    CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(), num_rounds=1)
+    assert manifests(world) == []
+
+
+def test_only_training_is_cut_short(world: World) -> None:
+    grid = LoopbackGrid(app_of(obedient), configs(world))
+    waiting = QuorumGrid(grid, 1, 60.0)
+    asked = [waiting.create_message(RecordDict(), "evaluate", node, "1") for node in waiting.get_node_ids()]
+    assert len(list(waiting.send_and_receive(asked))) == 2, "both answer, with an error here, and nobody is left out"
+    assert list(waiting.send_and_receive([])) == []
+    assert waiting.run.run_id == 7
+
+
+def test_a_new_run_goes_on_and_one_with_another_rank_is_another_expert(world: World, tmp_path: Path) -> None:
+    run(world, FedAvg(**NODES), PLAN, 1)
+    run(world, FedAvg(**NODES), PLAN, 1, run_id=8)
+    assert [m.run for m in manifests(world)] == ["7", "8"]
+    grid = LoopbackGrid(app_of(obedient), configs(world), 9)
+    with pytest.raises(LayoutMismatchError, match="another rank or another set of arrays is another expert"):
+        CompressedStrategy(FedAvg(**NODES), PLAN, station(world)).start(grid, arrays(rank=5), num_rounds=1)
+    CompressedStrategy(FedAvg(**NODES), replace(PLAN, expert="lora-5"), station(world)).start(grid, arrays(rank=5), num_rounds=1)
+    assert len(manifests(world, "lora-5")) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"averaging": "fedit"}, "averaging is 'fedit'"),
+        ({"averaging": "alternating", "max_staleness": 1}, "take no late updates"),
+        ({"min_updates": 0}, "min_updates 0"),
+        ({"max_staleness": -1}, "max_staleness -1"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(PLAN, **fields)
