@@ -67,10 +67,11 @@ class Listings:
         counts = [(accepted.get(p, 0), refused.get((p[0], p[2]), 0)) for p in places]
         return [RoundSummary(r, *c) for r, c in zip(found, counts, strict=True)], total
 
-    def versions(self, expert: str, page: int = 1) -> tuple[list[VersionSummary], int]:
-        """Versions of an expert with their signed manifests."""
+    def versions(self, expert: str, page: int = 1, number: int | None = None) -> tuple[list[VersionSummary], int]:
+        """Versions of an expert with their signed manifests: all of them, or the one of this number."""
         columns = [c for c in versions.c if c.name not in ("expert", "state_digest", "residual_chunks")]
         where, order = [versions.c.expert == expert], (versions.c.version.desc(),)
+        where += [] if number is None else [versions.c.version == number]
         shown, total = self._page(sa.select(*columns), versions, where, order, page)
         numbers, s = [r.version for r in shown], submissions.c
         merged = sa.select(s.merged_in, sa.func.count().label("number")).where(s.expert == expert, s.merged_in.in_(numbers))

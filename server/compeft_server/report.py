@@ -168,13 +168,7 @@ class Report:
     @property
     def silence(self) -> str:
         """Why no saving is stated, in words; empty when one is."""
-        if not self.traffic.dense_fp32_bytes:
-            return "No transfer of an edge client was recorded yet, so there is no saving to state."
-        if not self.wire_counted:
-            return "The wire was not counted on this aggregator (it needs Linux), so no saving is stated."
-        if self.final is None:
-            return "No quality was reported for any version of this expert, so no saving is stated: bytes alone say nothing."
-        return ""
+        return why_silent(self.traffic.dense_fp32_bytes, self.wire_counted, self.final is not None)
 
     def savings(self, dense_bytes: int) -> float | None:
         """Dense / wire over the whole log, None where `silence` says why."""
@@ -195,6 +189,19 @@ class Report:
         base = self.base.mean if self.dense.base is None else self.dense.base
         gain = self.dense.final - base
         return (self.final.score.mean - self.base.mean) / gain if gain >= MIN_GAIN else None
+
+
+def why_silent(dense_bytes: int, wire_counted: bool, measured: bool) -> str:
+    """Why no saving may be stated, in words; empty when one may."""
+    if not dense_bytes:
+        return "No transfer of an edge client was recorded yet, so there is no saving to state."
+    if not wire_counted:
+        return "The wire was not counted on this aggregator (it needs Linux), so no saving is stated."
+    return (
+        ""
+        if measured
+        else "No quality was reported for any version of this expert, so no saving is stated: bytes alone say nothing."
+    )
 
 
 # From the ledger to a Report
@@ -366,9 +373,13 @@ class LinkTime:
 
 
 def link_times(report: Report) -> list[LinkTime]:
+    """One row a named link, for an average client."""
+    return times_of(report.up, report.down, max(1, len(report.clients)))
+
+
+def times_of(up: Traffic, down: Traffic, clients: int) -> list[LinkTime]:
     """One row a named link. Wire bytes take the way they went: to the aggregator at the up rate, from it at the down rate."""
-    clients = max(1, len(report.clients))
-    up, down, both = report.up.dense_fp32_bytes, report.down.dense_fp32_bytes, report.traffic
+    both = add((up, down))
 
     def seconds(link: Link, to_aggregator: float, from_aggregator: float) -> float:
         return 8 * (to_aggregator / link.up + from_aggregator / link.down) / clients
@@ -376,8 +387,8 @@ def link_times(report: Report) -> list[LinkTime]:
     return [
         LinkTime(
             link=link,
-            dense_fp32=seconds(link, up, down),
-            dense_bf16=seconds(link, up / 2, down / 2),
+            dense_fp32=seconds(link, up.dense_fp32_bytes, down.dense_fp32_bytes),
+            dense_bf16=seconds(link, up.dense_bf16_bytes, down.dense_bf16_bytes),
             wire=seconds(link, both.wire_received_bytes, both.wire_sent_bytes),
         )
         for link in LINKS

@@ -1,5 +1,8 @@
 """The report for people: numbers with units, verdicts in one sentence, and the table for a terminal. No arithmetic on bytes here."""
 
+import math
+from datetime import UTC, datetime
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -39,6 +42,22 @@ def human_metric(metric: str, value: float | None) -> str:
 def human_score(metric: str, score: Score | None) -> str:
     """The mean of a score as `human_metric`."""
     return human_metric(metric, score.mean if score else None)
+
+
+def human_percent(share: float) -> str:
+    """A density as 5 % or 0.25 %."""
+    return f"{100 * share:.3g} %"
+
+
+def human_money(amount: float, currency: str) -> str:
+    """An amount with its currency: 12.34 EUR, 0.0042 EUR; more digits the less it is."""
+    decimals = 2 if abs(amount) >= 1 or not amount else min(8, 2 - math.floor(math.log10(abs(amount))))
+    return f"{amount:,.{decimals}f} {printable(currency)}"
+
+
+def iso(at_ms: int) -> str:
+    """A time in UTC, ISO 8601, as programs read it."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def printable(text: str) -> str:

@@ -237,5 +237,5 @@ class Summaries:
 
 
 def _traffic(row: sa.Row[Any]) -> Traffic:
-    sizes = (row.dense_fp32_bytes, row.payload_bytes, row.wire_received_bytes, row.wire_sent_bytes)
-    return Traffic(*(int(size) for size in sizes), seconds=float(row.seconds))
+    dense, payload, received, sent = (int(row._mapping[column.name]) for column in SUMS[:4])
+    return Traffic(dense, payload, received, sent, float(row.seconds))
