@@ -10,6 +10,9 @@ import typer
 from rich.console import Console
 
 from compeft_core.errors import InputError
+from compeft_server.logs import LogFormat
+from compeft_server.observing import observe
+from compeft_server.price import price_of
 from compeft_server.serving import Settings, Tls, open_ledger, own_key, serve
 from compeft_server.storage import Storage, choose_storage
 
@@ -39,6 +42,12 @@ def serve_command(
     store: Annotated[
         str | None, typer.Option(help="URL of a bucket for the chunks: s3://, gs:// or az://; noted like --database")
     ] = None,
+    web: Annotated[int | None, typer.Option(help="also serve the live page and /metrics, on this port of loopback")] = None,
+    price_per_gb: Annotated[float | None, typer.Option(min=0, help="what a GB on the wire costs you, for the live page")] = None,
+    currency: Annotated[str, typer.Option(help="the currency of that price")] = "EUR",
+    log_format: Annotated[
+        LogFormat, typer.Option(help="log lines on standard error: console for people, json for programs")
+    ] = "console",
     format: AsFormat = "text",  # the option's name
 ) -> None:
     """Run the aggregator until SIGTERM or Ctrl-C. Prints its address and key once it listens.
@@ -58,12 +67,16 @@ def serve_command(
     tls = Tls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key and tls_client_ca else None
     choose_storage(data, Storage(database, store))
 
+    observed = observe(data, web, price_of(price_per_gb, currency), log_format)
+
     def ready(listening: int, enrolling: int | None) -> None:
         values = {"address": f"{host}:{listening}", "keyid": own_key(data).keyid, "public_key": str(data / "aggregator.pub")}
         values |= {"enrolment": f"{host}:{enrolling}"} if enrolling is not None else {}
+        values |= {"web": f"http://127.0.0.1:{observed.web_port}/"} if observed.web_port else {}
         typer.echo(json.dumps(values) if format == "json" else "\n".join(f"{k:<10} {v}" for k, v in values.items()))
 
-    serve(Settings(data, host, port, tls, enroll_port=enroll_port), ready)
+    settings = Settings(data, host, port, tls, enroll_port=enroll_port)
+    serve(settings, ready, interceptors=[observed.observer], beside=observed.beside)
 
 
 @app.command("report")

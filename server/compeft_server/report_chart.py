@@ -12,6 +12,8 @@ from compeft_server.report import Report
 
 Curve = tuple[tuple[int, int, float], ...]
 """(version or round, wire bytes so far, metric) of what was measured, in order."""
+TICK_GAP = 52.0
+"""Least distance between two sizes on the axis."""
 MAX_POINTS = 200
 """Most points of one curve: more of them are a thick line."""
 LABEL_GAP = 26.0
@@ -116,7 +118,7 @@ def draw(curves: Curves, frame: Frame) -> Chart | None:
         synced=place(synced, "v"),
         dense=place(dense, "r"),
         base=None if curves.base is None else y(curves.base),
-        x_ticks=tuple(Tick(x(size), _tick_bytes(size)) for size in _sizes(low_x, high_x)),
+        x_ticks=_thin_ticks([Tick(x(size), _tick_bytes(size)) for size in _sizes(low_x, high_x)]),
         y_ticks=tuple(Tick(y(value), _tick_metric(curves.metric, value, y_values)) for value in y_values),
     )
 
@@ -170,6 +172,15 @@ def _thin_labels(points: list[Point]) -> tuple[Point, ...]:
         kept.append(point if room else replace(point, label=""))
         free = point.x if room else free
     return tuple(reversed(kept))
+
+
+def _thin_ticks(ticks: list[Tick]) -> tuple[Tick, ...]:
+    """The first tick, and each later one that has room beside the one before it."""
+    kept: list[Tick] = []
+    for tick in ticks:
+        if not kept or tick.at - kept[-1].at >= TICK_GAP:
+            kept.append(tick)
+    return tuple(kept)
 
 
 def _below(size: float) -> float:

@@ -30,9 +30,10 @@ class Exposition(Protocol):
 
 
 class Registry:
-    """All metrics of one process."""
+    """All metrics of one process; `calls` are those of its gRPC server, if it is one."""
 
-    def __init__(self, data: Path, ledger: Ledger) -> None:
+    def __init__(self, data: Path, ledger: Ledger, calls: CollectorRegistry | None = None) -> None:
+        self._calls = calls
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -41,7 +42,7 @@ class Registry:
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + (b"" if self._calls is None else generate_latest(self._calls))
 
 
 class LedgerCollector(Collector):
