@@ -13,14 +13,13 @@ from compeft_proto.keys import new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server import schema
-from compeft_server.audit import event
+from compeft_server.facts import Refusal
 from compeft_server.ledger import Ledger
 from compeft_server.serving import open_ledger, own_key
 
 LAYOUT = layout_of({"a.lora_A": (8, 1000), "a.lora_B": (1000, 8)})
 START_MS = 1_790_000_000_000
 ROUND_MS = 60_000
-ODD = "news/<b>Ärger</b>".replace("Ä", "A")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,9 @@ def tell(data: Path, *stories: Story) -> Ledger:
 
 
 def _rows(story: Story, keyids: list[str], key: Any) -> dict[str, list[dict[str, Any]]]:
-    rows: dict[str, list[dict[str, Any]]] = {t: [] for t in ("experts", "versions", "rounds", "submissions", "transfers", "quality")}
+    rows: dict[str, list[dict[str, Any]]] = {
+        t: [] for t in ("experts", "versions", "rounds", "submissions", "transfers", "quality")
+    }
     name, first = story.expert, story.now_ms - ROUND_MS * (story.rounds + 1)
     rows["experts"].append(_expert(name, LAYOUT, first))
     for number in range(story.rounds + 1):
@@ -154,7 +155,9 @@ def _transfer(name: str, keyid: str, version: int, at_ms: int, direction: str, p
 
 def _quality(story: Story, keyids: list[str], number: int, at_ms: int) -> list[dict[str, Any]]:
     gained = 0.05 * (1 - math.exp(-number / (1 + story.rounds / 5)))
-    arms = [("synced", 0.797 + gained)] + ([("base", 0.797)] if number == 0 else []) + ([("dense", 0.845)] if number == story.rounds else [])
+    arms = [("synced", 0.797 + gained)]
+    arms += [("base", 0.797)] if number == 0 else []
+    arms += [("dense", 0.845)] if number == story.rounds else []
     place = {"at_ms": at_ms, "expert": story.expert, "run": "run-1", "round": number, "version": number, "metric": "accuracy"}
     return [
         place | {"arm": arm, "client": k, "value": value + 0.004 * i, "num_examples": 250}
@@ -165,11 +168,6 @@ def _quality(story: Story, keyids: list[str], number: int, at_ms: int) -> list[d
 
 def refuse(ledger: Ledger, count: int, now_ms: int, code: str = "bad_signature") -> None:
     """Turn away so many submissions."""
-    from compeft_server.facts import Refusal
-
     for number in range(count):
         reason = f"key {number:032x} did not make this signature <script>alert(1)</script>"
         ledger.record_refusal(Refusal(now_ms + number, f"ipv4:192.0.2.{number % 250}:4000", "sentiment", 3, code, reason))
-
-
-__all__ = ["ODD", "Story", "event", "refuse", "tell"]
