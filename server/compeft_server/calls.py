@@ -54,8 +54,10 @@ class CallMetrics:
         self._seconds = Histogram("grpc_server_handling_seconds", seconds, LABELS, registry=registry, buckets=BUCKETS)
 
     def began(self, labels: tuple[str, str, str]) -> None:
-        """A call begins."""
+        """A call begins. Its first failure shall be seen as a step from 0, so the count is there before it."""
         self._started.labels(*labels).inc()
+        for code in ("OK", "UNKNOWN"):
+            self._handled.labels(*labels, code)
 
     def ended(self, labels: tuple[str, str, str], code: str, seconds: float) -> None:
         """It is over."""

@@ -19,6 +19,8 @@ from compeft_server.ledger import Ledger
 from compeft_server.summaries import Moved, Summaries
 
 MAX_EXPERTS = 200
+ALARMING = {"bad_signature": 0, "unknown_key": 0}
+"""Counts that are there from the start: an alert must see the first refusal as a step from 0."""
 Samples = dict[tuple[str, ...], float]
 
 
@@ -70,7 +72,9 @@ class LedgerCollector(Collector):
         yield _gauge("compeft_version_timestamp_seconds", "When the newest version was published", ("expert",), times)
         yield from self._work(shown)
         yield from _traffic({name: moved for name, moved in self._summaries.moved().items() if name in shown})
-        yield _counter("compeft_refusals", "Submissions and syncs refused", ("code",), _by(self._summaries.refused_by_code()))
+        yield _counter(
+            "compeft_refusals", "Submissions and syncs refused", ("code",), _by(ALARMING | self._summaries.refused_by_code())
+        )
         yield from self._quality(shown)
         members: Samples = {}
         for client in self._summaries.clients():
