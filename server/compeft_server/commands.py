@@ -93,7 +93,7 @@ def report_command(
 
     Example: compeft report --data /var/lib/compeft --expert sentiment --format html -o report.html
     """
-    from compeft_server.report import read_report
+    from compeft_server.report_read import read_report
     from compeft_server.report_html import to_html
     from compeft_server.report_json import dense_from_json, to_json
     from compeft_server.report_text import to_table

@@ -38,6 +38,16 @@ class VersionSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionFacts:
+    """The small facts of one version, without its manifest."""
+
+    version: int
+    created_at_ms: int
+    merge_seconds: float
+    participants: int
+
+
+@dataclass(frozen=True, slots=True)
 class AuditLine:
     """One entry of the audit log."""
 
@@ -77,6 +87,14 @@ class Listings:
         merged = sa.select(s.merged_in, sa.func.count().label("number")).where(s.expert == expert, s.merged_in.in_(numbers))
         counts = {r.merged_in: r.number for r in self._select(merged.group_by(s.merged_in))}
         return [VersionSummary(**r._mapping, participants=counts.get(r.version, 0)) for r in shown], total
+
+    def version_facts(self, expert: str) -> list[VersionFacts]:
+        """All versions of an expert, oldest first: the one list that is not cut into pages, for the report."""
+        s, v = submissions.c, versions.c
+        merged = sa.select(s.merged_in, sa.func.count().label("number")).where(s.expert == expert).group_by(s.merged_in)
+        counts = {r.merged_in: r.number for r in self._select(merged)}
+        query = sa.select(v.version, v.created_at_ms, v.merge_seconds).where(v.expert == expert).order_by(v.version)
+        return [VersionFacts(**r._mapping, participants=counts.get(r.version, 0)) for r in self._select(query)]
 
     def refusals(self, expert: str = "", code: str = "", page: int = 1) -> tuple[list[Refusal], int]:
         """Submissions and syncs that were turned away."""
