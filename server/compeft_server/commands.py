@@ -1,8 +1,7 @@
-"""Commands of an aggregator's operator: serve, report, demo. Each parses its options, calls one function, prints the result."""
+"""Commands of an aggregator's operator: serve, demo. Each parses its options, calls one function, prints the result."""
 
 import json
 import time
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,39 +76,6 @@ def serve_command(
 
     settings = Settings(data, host, port, tls, enroll_port=enroll_port)
     serve(settings, ready, interceptors=[observed.observer], beside=observed.beside)
-
-
-@app.command("report")
-def report_command(
-    data: Data,
-    expert: Annotated[str, typer.Option(help="name of the expert")],
-    dense: Annotated[
-        Path | None, typer.Option(help="JSON of a dense run to compare with, as `compeft demo --compare` writes")
-    ] = None,
-    format: Annotated[Literal["text", "json", "html"], typer.Option("--format", help="how to print it")] = "text",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="file to write instead of standard output")] = None,
-) -> None:
-    """Bytes saved with the task metric beside them: one expert's bandwidth report.
-
-    Example: compeft report --data /var/lib/compeft --expert sentiment --format html -o report.html
-    """
-    from compeft_server.report_read import read_report
-    from compeft_server.report_html import to_html
-    from compeft_server.report_json import dense_from_json, to_json
-    from compeft_server.report_text import to_table
-
-    report = read_report(open_ledger(data), expert, dense_from_json(dense.read_text()) if dense else None)
-    if format == "text" and output is None:
-        _wide(Console()).print(to_table(report))
-        return
-    capture = Console(record=True, file=StringIO(), width=TABLE_WIDTH)
-    capture.print(to_table(report))
-    texts = {"json": json.dumps(to_json(report)), "html": to_html(report), "text": capture.export_text()}
-    if output is None:
-        typer.echo(texts[format])
-    else:
-        output.write_text(texts[format], encoding="utf-8")
-        typer.echo(str(output))
 
 
 @app.command("demo")

@@ -139,7 +139,7 @@ class DenseArm:
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything a page or a table shows about one expert. deviation: standard deviation over clients at the newest measured version,
-    None of fewer than two. since_ms: bytes before it are left out; the quality is what was measured last, whenever that was.
+    None of fewer than two. uncompressed: what the ledger holds of a dense peer. since_ms: bytes before it are left out; the quality is what was measured last, whenever that was.
     """
 
     expert: str
@@ -158,6 +158,7 @@ class Report:
     runs: tuple[RunRow, ...] = ()
     deviation: float | None = None
     since_ms: int | None = None
+    uncompressed: Score | None = None
 
     @property
     def traffic(self) -> Traffic:

@@ -4,6 +4,7 @@ Geometry is computed in Python and drawn by the template, which escapes every va
 runs no script: its content security policy forbids both.
 """
 
+import statistics
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from compeft_server import report as rp
 from compeft_server import report_text as text
 from compeft_server.report import Report, Score
 from compeft_server.report_chart import NARROW, WIDE, curves_of, describe, draw
+from compeft_server.report_extras import Extras
 
 HERE = Path(__file__).parent
 
@@ -28,11 +30,14 @@ def environment() -> Environment:
     )
     made.filters.update(bytes=text.human_bytes, seconds=text.human_seconds, times=text.human_times)
     made.filters.update(printable=text.printable, moment=moment, sentence=sentence)
+    made.filters.update(money=text.human_money, percent=text.human_percent)
     return made
 
 
-def to_html(report: Report) -> str:
+def to_html(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # frozen
     """The page."""
+    older, shown = report.versions[: -text.MAX_VERSIONS], report.versions[-text.MAX_VERSIONS :]
+    means = [run.score.mean for run in report.runs]
     curves = curves_of(report)
     charts = [chart for frame in (WIDE, NARROW) if (chart := draw(curves, frame)) is not None]
     return (
@@ -40,6 +45,15 @@ def to_html(report: Report) -> str:
         .get_template("report.html.j2")
         .render(
             report=report,
+            extras=extras,
+            older=older,
+            older_up=rp.add(row.up for row in older),
+            older_down=rp.add(row.down for row in older),
+            shown=shown,
+            deviation=None if report.deviation is None else text.human_spread(report.metric, report.deviation),
+            runs_mean=statistics.fmean(means) if means else None,
+            runs_deviation=text.human_spread(report.metric, statistics.stdev(means)) if len(means) > 1 else "–",
+            quality_at=lambda row: text.quality_at(report, row),
             charts=charts,
             curves=curves,
             description=describe(curves),

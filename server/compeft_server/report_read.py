@@ -89,6 +89,7 @@ def build_report(records: Records, dense: DenseArm | None = None, seconds: float
         runs=tuple(_run_rows(synced)),
         deviation=_deviation(synced),
         since_ms=records.since_ms,
+        uncompressed=_newest(_of_arm(quality, "dense")),
     )
 
 
@@ -167,6 +168,12 @@ def _run_rows(synced: Sequence[Quality]) -> list[RunRow]:
     newest = {run: max(q.version for q in rows) for run, rows in runs.items()}
     scores = {run: _score([q for q in rows if q.version == newest[run]]) for run, rows in runs.items()}
     return [RunRow(run, newest[run], score) for run, score in scores.items() if score is not None]
+
+
+def _newest(rows: Sequence[Quality]) -> Score | None:
+    """At the newest version of these."""
+    head = max((q.version for q in rows), default=-1)
+    return _score([q for q in rows if q.version == head])
 
 
 def _deviation(synced: Sequence[Quality]) -> float | None:

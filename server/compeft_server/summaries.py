@@ -148,12 +148,13 @@ class Summaries:
                 found[arm] = Newest(newest[arm], score)
         return Standing(metric, found.get("base"), found.get("dense"), found.get("synced"))
 
-    def scores(self, expert: str, metric: str, arm: Arm, numbers: Collection[int]) -> dict[int, Score]:
-        """The score of one arm at each of some versions, where it was measured: over the newest row of each client, or the newest
-        mean where no client reported for itself.
+    def scores(self, expert: str, metric: str, arm: Arm, numbers: Collection[int] | None = None) -> dict[int, Score]:
+        """The score of one arm at each of some versions, all by default: over the newest row of each client, or the newest mean where
+        no client reported for itself. Versions without a measurement are left out.
         """
         q = quality.c
-        where = (q.expert == expert, q.metric == metric, q.arm == arm, q.version.in_(numbers), q.value.between(-LARGEST, LARGEST))
+        where = [q.expert == expert, q.metric == metric, q.arm == arm, q.value.between(-LARGEST, LARGEST)]
+        where += [] if numbers is None else [q.version.in_(numbers)]
         newest = sa.select(sa.func.max(q.id)).where(*where).group_by(q.version, q.client)
         mean = sa.func.sum(q.value * q.num_examples) / sa.func.nullif(sa.func.sum(q.num_examples), 0)
         query = sa.select(

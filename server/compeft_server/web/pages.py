@@ -12,13 +12,13 @@ from compeft_proto.keys import PublicKey
 from compeft_server import report_text as text
 from compeft_server.ledger import Ledger
 from compeft_server.listings import PAGE, Listings
+from compeft_server.origins import read_origin
 from compeft_server.price import Price
 from compeft_server.report_chart import NARROW, WIDE, Curves, describe, draw
 from compeft_server.report_html import environment
 from compeft_server.summaries import Moved, Summaries
 from compeft_server.web import figures
 from compeft_server.web.figures import Card
-from compeft_server.web.origins import read_origin
 from compeft_server.web.security import Gate
 
 MENU = (

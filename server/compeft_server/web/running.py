@@ -10,10 +10,10 @@ from pathlib import Path
 import uvicorn
 
 from compeft_core.errors import InputError
-from compeft_proto.keys import PublicKey, public_key_from_pem
 from compeft_server.ledger import Ledger
+from compeft_server.origins import own_public_key
 from compeft_server.price import Price
-from compeft_server.serving import KEY_FILE, now_ms
+from compeft_server.serving import now_ms
 from compeft_server.web.app import create_app
 from compeft_server.web.metrics import Exposition
 from compeft_server.web.pages import Site
@@ -52,12 +52,6 @@ def check_door(door: Door, password: Password | None) -> None:
         raise InputError(f"a page on {door.host} needs a password: set one with `compeft dashboard-password --data DIR`")
     if remote and not door.secure:
         raise InputError(f"plain HTTP on {door.host} would show the password: give --tls-cert and --tls-key, or --behind-proxy")
-
-
-def own_public_key(data: Path) -> PublicKey | None:
-    """The aggregator's public key, None if there is none yet."""
-    path = (data / KEY_FILE).with_suffix(".pub")
-    return public_key_from_pem(path.read_bytes(), str(path)) if path.exists() else None
 
 
 class Web:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
@@ -9,9 +10,10 @@ from compeft_core import Compression
 from compeft_core.errors import CompeftError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto.keys import PublicKey
+from compeft_proto.keys import PublicKey, public_key_from_pem
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server.serving import KEY_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,12 @@ class Origin:
     state_digest: str = ""
     parent_state_digest: str = ""
     contributors: tuple[Contributor, ...] = ()
+
+
+def own_public_key(data: Path) -> PublicKey | None:
+    """The aggregator's public key, None if there is none yet."""
+    path = (data / KEY_FILE).with_suffix(".pub")
+    return public_key_from_pem(path.read_bytes(), str(path)) if path.exists() else None
 
 
 def read_origin(envelope: bytes, key: PublicKey | None, names: Mapping[str, str]) -> Origin:
