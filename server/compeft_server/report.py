@@ -139,7 +139,8 @@ class DenseArm:
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything a page or a table shows about one expert. deviation: standard deviation over clients at the newest measured version,
-    None of fewer than two. uncompressed: what the ledger holds of a dense peer. since_ms: bytes before it are left out; the quality is what was measured last, whenever that was.
+    None of fewer than two. uncompressed: what the ledger holds of a dense peer.
+    since_ms: bytes before it are left out; the quality is what was measured last, whenever that was.
     """
 
     expert: str

@@ -5,6 +5,7 @@ runs no script: its content security policy forbids both.
 """
 
 import statistics
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from compeft_server.report_chart import NARROW, WIDE, curves_of, describe, draw
 from compeft_server.report_extras import Extras
 
 HERE = Path(__file__).parent
+MAX_REFUSALS = 25
+"""Refusals that the page lists; all are counted."""
 
 
 def environment() -> Environment:
@@ -53,7 +56,9 @@ def to_html(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # 
             deviation=None if report.deviation is None else text.human_spread(report.metric, report.deviation),
             runs_mean=statistics.fmean(means) if means else None,
             runs_deviation=text.human_spread(report.metric, statistics.stdev(means)) if len(means) > 1 else "–",
-            quality_at=lambda row: text.quality_at(report, row),
+            refusals=report.refusals[-MAX_REFUSALS:],
+        refused_by_code=Counter(refusal.code for refusal in report.refusals).most_common(),
+        quality_at=lambda row: text.quality_at(report, row),
             charts=charts,
             curves=curves,
             description=describe(curves),
