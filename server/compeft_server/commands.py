@@ -12,7 +12,7 @@ from compeft_core.errors import InputError
 from compeft_server.logs import LogFormat
 from compeft_server.observing import observe
 from compeft_server.price import price_of
-from compeft_server.serving import Settings, Tls, open_ledger, own_key, serve
+from compeft_server.serving import Settings, Tls, own_key, serve
 from compeft_server.storage import Storage, choose_storage
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]

@@ -1,6 +1,6 @@
 """What a version's signed manifest says about where it comes from. It is shown only if the aggregator's signature fits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from compeft_core import Compression
 from compeft_core.errors import CompeftError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto.keys import PublicKey, public_key_from_pem
+from compeft_proto.keys import PublicKey, public_keys_from_pem
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.serving import KEY_FILE
+from compeft_server.own_keys import KEY_FILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,18 @@ class Origin:
     contributors: tuple[Contributor, ...] = ()
 
 
-def own_public_key(data: Path) -> PublicKey | None:
-    """The aggregator's public key, None if there is none yet."""
+def own_public_keys(data: Path) -> tuple[PublicKey, ...]:
+    """The aggregator's public key and those before it, newest first; none if there is none yet."""
     path = (data / KEY_FILE).with_suffix(".pub")
-    return public_key_from_pem(path.read_bytes(), str(path)) if path.exists() else None
+    return public_keys_from_pem(path.read_bytes(), str(path)) if path.exists() else ()
 
 
-def read_origin(envelope: bytes, key: PublicKey | None, names: Mapping[str, str]) -> Origin:
+def read_origin(envelope: bytes, keys: Sequence[PublicKey], names: Mapping[str, str]) -> Origin:
     """What this sealed VersionManifest says; `names` are of keys."""
-    if key is None:
+    if not keys:
         return Origin(doubt="the aggregator's public key is not here")
     try:
-        manifest = dsse.open_envelope(Envelope.FromString(envelope), dsse.only(key), dsse.VERSION)
+        manifest = dsse.open_envelope(Envelope.FromString(envelope), dsse.any_of(*keys), dsse.VERSION)
     except (CompeftError, DecodeError) as error:
         return Origin(doubt=f"its manifest cannot be believed: {error}")
     return _origin(manifest, names)

@@ -12,7 +12,7 @@ from rich.console import Console
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.ledger import Ledger
-from compeft_server.origins import own_public_key
+from compeft_server.origins import own_public_keys
 from compeft_server.price import price_of
 from compeft_server.report import DenseArm, Report
 from compeft_server.report_extras import Extras
@@ -98,7 +98,7 @@ def _write_rows(
         raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
     if format == "parquet" and output is None:
         raise InputError("Parquet is not for a terminal: give -o FILE")
-    rows = rows_of(ledger, own_public_key(data), expert, since_ms or 0)
+    rows = rows_of(ledger, own_public_keys(data), expert, since_ms or 0)
     if format == "csv":
         _put(to_csv(rows), output, end="")
     elif output is not None:
@@ -110,7 +110,7 @@ def _extras(ledger: Ledger, data: Path, name: str, price: float | None, currency
     from compeft_server.report_extras import densities_of, pool_from_json
 
     measured = pool_from_json(_read(pool)) if pool else None
-    return Extras(price_of(price, currency), measured, densities_of(ledger, name, own_public_key(data)))
+    return Extras(price_of(price, currency), measured, densities_of(ledger, name, own_public_keys(data)))
 
 
 def _only(ledger: Ledger) -> str:

@@ -7,6 +7,7 @@ task metric is not known until it is measured, and the report says so.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -72,12 +73,12 @@ def pool_from_json(text: str) -> Pool:
     return Pool(**{field.name: values[field.name] for field in fields(Pool)})
 
 
-def densities_of(ledger: Ledger, expert: str, key: PublicKey | None) -> tuple[DensityRow, ...]:
+def densities_of(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> tuple[DensityRow, ...]:
     """What an update of this expert costs at DENSITIES and at those in use. The expert must exist."""
     found = ledger.expert(expert)
     if found is None:
         return ()
-    used = _in_use(ledger, expert, key)
+    used = _in_use(ledger, expert, own)
     chosen = sorted({*DENSITIES, *used})
     return tuple(DensityRow(k, payload_size(found.layout, k), 2 * found.layout.size, used.get(k, "")) for k in chosen)
 
@@ -96,9 +97,9 @@ def payload_size(layout: Layout, density: float) -> int:
     return math.ceil(encoded * layout.ternary_size / size if size else encoded) + 2 * layout.dense_size
 
 
-def _in_use(ledger: Ledger, expert: str, key: PublicKey | None) -> dict[float, str]:
+def _in_use(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> dict[float, str]:
     """Density -> where: of the newest update and the newest version whose signed manifests can be believed."""
-    places = {"up": _newest_up(ledger, expert), "down": _newest_down(ledger, expert, key)}
+    places = {"up": _newest_up(ledger, expert), "down": _newest_down(ledger, expert, own)}
     used: dict[float, str] = {}
     for place, compression in places.items():
         if compression is not None:
@@ -106,13 +107,13 @@ def _in_use(ledger: Ledger, expert: str, key: PublicKey | None) -> dict[float, s
     return used
 
 
-def _newest_down(ledger: Ledger, expert: str, key: PublicKey | None) -> Compression | None:
+def _newest_down(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> Compression | None:
     head = ledger.head(expert)
     (newest,) = ledger.versions(expert, head - 1, head)
-    if key is None:
+    if not own:
         return None
     try:
-        manifest = dsse.open_envelope(Envelope.FromString(newest.envelope), dsse.only(key), dsse.VERSION)
+        manifest = dsse.open_envelope(Envelope.FromString(newest.envelope), dsse.any_of(*own), dsse.VERSION)
         return mf.compression_from_proto(manifest.coding.compression) if manifest.HasField("coding") else None
     except CompeftError:
         return None

@@ -5,7 +5,7 @@ CSV and Parquet have the same columns in the same order; docs/dashboard.md lists
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,9 @@ COLUMNS = (
 )
 
 
-def rows_of(ledger: Ledger, key: PublicKey | None, expert: str | None = None, since_ms: int = 0) -> Iterator[dict[str, Any]]:
+def rows_of(ledger: Ledger, own: Sequence[PublicKey], expert: str | None = None, since_ms: int = 0) -> Iterator[dict[str, Any]]:
     """All transfers of an expert, or of all, oldest first. Times are milliseconds since 1970; what is not known is None."""
-    beside = {name: _Beside(ledger, key, name) for name in ledger.experts() if expert in (None, name)}
+    beside = {name: _Beside(ledger, own, name) for name in ledger.experts() if expert in (None, name)}
     where = [transfers.c.at_ms >= since_ms] + ([transfers.c.expert == expert] if expert is not None else [])
     columns = [c for c in transfers.c if c.name != "id"]
     query = sa.select(*columns, keys.c.name.label("client"), keys.c.role)
@@ -76,10 +76,10 @@ def rows_of(ledger: Ledger, key: PublicKey | None, expert: str | None = None, si
 class _Beside:
     """The facts of one expert's versions, as columns."""
 
-    def __init__(self, ledger: Ledger, key: PublicKey | None, expert: str) -> None:
+    def __init__(self, ledger: Ledger, own: Sequence[PublicKey], expert: str) -> None:
         summaries, c = Summaries(ledger), versions.c
         query = sa.select(c.version, c.envelope, c.merge_seconds).where(c.expert == expert)
-        self._rows = {r.version: (read_origin(r.envelope, key, {}), r.merge_seconds) for r in ledger.select(query)}
+        self._rows = {r.version: (read_origin(r.envelope, own, {}), r.merge_seconds) for r in ledger.select(query)}
         self._metric = summaries.metrics().get(expert)
         self._scores = summaries.scores(expert, self._metric or "", "synced")
         base = summaries.standing(expert, self._metric).base if self._metric else None

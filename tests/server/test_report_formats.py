@@ -170,7 +170,7 @@ def test_parquet_has_the_same_rows_with_types_and_descriptions(
     report(data, capsys, "--format", "parquet", "-o", str(tmp_path / "t.parquet"))
     table = pq.read_table(tmp_path / "t.parquet")
     ledger = open_ledger(data)
-    assert table.num_rows == len(list(rows_of(ledger, None)))
+    assert table.num_rows == len(list(rows_of(ledger, ())))
     ledger.close()
     assert str(table.schema.field("at").type) == "timestamp[ms, tz=UTC]"
     assert all(field.metadata[b"description"] for field in table.schema)

@@ -33,10 +33,10 @@ MENU = (
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What the pages are about and who may see them. `metrics` is the text for a scraper; `key` the aggregator's, if it is known."""
+    """What the pages are about and who may see them. `metrics` is the text for a scraper; `keys` the aggregator's, newest first."""
 
     ledger: Ledger
-    key: PublicKey | None
+    keys: tuple[PublicKey, ...]
     gate: Gate
     price: Price | None
     metrics: Callable[[], bytes]
@@ -93,7 +93,7 @@ class Pages:
             request,
             "expert",
             card=card,
-            rows=[(v, read_origin(v.envelope, self._site.key, self._names())) for v in shown],
+            rows=[(v, read_origin(v.envelope, self._site.keys, self._names())) for v in shown],
             moved=self.summaries.moved_by_version(name, numbers),
             scores=self.summaries.scores(name, metric, "synced", numbers),
             nothing=Moved(),
@@ -115,7 +115,7 @@ class Pages:
             "version",
             card=card,
             version=shown[0],
-            origin=read_origin(shown[0].envelope, self._site.key, self._names()),
+            origin=read_origin(shown[0].envelope, self._site.keys, self._names()),
             moved=self.summaries.moved_by_version(name, [number]).get(number, Moved()),
             score=self.summaries.scores(name, metric, "synced", [number]).get(number),
             silence_of=figures.silence_of,

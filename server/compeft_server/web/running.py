@@ -11,7 +11,7 @@ import uvicorn
 
 from compeft_core.errors import InputError
 from compeft_server.ledger import Ledger
-from compeft_server.origins import own_public_key
+from compeft_server.origins import own_public_keys
 from compeft_server.price import Price
 from compeft_server.serving import now_ms
 from compeft_server.web.app import create_app
@@ -61,7 +61,7 @@ class Web:
         password = read_password(data)
         check_door(door, password)
         gate = Gate(password, door.secure)
-        site = Site(ledger, own_public_key(data), gate, price, exposition.text, now_ms)
+        site = Site(ledger, own_public_keys(data), gate, price, exposition.text, now_ms)
         self._socket = _listen(door)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
