@@ -124,7 +124,7 @@ class Summaries:
         query = sa.select(bucket.label("bucket"), wire.label("wire")).select_from(OF_EDGES).where(*where).group_by("bucket")
         points, sent = [], 0
         for row in sorted(self._select(query), key=lambda r: -r.bucket):
-            sent += row.wire
+            sent += int(row.wire)
             points.append((head - row.bucket * step, sent))
         return points
 

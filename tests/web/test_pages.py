@@ -141,6 +141,15 @@ def test_a_ledger_that_cannot_be_read_is_said_so(told: Served) -> None:
     assert "cannot be read" in answer.text
 
 
+def test_a_fault_of_our_own_has_a_page_too(told: Served) -> None:
+    with told.ledger._engine.begin() as connection:
+        connection.execute(sa.update(schema.experts), {"layout": b"\xff"})
+    answer = httpx.get(told.url + "/")
+    assert answer.status_code == 500
+    assert "This page broke" in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
 # Filters and pages
 
 

@@ -125,6 +125,13 @@ def _add_trouble(app: FastAPI, pages: Pages) -> None:
         fields = ", ".join(sorted({str(e["loc"][-1]) for e in error.errors()}))
         return pages.trouble(request, 400, "This address is not right", f"The page does not understand: {fields}.")
 
+    @app.exception_handler(Exception)
+    def broken(request: Request, error: Exception) -> Response:
+        log.error("page failed", path=request.url.path, error=repr(error))
+        return pages.trouble(
+            request, 500, "This page broke", "That is a fault of ComPEFT's own. The log of the live page says more."
+        )
+
     @app.exception_handler(sa.exc.SQLAlchemyError)
     def unread(request: Request, error: sa.exc.SQLAlchemyError) -> Response:
         log.error("ledger cannot be read", error=str(error).splitlines()[0])
