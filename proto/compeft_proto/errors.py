@@ -171,6 +171,8 @@ STATUS: dict[type[CompeftError], grpc.StatusCode] = {
 """Every class of the tree and its gRPC status. The class itself travels as `ERROR_CODE_KEY` in the trailing metadata."""
 
 ERROR_CODE_KEY = "compeft-error-code"
+REQUEST_ID_KEY = "compeft-request-id"
+"""Trailing metadata of every call: what the aggregator's log lines of this call are marked with."""
 BY_CODE: dict[str, type[CompeftError]] = {cls.code: cls for cls in STATUS}
 
 
@@ -183,4 +185,6 @@ def from_rpc(error: grpc.RpcError, peer: str) -> CompeftError:
         return BY_CODE[code](call.details())
     if call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return UnreachableError(f"aggregator {peer} cannot be reached: {call.details()}; is `compeft serve` running there?")
-    return TransferError(f"aggregator {peer} ended the call: {call.code().name}: {call.details()}")
+    request_id = trailing.get(REQUEST_ID_KEY)
+    where = f" (request {request_id} in its log)" if isinstance(request_id, str) and request_id.isalnum() else ""
+    return TransferError(f"aggregator {peer} ended the call: {call.code().name}: {call.details()}{where}")

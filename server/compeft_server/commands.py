@@ -1,8 +1,7 @@
-"""Commands of an aggregator's operator: serve, report, demo. Each parses its options, calls one function, prints the result."""
+"""Commands of an aggregator's operator: serve, demo. Each parses its options, calls one function, prints the result."""
 
 import json
 import time
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +9,10 @@ import typer
 from rich.console import Console
 
 from compeft_core.errors import InputError
-from compeft_server.serving import Settings, Tls, open_ledger, own_key, serve
+from compeft_server.logs import LogFormat
+from compeft_server.observing import observe
+from compeft_server.price import price_of
+from compeft_server.serving import Settings, Tls, own_key, serve
 from compeft_server.storage import Storage, choose_storage
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
@@ -39,6 +41,12 @@ def serve_command(
     store: Annotated[
         str | None, typer.Option(help="URL of a bucket for the chunks: s3://, gs:// or az://; noted like --database")
     ] = None,
+    web: Annotated[int | None, typer.Option(help="also serve the live page and /metrics, on this port of loopback")] = None,
+    price_per_gb: Annotated[float | None, typer.Option(min=0, help="what a GB on the wire costs you, for the live page")] = None,
+    currency: Annotated[str, typer.Option(help="the currency of that price")] = "EUR",
+    log_format: Annotated[
+        LogFormat, typer.Option(help="log lines on standard error: console for people, json for programs")
+    ] = "console",
     format: AsFormat = "text",  # the option's name
 ) -> None:
     """Run the aggregator until SIGTERM or Ctrl-C. Prints its address and key once it listens.
@@ -58,45 +66,16 @@ def serve_command(
     tls = Tls(tls_cert, tls_key, tls_client_ca) if tls_cert and tls_key and tls_client_ca else None
     choose_storage(data, Storage(database, store))
 
+    observed = observe(data, web, price_of(price_per_gb, currency), log_format)
+
     def ready(listening: int, enrolling: int | None) -> None:
         values = {"address": f"{host}:{listening}", "keyid": own_key(data).keyid, "public_key": str(data / "aggregator.pub")}
         values |= {"enrolment": f"{host}:{enrolling}"} if enrolling is not None else {}
+        values |= {"web": f"http://127.0.0.1:{observed.web_port}/"} if observed.web_port else {}
         typer.echo(json.dumps(values) if format == "json" else "\n".join(f"{k:<10} {v}" for k, v in values.items()))
 
-    serve(Settings(data, host, port, tls, enroll_port=enroll_port), ready)
-
-
-@app.command("report")
-def report_command(
-    data: Data,
-    expert: Annotated[str, typer.Option(help="name of the expert")],
-    dense: Annotated[
-        Path | None, typer.Option(help="JSON of a dense run to compare with, as `compeft demo --compare` writes")
-    ] = None,
-    format: Annotated[Literal["text", "json", "html"], typer.Option("--format", help="how to print it")] = "text",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="file to write instead of standard output")] = None,
-) -> None:
-    """Bytes saved with the task metric beside them: one expert's bandwidth report.
-
-    Example: compeft report --data /var/lib/compeft --expert sentiment --format html -o report.html
-    """
-    from compeft_server.report import read_report
-    from compeft_server.report_html import to_html
-    from compeft_server.report_json import dense_from_json, to_json
-    from compeft_server.report_text import to_table
-
-    report = read_report(open_ledger(data), expert, dense_from_json(dense.read_text()) if dense else None)
-    if format == "text" and output is None:
-        _wide(Console()).print(to_table(report))
-        return
-    capture = Console(record=True, file=StringIO(), width=TABLE_WIDTH)
-    capture.print(to_table(report))
-    texts = {"json": json.dumps(to_json(report)), "html": to_html(report), "text": capture.export_text()}
-    if output is None:
-        typer.echo(texts[format])
-    else:
-        output.write_text(texts[format], encoding="utf-8")
-        typer.echo(str(output))
+    settings = Settings(data, host, port, tls, enroll_port=enroll_port)
+    serve(settings, ready, interceptors=[observed.observer], beside=observed.beside)
 
 
 @app.command("demo")

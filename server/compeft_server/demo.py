@@ -23,8 +23,9 @@ from compeft_server import curating
 from compeft_server.facts import Role
 from compeft_server.ledger import Ledger
 from compeft_server.processes import ProcessError, Processes, free_ports
-from compeft_server.report import DenseArm, Report, read_report
+from compeft_server.report import DenseArm, Report
 from compeft_server.report_json import dense_to_json
+from compeft_server.report_read import read_report
 from compeft_server.serving import now_ms, open_ledger
 
 EXPERT = "sentiment"

@@ -1,19 +1,15 @@
 """The bandwidth report of one expert: what the ledger's facts add up to, as a frozen value.
 
-`read_report` is the only function that reads the ledger; everything after it is arithmetic. Only the transfers of edge clients
+report_read.py makes it; here is arithmetic only. Only the transfers of edge clients
 are the report's bytes, those of conductors and readers are summed apart. Invariants: the rows of versions and the rows of clients
 both add up to the totals, and a saving is never stated without its quality: where none was reported, or the wire was not
 counted, words stand in its place.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from compeft_core.errors import InputError
-from compeft_proto.errors import UnknownExpertError
-from compeft_server.facts import Arm, Expert, Member, Quality, Refusal, Round, Submission, Transfer, Version
-from compeft_server.ledger import Ledger
+from compeft_server.facts import Refusal
 
 MIN_GAIN = 0.01
 """Smallest dense - base of which a retained share is stated: below one point the quotient is noise."""
@@ -100,6 +96,15 @@ class ClientRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RunRow:
+    """The newest measurement of one run (a seed, say), over its clients."""
+
+    run: str
+    version: int
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
 class DenseArm:
     """What a plain dense run of the same task measured. `metrics[v]` is the metric after v rounds, None where it has none.
 
@@ -133,7 +138,10 @@ class DenseArm:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything a page or a table shows about one expert."""
+    """Everything a page or a table shows about one expert. deviation: standard deviation over clients at the newest measured version,
+    None of fewer than two. uncompressed: what the ledger holds of a dense peer.
+    since_ms: bytes before it are left out; the quality is what was measured last, whenever that was.
+    """
 
     expert: str
     parameters: int
@@ -148,6 +156,10 @@ class Report:
     rounds: int
     seconds: float
     dense: DenseArm | None
+    runs: tuple[RunRow, ...] = ()
+    deviation: float | None = None
+    since_ms: int | None = None
+    uncompressed: Score | None = None
 
     @property
     def traffic(self) -> Traffic:
@@ -168,13 +180,7 @@ class Report:
     @property
     def silence(self) -> str:
         """Why no saving is stated, in words; empty when one is."""
-        if not self.traffic.dense_fp32_bytes:
-            return "No transfer of an edge client was recorded yet, so there is no saving to state."
-        if not self.wire_counted:
-            return "The wire was not counted on this aggregator (it needs Linux), so no saving is stated."
-        if self.final is None:
-            return "No quality was reported for any version of this expert, so no saving is stated: bytes alone say nothing."
-        return ""
+        return why_silent(self.traffic.dense_fp32_bytes, self.wire_counted, self.final is not None)
 
     def savings(self, dense_bytes: int) -> float | None:
         """Dense / wire over the whole log, None where `silence` says why."""
@@ -197,66 +203,16 @@ class Report:
         return (self.final.score.mean - self.base.mean) / gain if gain >= MIN_GAIN else None
 
 
-# From the ledger to a Report
-
-
-@dataclass(frozen=True, slots=True)
-class Records:
-    """The ledger's rows of one expert, as they were read."""
-
-    expert: Expert
-    members: Sequence[Member]
-    versions: Sequence[Version]
-    rounds: Sequence[Round]
-    submissions: Sequence[Submission]
-    transfers: Sequence[Transfer]
-    refusals: Sequence[Refusal]
-    quality: Sequence[Quality]
-
-
-def read_report(ledger: Ledger, expert: str, dense: DenseArm | None = None, seconds: float | None = None) -> Report:
-    """The report of one expert; `seconds` replaces the time from the first to the last transfer.
-
-    Refusals that named no expert, because they came before their message could be trusted, are listed with those that did.
-    Errors: UnknownExpertError; InputError if the dense arm measured another metric.
-    """
-    found = ledger.expert(expert)
-    if found is None:
-        raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
-    rounds = ledger.rounds(expert)
-    records = Records(
-        expert=found,
-        members=ledger.members(),
-        versions=ledger.versions(expert, -1, ledger.head(expert)),
-        rounds=rounds,
-        submissions=[s for r in rounds for s in ledger.submissions(expert, r.run, r.round)],
-        transfers=ledger.transfers(expert),
-        refusals=sorted([*ledger.refusals(expert), *ledger.refusals("")], key=lambda refusal: refusal.at_ms),
-        quality=[q for q in ledger.quality(expert) if math.isfinite(q.value)],
-    )
-    return build_report(records, dense, seconds)
-
-
-def build_report(records: Records, dense: DenseArm | None = None, seconds: float | None = None) -> Report:
-    """The report of these records."""
-    edges = {m.public.keyid: m.name for m in records.members if m.role == "edge"}
-    ours = [t for t in records.transfers if t.keyid in edges]
-    metric = _metric(records.quality, dense)
-    quality = [q for q in records.quality if q.metric == metric]
-    return Report(
-        expert=records.expert.name,
-        parameters=records.expert.layout.size,
-        metric=metric,
-        base=_score(_of_arm(quality, "base")),
-        versions=tuple(_version_rows(records, ours, _of_arm(quality, "synced"))),
-        clients=tuple(_client_rows(edges, ours, quality)),
-        refusals=tuple(records.refusals),
-        up=_sum(t for t in ours if t.direction == "up"),
-        down=_sum(t for t in ours if t.direction == "down"),
-        operator_wire_bytes=_sum(t for t in records.transfers if t.keyid not in edges).wire_bytes,
-        rounds=sum(r.version is not None and r.version > r.base_version for r in records.rounds),
-        seconds=_wall(ours) if seconds is None else seconds,
-        dense=dense,
+def why_silent(dense_bytes: int, wire_counted: bool, measured: bool) -> str:
+    """Why no saving may be stated, in words; empty when one may."""
+    if not dense_bytes:
+        return "No transfer of an edge client was recorded yet, so there is no saving to state."
+    if not wire_counted:
+        return "The wire was not counted on this aggregator (it needs Linux), so no saving is stated."
+    return (
+        ""
+        if measured
+        else "No quality was reported for any version of this expert, so no saving is stated: bytes alone say nothing."
     )
 
 
@@ -264,92 +220,6 @@ def add(parts: Iterable[Traffic]) -> Traffic:
     """The sum."""
     parts = list(parts)
     return Traffic(*(sum(getattr(part, field.name) for part in parts) for field in fields(Traffic)))
-
-
-def _sum(transfers: Iterable[Transfer]) -> Traffic:
-    return add(
-        Traffic(t.dense_fp32_bytes, t.payload_bytes, t.wire_received_bytes, t.wire_sent_bytes, t.seconds) for t in transfers
-    )
-
-
-def _metric(quality: Sequence[Quality], dense: DenseArm | None) -> str:
-    """The metric that was reported first, or the dense arm's where the expert has none yet."""
-    names = [q.metric for q in quality]
-    if dense is not None and names and dense.metric not in names:
-        raise InputError(f"the dense run measured {dense.metric[:40]!a}, this expert {names[0][:40]!a}: they cannot be compared")
-    return dense.metric if dense is not None else names[0] if names else "accuracy"
-
-
-def _of_arm(quality: Sequence[Quality], arm: Arm) -> list[Quality]:
-    return [q for q in quality if q.arm == arm]
-
-
-def _score(rows: Sequence[Quality]) -> Score | None:
-    """Over the newest row of each client; over the newest mean where no client reported for itself."""
-    newest = list({q.client: q for q in rows if q.client}.values()) or list(rows[-1:])
-    if not newest:
-        return None
-    values, weights = [q.value for q in newest], [q.num_examples for q in newest]
-    if not sum(weights):
-        weights = [1] * len(newest)
-    mean = math.fsum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-    return Score(mean, min(values), max(values), len(newest))
-
-
-def _version_rows(records: Records, transfers: Sequence[Transfer], synced: Sequence[Quality]) -> list[VersionRow]:
-    published = {v.version: v for v in records.versions}
-    refused = [_refused_for(refusal, records.rounds) for refusal in records.refusals]
-    rows, cumulative = [], 0
-    for number in sorted({*published, *(t.version for t in transfers)}):
-        here = [t for t in transfers if t.version == number]
-        cumulative += _sum(here).wire_bytes
-        row = VersionRow(
-            version=number,
-            published=number in published,
-            score=_score([q for q in synced if q.version == number]),
-            up=_sum(t for t in here if t.direction == "up"),
-            down=_sum(t for t in here if t.direction == "down"),
-            cumulative_wire_bytes=cumulative,
-            participants=sum(s.merged_in == number for s in records.submissions),
-            refused=refused.count(number),
-            merge_seconds=published[number].merge_seconds if number in published else 0.0,
-        )
-        rows.append(row)
-    return rows
-
-
-def _refused_for(refusal: Refusal, rounds: Sequence[Round]) -> int | None:
-    """The version that was in the making: that of the newest round opened before the refusal."""
-    before = [r for r in rounds if r.opened_at_ms <= refusal.at_ms]
-    return before[-1].base_version + 1 if before else None
-
-
-def _client_rows(edges: dict[str, str], transfers: Sequence[Transfer], quality: Sequence[Quality]) -> list[ClientRow]:
-    present = {t.keyid for t in transfers} | {q.client for q in quality}
-    rows = []
-    for keyid, name in sorted(edges.items(), key=lambda item: item[1]):
-        if keyid not in present:
-            continue
-        here, own = [t for t in transfers if t.keyid == keyid], [q for q in quality if q.client == keyid]
-        synced = sorted(_of_arm(own, "synced"), key=lambda q: q.version)
-        row = ClientRow(
-            name=name,
-            keyid=keyid,
-            up=_sum(t for t in here if t.direction == "up"),
-            down=_sum(t for t in here if t.direction == "down"),
-            base=next((q.value for q in reversed(_of_arm(own, "base"))), None),
-            first=synced[0].value if synced else None,
-            last=synced[-1].value if synced else None,
-        )
-        rows.append(row)
-    return rows
-
-
-def _wall(transfers: Sequence[Transfer]) -> float:
-    """Seconds from the start of the first transfer to the end of the last one."""
-    if not transfers:
-        return 0.0
-    return max(t.at_ms for t in transfers) / 1e3 - min(t.at_ms / 1e3 - t.seconds for t in transfers)
 
 
 # Transfer time
@@ -366,9 +236,13 @@ class LinkTime:
 
 
 def link_times(report: Report) -> list[LinkTime]:
+    """One row a named link, for an average client."""
+    return times_of(report.up, report.down, max(1, len(report.clients)))
+
+
+def times_of(up: Traffic, down: Traffic, clients: int) -> list[LinkTime]:
     """One row a named link. Wire bytes take the way they went: to the aggregator at the up rate, from it at the down rate."""
-    clients = max(1, len(report.clients))
-    up, down, both = report.up.dense_fp32_bytes, report.down.dense_fp32_bytes, report.traffic
+    both = add((up, down))
 
     def seconds(link: Link, to_aggregator: float, from_aggregator: float) -> float:
         return 8 * (to_aggregator / link.up + from_aggregator / link.down) / clients
@@ -376,8 +250,8 @@ def link_times(report: Report) -> list[LinkTime]:
     return [
         LinkTime(
             link=link,
-            dense_fp32=seconds(link, up, down),
-            dense_bf16=seconds(link, up / 2, down / 2),
+            dense_fp32=seconds(link, up.dense_fp32_bytes, down.dense_fp32_bytes),
+            dense_bf16=seconds(link, up.dense_bf16_bytes, down.dense_bf16_bytes),
             wire=seconds(link, both.wire_received_bytes, both.wire_sent_bytes),
         )
         for link in LINKS

@@ -4,8 +4,8 @@ Geometry is computed in Python and drawn by the template, which escapes every va
 runs no script: its content security policy forbids both.
 """
 
-import math
-from dataclasses import dataclass, replace
+import statistics
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,212 +14,64 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from compeft_server import report as rp
 from compeft_server import report_text as text
 from compeft_server.report import Report, Score
+from compeft_server.report_chart import NARROW, WIDE, curves_of, describe, draw
+from compeft_server.report_extras import Extras
 
-Curve = list[tuple[int, int, float]]
-"""(version or round, wire bytes so far, metric) of what was measured, in order."""
-LABEL_GAP = 26.0
-"""Least distance between two labelled points, in units of the drawing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """Size and margins of a drawing. `zero` is the width of the strip left of the log axis that stands for zero bytes."""
-
-    name: str
-    width: float
-    height: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-    zero: float
-
-    @property
-    def x0(self) -> float:
-        """Where the log axis starts."""
-        return self.left + self.zero
-
-    @property
-    def x1(self) -> float:
-        """Where it ends."""
-        return self.width - self.right
-
-    @property
-    def y0(self) -> float:
-        """The bottom of the plot."""
-        return self.height - self.bottom
+HERE = Path(__file__).parent
+MAX_REFUSALS = 25
+"""Refusals that the page lists; all are counted."""
 
 
-WIDE = Frame("wide", 960, 430, left=76, right=30, top=22, bottom=62, zero=84)
-NARROW = Frame("narrow", 380, 380, left=66, right=28, top=20, bottom=60, zero=52)
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A point of a curve in drawing units; an empty label is not drawn."""
-
-    x: float
-    y: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A place on an axis and its text."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """Everything the template draws in one frame."""
-
-    frame: Frame
-    synced: tuple[Point, ...]
-    dense: tuple[Point, ...]
-    base: float | None
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-
-
-def to_html(report: Report) -> str:
-    """The page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+def environment() -> Environment:
+    """Where templates are found, what escapes them, and the filters that turn numbers into words."""
+    made = Environment(
+        loader=FileSystemLoader([HERE / "templates", HERE / "web" / "templates", HERE / "web" / "static"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(bytes=text.human_bytes, seconds=text.human_seconds, times=text.human_times)
-    environment.filters.update(printable=text.printable, moment=_moment, sentence=_sentence)
-    charts = [chart for frame in (WIDE, NARROW) if (chart := draw(report, frame)) is not None]
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        charts=charts,
-        description=describe(report),
-        links=rp.link_times(report),
-        rate=rp.measured_rate(report),
-        verdict=text.verdict(report),
-        dense_verdict=text.dense_verdict(report),
-        value=lambda value: text.human_metric(report.metric, value),
-        score=lambda score: text.human_score(report.metric, score),
-        spread=lambda score: _spread(report.metric, score),
-        row_savings=lambda row, size: rp.row_savings(report, row, size),
+    made.filters.update(bytes=text.human_bytes, seconds=text.human_seconds, times=text.human_times)
+    made.filters.update(printable=text.printable, moment=moment, sentence=sentence)
+    made.filters.update(money=text.human_money, percent=text.human_percent)
+    return made
+
+
+def to_html(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # frozen
+    """The page."""
+    older, shown = report.versions[: -text.MAX_VERSIONS], report.versions[-text.MAX_VERSIONS :]
+    means = [run.score.mean for run in report.runs]
+    curves = curves_of(report)
+    charts = [chart for frame in (WIDE, NARROW) if (chart := draw(curves, frame)) is not None]
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            extras=extras,
+            older=older,
+            older_up=rp.add(row.up for row in older),
+            older_down=rp.add(row.down for row in older),
+            shown=shown,
+            deviation=None if report.deviation is None else text.human_spread(report.metric, report.deviation),
+            runs_mean=statistics.fmean(means) if means else None,
+            runs_deviation=text.human_spread(report.metric, statistics.stdev(means)) if len(means) > 1 else "–",
+            refusals=report.refusals[-MAX_REFUSALS:],
+            refused_by_code=Counter(refusal.code for refusal in report.refusals).most_common(),
+            quality_at=lambda row: text.quality_at(report, row),
+            charts=charts,
+            curves=curves,
+            description=describe(curves),
+            links=rp.link_times(report),
+            rate=rp.measured_rate(report),
+            verdict=text.verdict(report),
+            dense_verdict=text.dense_verdict(report),
+            value=lambda value: text.human_metric(report.metric, value),
+            score=lambda score: text.human_score(report.metric, score),
+            spread=lambda score: _spread(report.metric, score),
+            row_savings=lambda row, size: rp.row_savings(report, row, size),
+        )
     )
-
-
-def draw(report: Report, frame: Frame) -> Chart | None:
-    """The picture in this frame; None while no version has both a metric and counted bytes."""
-    synced, dense = _synced_curve(report), _dense_curve(report)
-    if not synced or not report.wire_counted:
-        return None
-    sizes = [size for _, size, _ in (*synced, *dense) if size > 0]
-    values = [value for _, _, value in (*synced, *dense)] + ([report.base.mean] if report.base else [])
-    low_x, high_x = _below(min(sizes, default=1)), _above(max(sizes, default=10))
-    y_values = _steps(min(values), max(values))
-
-    def x(size: float) -> float:
-        if size <= 0:
-            return frame.left + frame.zero / 2
-        return frame.x0 + (frame.x1 - frame.x0) * math.log(size / low_x) / math.log(high_x / low_x)
-
-    def y(value: float) -> float:
-        return frame.y0 - (frame.y0 - frame.top) * (value - y_values[0]) / (y_values[-1] - y_values[0])
-
-    def place(curve: Curve, letter: str) -> tuple[Point, ...]:
-        return _thin_labels([Point(x(size), y(value), f"{letter}{number}") for number, size, value in curve])
-
-    return Chart(
-        frame=frame,
-        synced=place(synced, "v"),
-        dense=place(dense, "r"),
-        base=y(report.base.mean) if report.base else None,
-        x_ticks=tuple(Tick(x(size), _tick_bytes(size)) for size in _sizes(low_x, high_x)),
-        y_ticks=tuple(Tick(y(value), _tick_metric(report.metric, value, y_values)) for value in y_values),
-    )
-
-
-def describe(report: Report) -> str:
-    """The picture in words, for those who do not see it."""
-    if report.final is None:
-        return ""
-    final, sent = text.human_score(report.metric, report.final.score), text.human_bytes(report.final.cumulative_wire_bytes)
-    words = [f"The composed expert reaches {report.metric} {final} after {sent} on the wire."]
-    if report.base:
-        words.append(f"The base model alone, with zero bytes, has {text.human_score(report.metric, report.base)}.")
-    if report.dense:
-        dense = text.human_metric(report.metric, report.dense.final)
-        words.append(f"The dense run reaches {dense} after {text.human_bytes(report.dense.wire_bytes)}.")
-    return " ".join(words)
-
-
-def _synced_curve(report: Report) -> Curve:
-    return Curve(
-        tuple((row.version, row.cumulative_wire_bytes, row.score.mean) for row in report.versions if row.score is not None)
-    )
-
-
-def _dense_curve(report: Report) -> Curve:
-    """Its rounds from the first on; the start is left out, for its bytes were not counted apart."""
-    if report.dense is None:
-        return []
-    values = list(enumerate(report.dense.metrics))[1:]
-    return [(n, report.dense.wire_bytes_after(n), value) for n, value in values if value is not None]
-
-
-def _thin_labels(points: list[Point]) -> tuple[Point, ...]:
-    """Labels only where there is room: the last point's is kept, then from right to left."""
-    kept: list[Point] = []
-    free = math.inf
-    for point in reversed(points):
-        room = free - point.x >= LABEL_GAP
-        kept.append(point if room else replace(point, label=""))
-        free = point.x if room else free
-    return tuple(reversed(kept))
-
-
-def _below(size: float) -> float:
-    """The largest 1, 2 or 5 times a power of ten under `size`."""
-    power = 10.0 ** math.floor(math.log10(size))
-    return max((step * power for step in (1, 2, 5) if step * power < size), default=power / 2)
-
-
-def _above(size: float) -> float:
-    """The smallest 1, 2 or 5 times a power of ten over `size`."""
-    power = 10.0 ** math.floor(math.log10(size))
-    return min(step * power for step in (1, 2, 5, 10) if step * power > size)
-
-
-def _sizes(low: float, high: float) -> list[float]:
-    """Tick places between two sizes: powers of ten, with 2 and 5 between them where there are few."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    tens = [10.0**p for p in powers if low <= 10.0**p <= high]
-    if len(tens) > 2:
-        return tens
-    return [step * 10.0**p for p in powers for step in (1, 2, 5) if low <= step * 10.0**p <= high]
-
-
-def _steps(low: float, high: float) -> list[float]:
-    """Round values that enclose both, four to seven of them."""
-    span = max(high - low, 0.02 * abs(high), 1e-6)
-    power = 10.0 ** math.floor(math.log10(span / 4))
-    step = next(s * power for s in (1, 2, 2.5, 5, 10) if span / (s * power) <= 5)
-    first = math.floor(low / step + 1e-9)
-    count = max(1, math.ceil(high / step - 1e-9) - first)
-    return [(first + i) * step for i in range(count + 1)]
-
-
-def _tick_bytes(size: float) -> str:
-    return text.human_bytes(size).replace(".00", "").replace(".0", "")
-
-
-def _tick_metric(metric: str, value: float, values: list[float]) -> str:
-    if metric != "accuracy":
-        return f"{value:.4g}"
-    decimals = 0 if all(abs(100 * v - round(100 * v)) < 1e-6 for v in values) else 1
-    return f"{100 * value:.{decimals}f} %"
 
 
 def _spread(metric: str, score: Score) -> str:
@@ -228,10 +80,11 @@ def _spread(metric: str, score: Score) -> str:
     return f"{low.removesuffix(' %')} – {high}"
 
 
-def _sentence(text: str) -> str:
-    """The text with its first letter large."""
-    return text[:1].upper() + text[1:]
+def sentence(words: str) -> str:
+    """The words with their first letter large."""
+    return words[:1].upper() + words[1:]
 
 
-def _moment(at_ms: int) -> str:
+def moment(at_ms: int) -> str:
+    """A time in UTC."""
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

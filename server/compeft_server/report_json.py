@@ -3,10 +3,12 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 from compeft_core.errors import FormatError
+from compeft_server.price import Price
 from compeft_server.report import ClientRow, DenseArm, Report, Traffic, VersionRow, link_times, measured_rate
+from compeft_server.report_extras import Extras
 
 
 def dense_to_json(dense: DenseArm) -> str:
@@ -49,7 +51,7 @@ _DENSE_FIELDS: dict[str, Callable[[object], bool]] = {
 }
 
 
-def to_json(report: Report) -> dict[str, object]:
+def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # noqa: B008  # frozen
     """Values for `json.dumps`; the keys are stable. Bytes are whole numbers, times seconds, savings dense / wire."""
     final = report.final.score if report.final else None
     return {
@@ -81,7 +83,19 @@ def to_json(report: Report) -> dict[str, object]:
         "per_client": [_client_json(report, row) for row in report.clients],
         "refusals": [{"at_ms": r.at_ms, "peer": r.peer, "code": r.code, "reason": r.reason} for r in report.refusals],
         "dense": _dense_json(report) if report.dense else None,
+        "since_ms": report.since_ms,
+        f"deviation_{report.metric}": report.deviation,
+        "runs": [{"run": r.run, "version": r.version, report.metric: r.score.mean} for r in report.runs],
+        "cost": _cost_json(report, extras.price) if extras.price else None,
+        "densities": [{**asdict(row), "used": row.used or None} for row in extras.densities],
+        "pool": asdict(extras.pool) if extras.pool else None,
     }
+
+
+def _cost_json(report: Report, price: Price) -> dict[str, object]:
+    traffic = report.traffic
+    sizes = {"dense_fp32": traffic.dense_fp32_bytes, "dense_bf16": traffic.dense_bf16_bytes, "wire": traffic.wire_bytes}
+    return {"currency": price.currency, "per_gb": price.per_gb, **{name: price.of(size) for name, size in sizes.items()}}
 
 
 def _traffic_json(traffic: Traffic) -> dict[str, object]:

@@ -1,11 +1,15 @@
 """The report for people: numbers with units, verdicts in one sentence, and the table for a terminal. No arithmetic on bytes here."""
 
+import math
+from datetime import UTC, datetime
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from compeft_server.report import DenseArm, Report, Score, Traffic, add, row_savings
+from compeft_server.report_extras import DensityRow
 
 
 def human_bytes(count: float) -> str:
@@ -41,6 +45,35 @@ def human_score(metric: str, score: Score | None) -> str:
     return human_metric(metric, score.mean if score else None)
 
 
+def human_percent(share: float) -> str:
+    """A density as 5 % or 0.25 %."""
+    return f"{100 * share:.3g} %"
+
+
+def human_money(amount: float, currency: str) -> str:
+    """An amount with its currency: 12.34 EUR, 0.0042 EUR; more digits the less it is."""
+    decimals = 2 if abs(amount) >= 1 or not amount else min(8, 2 - math.floor(math.log10(abs(amount))))
+    return f"{amount:,.{decimals}f} {printable(currency)}"
+
+
+def iso(at_ms: int) -> str:
+    """A time in UTC, ISO 8601, as programs read it."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def human_spread(metric: str, deviation: float) -> str:
+    """A standard deviation of a metric: points of percent for an accuracy."""
+    return f"{100 * deviation:.2g} points" if metric == "accuracy" else f"{deviation:.3g}"
+
+
+def quality_at(report: Report, row: DensityRow) -> str:
+    """What is known of the task metric at a density."""
+    final = report.final.score if report.final else None
+    if row.used and final is not None:
+        return f"{human_score(report.metric, final)}, measured (in use, {row.used})"
+    return f"unknown (in use, {row.used})" if row.used else "unknown: not measured at this density"
+
+
 def printable(text: str) -> str:
     """The text without control and direction characters: names and reasons come from outside."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
@@ -51,6 +84,29 @@ def _digits(value: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
+MAX_VERSIONS = 100
+"""Versions that have a row of their own on a page; older ones are summed up in one."""
+METHODS = (
+    (
+        "wire",
+        "bytes that the kernel counted on the aggregator's TCP sockets: TLS, HTTP/2 and gRPC framing in, TCP/IP headers not.",
+    ),
+    ("payload", "the encoded parameters alone."),
+    (
+        "dense",
+        "what the same transfers would carry uncompressed: parameters × 4 bytes (fp32) or × 2 (bf16) a transfer, unframed.",
+    ),
+    ("fewer bytes", "dense / wire, stated only beside the metric that those bytes led to."),
+    ("quality", "mean over clients, each on its own test rows, weighted by their number; the newest version that was measured."),
+    ("transfer time", "an average client's bytes over the link's rate, without latency; the measured rate has waiting in it."),
+    ("money", "bytes times the price that was given; a GB is 10^9 bytes."),
+    (
+        "other densities",
+        "a real encoding of this layout by codec rice, at positions without a pattern; codec context needs a sixth to a tenth less.",
+    ),
+    ("GPU use", "what compeft bench pool measured on the device that it names; never derived from the ledger."),
+)
+"""How each figure was computed, for people."""
 _COLUMNS = ("dense\nfp32", "dense\nbf16", "payload\nup", "payload\ndown", "wire\nup", "wire\ndown", "vs\nfp32", "vs\nbf16")
 
 

@@ -1,4 +1,6 @@
-"""The tables of the ledger. Only `ledger.py` and `membership.py` write SQL; a change here needs a migration (migrations/).
+"""The tables of the ledger. Only `ledger.py` and `membership.py` change rows; a change here needs a migration (migrations/).
+
+`summaries.py`, `listings.py` and the report's `report_rows.py` and `report_extras.py` read them by queries of their own.
 
 Every statement is plain SQLAlchemy: SQLite and PostgreSQL take the same code. Times are milliseconds since the Unix epoch,
 digests are 32 raw bytes.

@@ -156,7 +156,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
 
 def _abort(context: grpc.ServicerContext, error: CompeftError) -> NoReturn:
     log.warning("refused", peer=context.peer(), code=error.code, reason=str(error))
-    context.set_trailing_metadata(((ERROR_CODE_KEY, error.code),))
+    context.set_trailing_metadata((*(context.trailing_metadata() or ()), (ERROR_CODE_KEY, error.code)))
     context.abort(STATUS[type(error)], str(error))
 
 

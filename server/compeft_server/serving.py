@@ -3,10 +3,12 @@
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -59,7 +61,12 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def start(settings: Settings, ledger: Ledger, clock: Callable[[], int] = now_ms) -> tuple[grpc.Server, int]:
+def start(
+    settings: Settings,
+    ledger: Ledger,
+    clock: Callable[[], int] = now_ms,
+    interceptors: "Sequence[grpc.ServerInterceptor[Any, Any]]" = (),
+) -> tuple[grpc.Server, int]:
     """Listen; returns the running server and its port. Errors: InputError if the address is taken, or not loopback without TLS."""
     if settings.tls is not None and settings.enroll_port is not None:
         raise InputError("--enroll-port needs the aggregator's own authority: leave the TLS options out, after `compeft ca init`")
@@ -72,7 +79,10 @@ def start(settings: Settings, ledger: Ledger, clock: Callable[[], int] = now_ms)
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
     server = grpc.server(
-        ThreadPoolExecutor(settings.limits.max_calls + SPARE_WORKERS), options=options, compression=grpc.Compression.NoCompression
+        ThreadPoolExecutor(settings.limits.max_calls + SPARE_WORKERS),
+        interceptors=list(interceptors),
+        options=options,
+        compression=grpc.Compression.NoCompression,
     )
     exchange_pb2_grpc.add_ExpertExchangeServicer_to_server(ExchangeService(aggregator, ledger, settings.limits, clock), server)
     checks = health.HealthServicer()
@@ -114,7 +124,17 @@ def _listen(server: grpc.Server, settings: Settings, port: int, clock: Callable[
         raise InputError(f"cannot listen on {address}: is another aggregator running there?") from error
 
 
-def serve(settings: Settings, on_ready: Callable[[int, int | None], None], grace_s: float = 5.0) -> None:
+Beside = Callable[[Ledger], AbstractContextManager[object]]
+"""What runs beside the aggregator as long as it serves, over the same ledger: the live page."""
+
+
+def serve(
+    settings: Settings,
+    on_ready: Callable[[int, int | None], None],
+    grace_s: float = 5.0,
+    interceptors: "Sequence[grpc.ServerInterceptor[Any, Any]]" = (),
+    beside: Beside = lambda _: nullcontext(),
+) -> None:
     """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -122,13 +142,14 @@ def serve(settings: Settings, on_ready: Callable[[int, int | None], None], grace
     ledger = open_ledger(settings.data)
     if (taken_up := take_up(settings.data, now_ms())) is not None:
         ledger.membership.note("take up key", "aggregator", now_ms(), keyid=taken_up.keyid)
-    server, port = start(settings, ledger)
+    server, port = start(settings, ledger, interceptors=interceptors)
     door, door_port = start_enrolment(settings, ledger, port) if settings.enroll_port is not None else (None, None)
-    log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data), enroll_port=door_port)
-    on_ready(port, door_port)
-    stop.wait()
-    if door is not None:
-        door.stop(None).wait()
-    server.stop(grace_s).wait()
+    with beside(ledger):
+        log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data), enroll_port=door_port)
+        on_ready(port, door_port)
+        stop.wait()
+        if door is not None:
+            door.stop(None).wait()
+        server.stop(grace_s).wait()
     ledger.close()
     log.info("stopped")

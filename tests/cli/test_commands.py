@@ -55,9 +55,10 @@ AUTHORITY = ["ca init", "ca show", "ca renew", "ca rotate", "ca retire"]
 VERSIONS = ["lineage", "verify-merge", "forget", "experts log", "experts list", "experts rollback", "audit log", "audit verify"]
 EXPERTS = ["experts show", "experts promote", "experts retire"]
 POLICY = ["policy allow", "policy deny", "policy clear", "policy list", "policy explain"]
+WEB = ["dashboard", "dashboard-password"]
 
 
-@pytest.mark.parametrize("command", EDGE + OPERATOR + AUTHORITY + VERSIONS + EXPERTS + POLICY)
+@pytest.mark.parametrize("command", EDGE + OPERATOR + AUTHORITY + VERSIONS + EXPERTS + POLICY + WEB)
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command.split(), "--help"]) == 0
     assert "Example" in capsys.readouterr().out

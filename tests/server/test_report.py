@@ -15,9 +15,11 @@ from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import new_key
 from compeft_server.facts import Arm, Direction, Expert, Quality, Refusal, Role, Round, Submission, Transfer, Version
 from compeft_server.ledger import Ledger
-from compeft_server.report import DenseArm, Report, Traffic, add, link_times, read_report
-from compeft_server.report_html import NARROW, WIDE, draw, to_html
+from compeft_server.report import DenseArm, Report, Traffic, add, link_times
+from compeft_server.report_chart import NARROW, WIDE, curves_of, draw
+from compeft_server.report_html import to_html
 from compeft_server.report_json import dense_from_json, dense_to_json, to_json
+from compeft_server.report_read import read_report
 from compeft_server.report_text import human_bytes, human_seconds, human_times, to_table
 
 LAYOUT = layout_of({"a.lora_A": (8, 1000), "a.lora_B": (1000, 8)})
@@ -381,7 +383,7 @@ def test_every_point_and_tick_lies_in_the_drawing(story: Story, values: tuple[fl
         story.moved(keyid, "down", number, 10**number, (0, 3 * 10**number))
         story.measured(keyid, "synced", number, value, metric="score")
     for frame in (WIDE, NARROW):
-        chart = draw(read_report(story.ledger, "sentiment"), frame)
+        chart = draw(curves_of(read_report(story.ledger, "sentiment")), frame)
         assert chart is not None
         assert all(frame.x0 <= point.x <= frame.x1 for point in chart.synced)
         assert all(frame.top <= y <= frame.y0 + 1e-6 for y in [p.y for p in chart.synced] + [t.at for t in chart.y_ticks])

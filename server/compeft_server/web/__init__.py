@@ -1,0 +1,1 @@
+"""The live page over the ledger: server-rendered, no build step, no request to another host."""
