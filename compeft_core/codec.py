@@ -67,6 +67,13 @@ class Encoded:
         return self.block_counts.size
 
     @property
+    def held_bytes(self) -> int:
+        """Memory that it takes: its bytes, those of `rice` if they are others, and the arrays."""
+        arrays = (self.scales, self.group_ends, self.block_counts, self.block_starts)
+        blobs = len(self.blob) + (0 if self.rice is self.blob else len(self.rice))
+        return blobs + sum(array.nbytes for array in arrays)
+
+    @property
     def octets(self) -> NDArray[np.uint8]:
         """`rice` as an array."""
         return np.frombuffer(self.rice, np.uint8)

@@ -86,19 +86,25 @@ def decode_part(part: Part, payload: bytes, start: Start) -> Vector:
 
     Errors: WrongBaseError if `start` is not the one it needs; FormatError; InputError.
     """
-    vector = initial_vector(part.file, part.layout, _start_of(part, start))
+    vector = start_vector(part, start)
+    add_to(read_part(part, payload), vector, workers=WORKERS)
+    return vector
+
+
+def start_vector(part: Part, start: Start) -> Vector:
+    """Where a coded part started, float32 of shape (layout.size,). Errors: WrongBaseError if `start` is not it; InputError."""
+    vector = initial_vector(part.file, part.layout, start_of(part, start))
     if part.initial_digest and digest_of(part.layout, vector) != part.initial_digest:
         raise WrongBaseError(
             f"--init is not what this expert was packed against: state {part.initial_digest.hex()[:16]} is needed"
         )
-    add_to(_checked(part, payload), vector, workers=WORKERS)
     return vector
 
 
 def decode_change(part: Part, payload: bytes) -> Vector:
     """What was coded, without the start: float32 of shape (layout.size,). Errors: FormatError."""
     vector = np.zeros(part.layout.size, np.float32)
-    add_to(_checked(part, payload), vector, workers=WORKERS)
+    add_to(read_part(part, payload), vector, workers=WORKERS)
     return vector
 
 
@@ -111,7 +117,14 @@ def exact_tensors(part: Part, payload: bytes) -> Iterator[tuple[Tensor, str, byt
         at += size
 
 
-def _start_of(part: Part, given: Start) -> Start:
+def read_part(part: Part, payload: bytes) -> Encoded:
+    """The checked encoding of a coded part. Errors: InputError if it is not coded; FormatError, LayoutMismatchError."""
+    if part.coding is None:
+        raise InputError(f"part of {part.file} is not coded")
+    return read_payload(part.coding, payload, part.layout)
+
+
+def start_of(part: Part, given: Start) -> Start:
     """Where a part starts: as its manifest says, which may need what was given. Errors: InputError."""
     if part.seed is not None:
         return Start(seed=part.seed)
@@ -120,12 +133,6 @@ def _start_of(part: Part, given: Start) -> Start:
     if given.directory is None:
         raise InputError("this expert was packed against a directory of initial values: give the same one, --init DIR")
     return given
-
-
-def _checked(part: Part, payload: bytes) -> Encoded:
-    if part.coding is None:
-        raise InputError(f"part of {part.file} is not coded")
-    return read_payload(part.coding, payload, part.layout)
 
 
 def _part(

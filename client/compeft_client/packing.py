@@ -129,11 +129,13 @@ def load_compressed(
 ) -> Loaded:
     """The tensors of an expert file, rounded to the types they were stored as. Errors: those of `unpack`."""
     opened, start = _open_within(file, key, max_parameters), read_start(init)
-    tensors = {
-        name: {t.name: _values(dtype, b"".join(pieces)).reshape(t.shape) for t, dtype, pieces in _tensors(opened, name, start)}
-        for name in opened.manifest.files
-    }
-    return Loaded(opened.manifest.config, tensors)
+    return Loaded(opened.manifest.config, {name: load_tensors(opened, name, start) for name in opened.manifest.files})
+
+
+def load_tensors(opened: ExpertFile, file: str, start: Start) -> dict[str, NDArray[np.generic]]:
+    """The tensors of one file of an opened expert, by name. Errors: those of `unpack`."""
+    rows = _tensors(opened, file, start)
+    return {t.name: _values(dtype, b"".join(pieces)).reshape(t.shape) for t, dtype, pieces in rows}
 
 
 def unpack(

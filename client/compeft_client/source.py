@@ -70,13 +70,18 @@ def _config(file: Path) -> tuple[bytes, dict[str, object]]:
     data = read_file(file)
     if len(data) > MAX_CONFIG_BYTES:
         raise LimitError(f"{file} has {len(data)} bytes, the cap is {MAX_CONFIG_BYTES}")
+    return data, fields_of(data, file)
+
+
+def fields_of(data: bytes, file: Path) -> dict[str, object]:
+    """What a configuration says. Errors: FormatError that names `file`, if it is no JSON object."""
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file} is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise FormatError(f"{file} holds a JSON {type(fields).__name__}, needed is an object")
-    return data, fields
+    return fields
 
 
 def _nothing(path: Path) -> str:
