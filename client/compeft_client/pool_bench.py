@@ -11,13 +11,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
-from transformers.models.bert.modeling_bert import BertConfig, BertModel
+from transformers.models.bert.configuration_bert import BertConfig
+from transformers.models.bert.modeling_bert import BertModel
 
 from compeft_client.adapter import adapter_arrays, load_adapter
 from compeft_client.packing import PackSettings, save_compressed
@@ -25,7 +27,13 @@ from compeft_client.pool import ExpertPool
 from compeft_client.source import ADAPTER
 from compeft_core.errors import InputError
 
-SIZES = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536, "vocab_size": 1000}
+SIZES: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "vocab_size": 1000,
+}
 TARGETS = ("dense", "key", "query", "value")
 PER_RANK = 41_472
 """LoRA parameters of that encoder for each rank."""
@@ -88,7 +96,7 @@ def measure_pool(parameters: int, experts: int, density: float, device: str) -> 
 
 
 def _model(rank: int) -> PeftModel:
-    base = BertModel(BertConfig(**SIZES), add_pooling_layer=False).eval()
+    base = BertModel(BertConfig(**SIZES), add_pooling_layer=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks transformers
         return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS)))
@@ -96,12 +104,12 @@ def _model(rank: int) -> PeftModel:
 
 def _write_experts(model: PeftModel, folder: Path, experts: int, density: float) -> list[str]:
     """`start`, and each expert as a packed file and as a bfloat16 PEFT directory."""
-    model.save_pretrained(folder / "start", save_embedding_layers=False)
+    model.save_pretrained(str(folder / "start"), save_embedding_layers=False)
     start, names = adapter_arrays(model), [f"expert-{number}" for number in range(experts)]
     for number, name in enumerate(names):
         random = np.random.default_rng(number)
         load_adapter(model, {n: a + random.normal(0, 1e-3, a.shape).astype(np.float32) for n, a in start.items()})
-        model.save_pretrained(folder / name, save_embedding_layers=False)
+        model.save_pretrained(str(folder / name), save_embedding_layers=False)
         save_compressed(folder / name, folder / f"{name}.expert", PackSettings(density, init=str(folder / "start")))
         rounded = {n: t.to(torch.bfloat16) for n, t in load_file(folder / name / ADAPTER).items()}
         save_file(rounded, folder / name / ADAPTER, {"format": "pt"})
