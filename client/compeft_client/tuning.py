@@ -101,7 +101,7 @@ def compose(directories: Sequence[Path], output: Path) -> None:
     for folder, tensors in zip(directories, adapters, strict=True):
         if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in adapters[0].items()}:
             raise InputError(f"{folder} has other tensors than {directories[0]}: they cannot be composed")
-    mean = {n: np.mean([a[n] for a in adapters], axis=0, dtype=np.float64).astype(np.float32) for n in adapters[0]}
+    mean = {n: np.asarray(np.mean([a[n] for a in adapters], axis=0, dtype=np.float64), np.float32) for n in adapters[0]}
     shutil.copytree(directories[0], output, dirs_exist_ok=True)
     save_file(mean, output / ADAPTER, {"format": "pt"})
 
