@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compeft_client.commands import AsFormat
 from compeft_client.files import write_durably
+from compeft_client.options import AsFormat
 
 if TYPE_CHECKING:
     from compeft_client.pool_bench import PoolMeasures

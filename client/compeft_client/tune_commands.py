@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from compeft_client.commands import AsFormat
 from compeft_client.expert_file import is_expert_file
+from compeft_client.options import AsFormat
 from compeft_client.packing import PackSettings, save_compressed, unpack
 from compeft_client.tune_picture import picture
 from compeft_client.tuning import Curve, Point, Search, compose, tune
