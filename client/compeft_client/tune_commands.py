@@ -12,12 +12,15 @@ from typing import Annotated
 
 import typer
 
-from compeft_client.expert_file import is_expert_file
+from compeft_client.merging import MergeRequest, merge_experts
 from compeft_client.options import AsFormat
-from compeft_client.packing import PackSettings, save_compressed, unpack
+from compeft_client.packing import PackSettings, save_compressed
 from compeft_client.tune_picture import picture
-from compeft_client.tuning import Curve, Point, Search, compose, tune
+from compeft_client.tuning import Curve, Point, Search, tune
 from compeft_core.errors import InputError
+
+COMPOSITION = "core_average"
+"""A merge method for experts of any ranks that needs to know nothing of where they started."""
 
 app = typer.Typer()
 
@@ -85,19 +88,14 @@ def _measure(command: str) -> Callable[[Path], float]:
 def _composed(
     directory: Path, file: Path, init: str | None, beside: Sequence[Path], measure: Callable[[Path], float]
 ) -> dict[str, float] | None:
-    """The metric of the mean with other experts: of directories as they are, and of what packing makes of this one."""
+    """The metric of the mean with other experts, as products of factors: of this one as it is, and of what packing makes of it."""
     if not beside:
         return None
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
-        others = []
-        for number, other in enumerate(beside):
-            others.append(Path(folder) / str(number) if is_expert_file(other) else other)
-            if is_expert_file(other):
-                unpack(other, others[-1], init=init)
-        unpack(file, Path(folder) / "packed", init=init)
-        found = {}
-        for arm, own in (("uncompressed", directory), ("compressed", Path(folder) / "packed")):
-            compose([own, *others], Path(folder) / arm)
+        for arm, own in (("uncompressed", directory), ("compressed", file)):
+            request = MergeRequest([own, *beside], COMPOSITION, [], 1.0, {}, None, PackSettings(init=init))
+            merge_experts(request, Path(folder) / arm)
             found[arm] = measure(Path(folder) / arm)
     return found
 

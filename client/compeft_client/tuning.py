@@ -95,17 +95,6 @@ def tune(search: Search, report: Report = lambda _: None) -> Curve:
     return curve
 
 
-def compose(directories: Sequence[Path], output: Path) -> None:
-    """Write the mean of adapters with the same tensors, with the first one's configuration and head. Errors: InputError."""
-    adapters = [_float32(folder) for folder in directories]
-    for folder, tensors in zip(directories, adapters, strict=True):
-        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in adapters[0].items()}:
-            raise InputError(f"{folder} has other tensors than {directories[0]}: they cannot be composed")
-    mean = {n: np.asarray(np.mean([a[n] for a in adapters], axis=0, dtype=np.float64), np.float32) for n in adapters[0]}
-    shutil.copytree(directories[0], output, dirs_exist_ok=True)
-    save_file(mean, output / ADAPTER, {"format": "pt"})
-
-
 def _refined(search: Search, curve: Curve, report: Report) -> Curve:
     """Between the last density that was good enough and the first that was not."""
     for _ in range(REFINEMENTS):

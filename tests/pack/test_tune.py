@@ -19,7 +19,7 @@ folder, trained, log = sys.argv[1:]
 with open(log, "a") as stream:
     stream.write("x")
 a, b = (load_file(pathlib.Path(f) / "adapter_model.safetensors") for f in (folder, trained))
-change = lambda t: np.concatenate([t[n].ravel() for n in sorted(t) if "lora_B" in n])
+change = lambda t: np.concatenate([(t[n] @ t[n.replace("lora_B", "lora_A")]).ravel() for n in sorted(t) if "lora_B" in n])
 print("some chatter")
 print(0.5 + 0.4 * float(change(a) @ change(b)) / float(change(b) @ change(b)))
 """
