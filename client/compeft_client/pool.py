@@ -27,13 +27,13 @@ from peft import PeftModel
 
 from compeft_client.coding import read_part, start_of, start_vector
 from compeft_client.expert_file import ExpertFile, open_expert, read_payload_of
-from compeft_client.expert_manifest import Manifest
 from compeft_client.packing import load_tensors
 from compeft_client.slot import AdapterSlot, HeldPart
-from compeft_client.source import ADAPTER, HEAD, fields_of
+from compeft_client.source import fields_of
 from compeft_client.start import read_start
 from compeft_core.errors import InputError
 from compeft_proto.errors import ConflictError
+from compeft_proto.expert_manifest import ADAPTER, HEAD, Manifest
 from compeft_proto.keys import PublicKey
 
 CAPACITY_BYTES = 2**30

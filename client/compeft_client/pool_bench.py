@@ -24,8 +24,8 @@ from transformers.models.bert.modeling_bert import BertModel
 from compeft_client.adapter import adapter_arrays, load_adapter
 from compeft_client.packing import PackSettings, save_compressed
 from compeft_client.pool import ExpertPool
-from compeft_client.source import ADAPTER
 from compeft_core.errors import InputError
+from compeft_proto.expert_manifest import ADAPTER
 
 SIZES: dict[str, Any] = {
     "hidden_size": 384,

@@ -20,9 +20,10 @@ from safetensors.numpy import save_file
 from compeft_client.checkpoint import read_values
 from compeft_client.files import write_durably
 from compeft_client.packing import PackSettings, save_compressed, unpack
-from compeft_client.source import ADAPTER, read_source
+from compeft_client.source import read_source
 from compeft_client.treatment import ZERO_FACTORS
 from compeft_core.errors import FormatError, InputError, NotFiniteError
+from compeft_proto.expert_manifest import ADAPTER
 
 Measure = Callable[[Path], float]
 Report = Callable[["Point"], None]

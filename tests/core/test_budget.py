@@ -31,7 +31,7 @@ def test_more_than_enough_is_the_density_of_the_largest_update() -> None:
 
 def test_a_budget_below_the_dense_part_is_refused_with_both_figures() -> None:
     layout = layout_of({"a": (1000,), "head": (100,)}, dense=["head"])
-    with pytest.raises(InputError, match="budget of 150 bytes is below the least possible, 2[67][0-9]: 200 are dense"):
+    with pytest.raises(InputError, match=r"budget of 150 bytes is below the least possible, 2[67][0-9]: 200 are dense"):
         density_for(layout, 150)
     with pytest.raises(InputError, match="nothing here is ternary"):
         density_for(layout_of({"head": (3,)}, dense=["head"]), 100)
