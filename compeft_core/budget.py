@@ -39,7 +39,9 @@ def density_for(layout: Layout, budget_bytes: int) -> float:
     low, high = 1 / layout.ternary_size, HIGHEST
     least = payload_bytes(layout, low)
     if least > budget_bytes:
-        raise InputError(f"a budget of {budget_bytes:,} bytes is below the least possible, {least:,}: {2 * layout.dense_size:,} are dense")
+        raise InputError(
+            f"a budget of {budget_bytes:,} bytes is below the least possible, {least:,}: {2 * layout.dense_size:,} are dense"
+        )
     if payload_bytes(layout, high) <= budget_bytes:
         return high
     for _ in range(STEPS):

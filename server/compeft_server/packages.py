@@ -11,7 +11,7 @@ from compeft_core import layout_of
 from compeft_core.errors import FormatError, LimitError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto.errors import ConflictError
+from compeft_proto.errors import ConflictError, ForbiddenError
 from compeft_proto.expert_file import check_file
 from compeft_proto.expert_manifest import Manifest
 from compeft_proto.keys import SigningKey
@@ -25,6 +25,7 @@ from compeft_server.catch_up import Way
 from compeft_server.expert_log import ExpertLog
 from compeft_server.facts import Expert, Member, Quality, Version
 from compeft_server.ledger import Ledger
+from compeft_server.policy import EVERY
 
 
 class Packages:
@@ -104,7 +105,12 @@ class Packages:
         if expert is None:
             self._access.require_name(member, name)
             return None
-        self._access.require(member, name, "publish", self._ledger.head(name))
+        decision = self._access.require(member, name, "publish", self._ledger.head(name))
+        if decision.rule is not None and decision.rule.expert == EVERY:
+            raise ForbiddenError(
+                f"{member.name!r} may submit updates to every expert, but {name[:40]} was pushed by another member: "
+                f"its operator must name it (compeft policy allow {name[:40]} {member.name} --publish)"
+            )
         if expert.kind != "package":
             raise ConflictError(f"{name} is composed in rounds: push under another name")
         return self._log.version(name, self._ledger.head(name))

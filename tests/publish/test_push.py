@@ -137,6 +137,15 @@ def test_two_who_push_at_the_same_moment_both_get_a_version(world: World, tmp_pa
         assert pushers[0].fetch(PACKAGE, made.version).data == data
 
 
+def test_a_grant_for_every_expert_does_not_push_onto_a_package_of_another_member(world: World, file: Path) -> None:
+    publisher(world).push(PACKAGE, file.read_bytes())
+    edge = PackageClient(edge_at(world, "berlin", world.enrol("berlin")))
+    with pytest.raises(ForbiddenError, match="must name it"):
+        edge.push(PACKAGE, file.read_bytes())
+    curating.rule(world.ledger, "allow", PACKAGE, "role:edge", ("publish",), now_ms())
+    assert edge.push(PACKAGE, file.read_bytes()).version == 0
+
+
 def test_only_a_publisher_may_push_and_only_under_its_own_key(world: World, file: Path, tmp_path: Path) -> None:
     with pytest.raises(ForbiddenError, match="role reader, may not"):
         PackageClient(edge_at(world, "r", world.enrol("r", "reader"))).push(PACKAGE, file.read_bytes())
