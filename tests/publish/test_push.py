@@ -24,7 +24,7 @@ from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server import curating, schema
-from compeft_server.report import read_report
+from compeft_server.report_read import read_report
 from compeft_server.serving import now_ms
 from compeft_server.storage import open_store
 from compeft_server.versions import Versions
