@@ -130,6 +130,7 @@ def test_only_the_next_version_can_be_pushed(world: World, tmp_path: Path) -> No
 def test_two_who_push_at_the_same_moment_both_get_a_version(world: World, tmp_path: Path) -> None:
     files = [packed(tmp_path, seed).read_bytes() for seed in range(2)]
     pushers = [reader(world, name) for name in ("a", "b")]
+    curating.rule(world.ledger, "allow", PACKAGE, "role:edge", ("publish",), now_ms())
     with ThreadPoolExecutor(2) as pool:
         pushed = list(pool.map(lambda both: both[0].push(PACKAGE, both[1]), zip(pushers, files, strict=True)))
     assert {p.version for p in pushed} == {0, 1}
