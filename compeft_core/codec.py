@@ -25,6 +25,8 @@ from compeft_core.segments import read_segments, write_segments
 from compeft_core.shapes import Shape, check_shapes
 
 Codec = Literal["rice", "context"]
+DENSE_STEP = 1 << 20
+"""Dense parameters checked at a time, so that checking needs no memory in proportion."""
 RICE, CONTEXT = 1, 2
 """Codec ids in the header."""
 
@@ -206,6 +208,8 @@ def _check_scales(scales: Vector, kept: NDArray[np.bool_]) -> None:
 
 def _dense_part(blob: bytes, size: int) -> NDArray[np.uint16]:
     half = np.frombuffer(blob, "<u2", size, len(blob) - 2 * size)
-    if not bf16.is_finite(half) or (half == bf16.NEGATIVE_ZERO).any():
-        raise FormatError("a dense parameter is NaN, infinite or -0.0")
+    for at in range(0, size, DENSE_STEP):
+        part = half[at : at + DENSE_STEP]
+        if not bf16.is_finite(part) or (part == bf16.NEGATIVE_ZERO).any():
+            raise FormatError("a dense parameter is NaN, infinite or -0.0")
     return half
