@@ -123,7 +123,7 @@ def test_a_partial_upload_that_was_torn_goes_on_from_what_is_left(world: World) 
 
 
 def test_a_torn_write_ahead_log_loses_what_was_never_acknowledged_and_nothing_else(tmp_path: Path) -> None:
-    with Storm(tmp_path, clients=2, seed=3) as storm:
+    with Storm(tmp_path, clients=1, seed=3) as storm:
         storm.round(0)
         storm.site.kill()
         storm.site.ledger.close()
