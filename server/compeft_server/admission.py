@@ -9,8 +9,8 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from compeft_core import Encoded
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
+from compeft_core.header import Blob
 from compeft_proto.base_model import BaseModel, base_model_of, check_base_model
 from compeft_proto.errors import (
     DuplicateError,
@@ -22,7 +22,7 @@ from compeft_proto.errors import (
     WrongAdapterError,
     WrongBaseError,
 )
-from compeft_proto.manifest import check_digest, check_name, check_refs, read_payload
+from compeft_proto.manifest import check_digest, check_name, check_payload, check_refs
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.facts import ARMS, Arm, Expert, Member, Role, Round, Submission
 from compeft_server.policy import Action, Decision
@@ -123,11 +123,11 @@ def admit_update(update: pb.UpdateManifest, situation: Situation, now_ms: int, l
     return None
 
 
-def admit_payload(update: pb.UpdateManifest, blob: bytes, expert: Expert) -> Encoded:
+def admit_payload(update: pb.UpdateManifest, blob: Blob, expert: Expert) -> None:
     """Step 7: the chunks, once they are all here, are what the manifest says. Errors: FormatError, LayoutMismatchError,
-    NotFiniteError.
+    NotFiniteError; those of `blob`.
     """
-    return read_payload(update.coding, blob, expert.layout)
+    check_payload(update.coding, blob, expert.layout)
 
 
 def _check_round(update: pb.UpdateManifest, situation: Situation, now_ms: int) -> None:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 from compeft_core.errors import CompeftError, FormatError
@@ -25,6 +24,7 @@ from compeft_server.access import Access
 from compeft_server.admission import Limits, Situation
 from compeft_server.catch_up import CatchUp, Way
 from compeft_server.channels import Channel, channel_of
+from compeft_server.chunked import Chunked
 from compeft_server.disk import Room
 from compeft_server.expert_log import ExpertLog
 from compeft_server.facts import Expert, Member, Round, Submission, Version
@@ -267,15 +267,14 @@ class Aggregator:
             raise
 
     def _check_payload(self, offer: Offer) -> Manifest | None:
-        keyid, message, payload = offer.member.public.keyid, offer.message, BytesIO()  # joining chunks would make two copies
-        for ref in offer.refs:
-            payload.write(mf.check_chunk(ref, self._store.peek(keyid, ref.sha256)))
+        keyid, message = offer.member.public.keyid, offer.message
+        payload = Chunked(offer.refs, lambda sha256: self._store.peek(keyid, sha256))
         if isinstance(message, pb.Package):
-            return self._packages.check(message, payload.getvalue())
+            return self._packages.check(message, payload[:])
         if isinstance(message, pb.Genesis):
-            mf.initial_state(message, mf.layout_from_proto(message.layout), payload.getvalue())
+            mf.initial_state(message, mf.layout_from_proto(message.layout), payload[:])
         else:
-            admission.admit_payload(message, payload.getvalue(), self._log.expert(message.expert))
+            admission.admit_payload(message, payload, self._log.expert(message.expert))
         return None
 
     def _admit_genesis(self, genesis: pb.Genesis, member: Member) -> None:
