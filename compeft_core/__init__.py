@@ -1,6 +1,6 @@
 """The numeric core: layouts, compression, the codec and merging. Arrays and bytes in and out; no I/O, clock or log."""
 
-from compeft_core.codec import Codec, Encoded, add_to, decode, encode, parse
+from compeft_core.codec import Codec, Contents, Encoded, add_to, check, decode, encode, parse
 from compeft_core.compress import SCALE_RULES, Compression, ScaleRule, Ternary, Update, compress, densify
 from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.initial import seeded_state
@@ -17,6 +17,7 @@ __all__ = [
     "Codec",
     "CompeftError",
     "Compression",
+    "Contents",
     "Encoded",
     "FormatError",
     "InputError",
@@ -33,6 +34,7 @@ __all__ = [
     "Update",
     "Vector",
     "add_to",
+    "check",
     "check_parameters",
     "choose_and_merge",
     "compress",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from compeft_core import bf16, golomb
 from compeft_core.compress import Ternary, Update, read_only, scales_fit
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
-from compeft_core.header import Header, Reader, read_header, write_header
+from compeft_core.header import Blob, Header, Reader, read_header, write_header
 from compeft_core.layout import MAX_SIZE, MAX_TENSORS, Vector
 from compeft_core.machine import shares, spread
 from compeft_core.rice import Blocks, check_streams, read_index, write_blocks
@@ -25,8 +25,21 @@ from compeft_core.segments import read_segments, write_segments
 from compeft_core.shapes import Shape, check_shapes
 
 Codec = Literal["rice", "context"]
+DENSE_STEP = 1 << 20
+"""Dense parameters checked at a time, so that checking needs no memory in proportion."""
 RICE, CONTEXT = 1, 2
 """Codec ids in the header."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contents:
+    """What a checked encoding holds, without its bytes: `count` entries kept; the others as in `Encoded`."""
+
+    codec: Codec
+    ternary_size: int
+    dense_size: int
+    count: int
+    scales: Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +73,11 @@ class Encoded:
     def count(self) -> int:
         """Entries kept."""
         return int(self.block_counts.sum())
+
+    @property
+    def contents(self) -> Contents:
+        """What it holds."""
+        return Contents(self.codec, self.ternary_size, self.dense_size, self.count, self.scales)
 
     @property
     def blocks(self) -> int:
@@ -110,11 +128,26 @@ def parse(blob: bytes | memoryview, *, max_size: int = MAX_SIZE, workers: int = 
 
     Errors: LimitError if it holds more than `max_size` parameters, FormatError if it is anything but a canonical encoding.
     """
-    reader = Reader(bytes(blob))
+    octets = bytes(blob)
+    reader = Reader(octets)
     header = read_header(reader, max_size)
     if header.codec not in READERS:
         raise FormatError(f"codec id is {header.codec}, known are {', '.join(map(str, READERS))}")
-    return READERS[header.codec](reader, header, workers)
+    return READERS[header.codec](octets, reader, header, workers)
+
+
+def check(blob: Blob, *, max_size: int = MAX_SIZE, workers: int = 1) -> Contents:
+    """Check every byte, as `parse`, but keep none: an encoding by `rice` is read a MiB or two at a time, in order, and takes no
+    memory in proportion. One by `context` is parsed whole: its streams are few and long.
+
+    Errors: as `parse`, and those of `blob`.
+    """
+    reader = Reader(blob)
+    header = read_header(reader, max_size)
+    if header.codec != RICE:
+        return parse(blob[: len(blob)], max_size=max_size, workers=workers).contents
+    blocks = _check_rice(reader, header, workers)
+    return Contents("rice", header.ternary_size, header.dense_size, int(blocks.counts.sum()), read_only(header.scales))
 
 
 def decode(encoded: Encoded, *, workers: int = 1) -> Update:
@@ -165,33 +198,39 @@ def _assemble(codec: int, update: Update, body: bytes) -> bytes:
     return b"".join([write_header(header), body, bf16.pack(update.dense).astype("<u2", copy=False).data])
 
 
-def _read_rice(reader: Reader, header: Header, workers: int) -> Encoded:
+def _read_rice(blob: bytes, reader: Reader, header: Header, workers: int) -> Encoded:
+    return _encoded(blob, "rice", (), blob, header, _check_rice(reader, header, workers))
+
+
+def _check_rice(reader: Reader, header: Header, workers: int) -> Blocks:
+    """Where the streams lie, once every byte was checked, in pieces and in order. Errors: FormatError."""
     blocks = read_index(reader, header.ternary_size)
     if int(blocks.starts[-1]) + 2 * header.dense_size != len(reader.blob):
         raise FormatError(
             f"encoding has {len(reader.blob)} bytes, its index and dense part make {int(blocks.starts[-1]) + 2 * header.dense_size}"
         )
     _check_scales(header.scales, check_streams(reader.blob, header, blocks, workers))
-    _dense_part(reader.blob, header.dense_size)
-    return _encoded(reader.blob, "rice", (), reader.blob, header, blocks)
+    _check_dense(reader.blob, header.dense_size)
+    return blocks
 
 
-def _read_context(reader: Reader, header: Header, workers: int) -> Encoded:
+def _read_context(blob: bytes, reader: Reader, header: Header, workers: int) -> Encoded:
     shapes, positions, negative = read_segments(reader, header.ternary_size, workers)
     if reader.left != 2 * header.dense_size:
         raise FormatError(f"{reader.left} bytes follow the streams, the dense part has {2 * header.dense_size}")
+    _check_dense(blob, header.dense_size)
     bounds = np.searchsorted(positions, header.group_ends.astype(np.uint32))
     _check_scales(header.scales, np.diff(bounds, prepend=0) > 0)
     ternary = Ternary(header.ternary_size, positions, negative, header.group_ends, header.scales)
-    update = Update(ternary, bf16.unpack(_dense_part(reader.blob, header.dense_size)))
+    update = Update(ternary, bf16.unpack(np.frombuffer(blob, "<u2", header.dense_size, reader.at)))
     rice = encode(update, workers=workers)
-    if len(rice) <= len(reader.blob):
-        raise FormatError(f"encoding by context has {len(reader.blob)} bytes, it must have fewer than the {len(rice)} by rice")
+    if len(rice) <= len(blob):
+        raise FormatError(f"encoding by context has {len(blob)} bytes, it must have fewer than the {len(rice)} by rice")
     again = Reader(rice)
-    return _encoded(reader.blob, "context", tuple(shapes), rice, read_header(again, MAX_SIZE), read_index(again, ternary.size))
+    return _encoded(blob, "context", tuple(shapes), rice, read_header(again, MAX_SIZE), read_index(again, ternary.size))
 
 
-READERS: dict[int, Callable[[Reader, Header, int], Encoded]] = {RICE: _read_rice, CONTEXT: _read_context}
+READERS: dict[int, Callable[[bytes, Reader, Header, int], Encoded]] = {RICE: _read_rice, CONTEXT: _read_context}
 
 
 def _encoded(blob: bytes, codec: Codec, shapes: tuple[Shape, ...], rice: bytes, header: Header, blocks: Blocks) -> Encoded:
@@ -204,8 +243,10 @@ def _check_scales(scales: Vector, kept: NDArray[np.bool_]) -> None:
         raise FormatError("a scale must be zero for a group that keeps nothing, else finite and at least 2**-126")
 
 
-def _dense_part(blob: bytes, size: int) -> NDArray[np.uint16]:
-    half = np.frombuffer(blob, "<u2", size, len(blob) - 2 * size)
-    if not bf16.is_finite(half) or (half == bf16.NEGATIVE_ZERO).any():
-        raise FormatError("a dense parameter is NaN, infinite or -0.0")
-    return half
+def _check_dense(blob: Blob, size: int) -> None:
+    """The last `size` 16-bit words, a step at a time. Errors: FormatError."""
+    start = len(blob) - 2 * size
+    for at in range(start, len(blob), 2 * DENSE_STEP):
+        part = np.frombuffer(blob[at : at + 2 * DENSE_STEP], "<u2")
+        if not bf16.is_finite(part) or (part == bf16.NEGATIVE_ZERO).any():
+            raise FormatError("a dense parameter is NaN, infinite or -0.0")

@@ -5,6 +5,7 @@ docs/format.md is normative. Nothing here allocates for a number that was only c
 
 import struct
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,18 @@ class Header:
     scales: Vector
 
 
+class Blob(Protocol):
+    """Bytes at rest, in memory or elsewhere: how many they are, and any part of them. `bytes` is one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
 @dataclass(slots=True)
 class Reader:
     """A place in bytes; every step checks what is left. Errors: FormatError."""
 
-    blob: bytes
+    blob: Blob
     at: int = 0
 
     @property
@@ -82,8 +90,8 @@ def write_header(header: Header) -> bytes:
 
 def read_header(reader: Reader, max_size: int) -> Header:
     """From the magic to the scales. Errors: LimitError above `max_size` parameters, FormatError."""
-    if not reader.blob.startswith(HEAD):
-        raise FormatError(f"bytes begin {reader.blob[: len(HEAD)].hex()}, a version {VERSION} encoding begins {HEAD.hex()}")
+    if (begins := reader.blob[: len(HEAD)]) != HEAD:
+        raise FormatError(f"bytes begin {begins.hex()}, a version {VERSION} encoding begins {HEAD.hex()}")
     codec = reader.take(len(HEAD) + 1)[-1]
     ternary_size, dense_size = reader.varint(), reader.varint()
     if ternary_size + dense_size > max_size:

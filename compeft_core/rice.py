@@ -12,10 +12,12 @@ from compeft_core import golomb
 from compeft_core.compress import Ternary, read_only
 from compeft_core.errors import FormatError
 from compeft_core.golomb import BLOCK
-from compeft_core.header import Header, Reader, varints
+from compeft_core.header import Blob, Header, Reader, varints
 from compeft_core.machine import shares, spread
 
 Ints = NDArray[np.int64]
+STEP = 64
+"""Blocks whose streams are read at a time: at most 1 MiB or so."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,13 +61,18 @@ def read_index(reader: Reader, size: int) -> Blocks:
     return Blocks(read_only(counts), read_only(reader.at + np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])))
 
 
-def check_streams(blob: bytes, header: Header, blocks: Blocks, workers: int) -> NDArray[np.bool_]:
+def check_streams(blob: Blob, header: Header, blocks: Blocks, workers: int) -> NDArray[np.bool_]:
     """Which scale groups keep anything. Errors: FormatError if a stream, which must lie in `blob`, is not canonical."""
-    octets, ends = np.frombuffer(blob, np.uint8), read_only(header.group_ends)
+    ends, starts = read_only(header.group_ends), blocks.starts
 
     def check(first: int, last: int) -> tuple[int, Ints]:
-        kept = np.zeros(ends.size, np.int64)
-        return golomb.check_blocks(octets, blocks.starts, blocks.counts, header.ternary_size, ends, kept, first, last), kept
+        kept, bad = np.zeros(ends.size, np.int64), -1
+        while first < last and bad < 0:
+            stop = min(first + STEP, last)
+            octets = np.frombuffer(blob[int(starts[first]) : int(starts[stop])], np.uint8)
+            own = read_only(starts - starts[first])
+            bad, first = golomb.check_blocks(octets, own, blocks.counts, header.ternary_size, ends, kept, first, stop), stop
+        return bad, kept
 
     results = spread(check, shares(blocks.counts.size, workers))
     bad = next((b for b, _ in results if b >= 0), -1)

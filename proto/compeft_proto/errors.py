@@ -18,8 +18,11 @@ CompeftError
 └── TransferError            bytes that did not arrive: try again
     ├── TruncatedError       the stream ended before the chunk did
     ├── ChunkMismatchError   a chunk that is not what its digest says
-    ├── BusyError            too many calls at once: wait
-    └── UnreachableError     nobody answers at that address
+    ├── UnreachableError     nobody answers at that address
+    └── WaitError            a share is used up, nothing is wrong with the bytes: come back after `retry_after_ms`
+        ├── BusyError        too many calls at once
+        ├── ThrottledError   too many calls or bytes in this time
+        └── StorageFullError no room on the aggregator's disk
 """
 
 import grpc
@@ -129,16 +132,38 @@ class ChunkMismatchError(TransferError):
     code = "chunk_mismatch"
 
 
-class BusyError(TransferError):
+class UnreachableError(TransferError):
+    """Nobody answers at that address."""
+
+    code = "unreachable"
+
+
+class WaitError(TransferError):
+    """A share is used up. `retry_after_ms`: when to come back; 0 if the aggregator did not say."""
+
+    code = "wait"
+
+    def __init__(self, message: str, retry_after_ms: int = 0) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class BusyError(WaitError):
     """Too many calls at once."""
 
     code = "busy"
 
 
-class UnreachableError(TransferError):
-    """Nobody answers at that address."""
+class ThrottledError(WaitError):
+    """Too many calls or bytes in this time."""
 
-    code = "unreachable"
+    code = "throttled"
+
+
+class StorageFullError(WaitError):
+    """No room on the aggregator's disk, or none left of the client's share of it."""
+
+    code = "storage_full"
 
 
 STATUS: dict[type[CompeftError], grpc.StatusCode] = {
@@ -165,7 +190,10 @@ STATUS: dict[type[CompeftError], grpc.StatusCode] = {
     TransferError: grpc.StatusCode.ABORTED,
     TruncatedError: grpc.StatusCode.ABORTED,
     ChunkMismatchError: grpc.StatusCode.DATA_LOSS,
+    WaitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     BusyError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ThrottledError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StorageFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnreachableError: grpc.StatusCode.UNAVAILABLE,
 }
 """Every class of the tree and its gRPC status. The class itself travels as `ERROR_CODE_KEY` in the trailing metadata."""
@@ -173,7 +201,16 @@ STATUS: dict[type[CompeftError], grpc.StatusCode] = {
 ERROR_CODE_KEY = "compeft-error-code"
 REQUEST_ID_KEY = "compeft-request-id"
 """Trailing metadata of every call: what the aggregator's log lines of this call are marked with."""
+RETRY_AFTER_KEY = "compeft-retry-after-ms"
 BY_CODE: dict[str, type[CompeftError]] = {cls.code: cls for cls in STATUS}
+
+
+def trailing_metadata(error: CompeftError) -> tuple[tuple[str, str], ...]:
+    """What travels beside the status of a refusal: its code and, if waiting helps, for how long."""
+    code = ((ERROR_CODE_KEY, error.code),)
+    if isinstance(error, WaitError) and error.retry_after_ms > 0:
+        return (*code, (RETRY_AFTER_KEY, str(error.retry_after_ms)))
+    return code
 
 
 def from_rpc(error: grpc.RpcError, peer: str) -> CompeftError:
@@ -182,9 +219,17 @@ def from_rpc(error: grpc.RpcError, peer: str) -> CompeftError:
     trailing = dict(call.trailing_metadata() or ())
     code = trailing.get(ERROR_CODE_KEY)
     if isinstance(code, str) and code in BY_CODE:
-        return BY_CODE[code](call.details())
+        found = BY_CODE[code](call.details())
+        if isinstance(found, WaitError):
+            found.retry_after_ms = _milliseconds(trailing.get(RETRY_AFTER_KEY, ""))
+        return found
     if call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         return UnreachableError(f"aggregator {peer} cannot be reached: {call.details()}; is `compeft serve` running there?")
     request_id = trailing.get(REQUEST_ID_KEY)
     where = f" (request {request_id} in its log)" if isinstance(request_id, str) and request_id.isalnum() else ""
     return TransferError(f"aggregator {peer} ended the call: {call.code().name}: {call.details()}{where}")
+
+
+def _milliseconds(text: str | bytes) -> int:
+    """A number of at most nine digits from outside; 0 if it is none."""
+    return int(text) if isinstance(text, str) and text.isdecimal() and text.isascii() and len(text) < 10 else 0

@@ -14,6 +14,7 @@ import numpy as np
 
 from compeft_core import (
     Compression,
+    Contents,
     Encoded,
     Layout,
     MergeParameters,
@@ -22,6 +23,7 @@ from compeft_core import (
     Update,
     Vector,
     add_to,
+    check,
     encode,
     parse,
     seeded_state,
@@ -30,6 +32,7 @@ from compeft_core import (
 )
 from compeft_core.compress import Granularity
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
+from compeft_core.header import Blob
 from compeft_core.layout import MAX_TENSORS, Kind
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.errors import ChunkMismatchError, WrongBaseError
@@ -150,17 +153,31 @@ def read_payload(coding: pb.Coding, blob: bytes, layout: Layout) -> Encoded:
     Errors: FormatError if malformed or if the manifest says other counts; LayoutMismatchError; NotFiniteError if the manifest
     names a scale that is NaN or infinite.
     """
+    _check_claimed(coding)
+    encoded = parse(blob, max_size=layout.size)
+    _check_contents(coding, encoded.contents, layout)
+    return encoded
+
+
+def check_payload(coding: pb.Coding, blob: Blob, layout: Layout) -> None:
+    """The same of bytes that need not be in memory; nothing is kept. Errors: as `read_payload`, and those of `blob`."""
+    _check_claimed(coding)
+    _check_contents(coding, check(blob, max_size=layout.size), layout)
+
+
+def _check_claimed(coding: pb.Coding) -> None:
     if not all(math.isfinite(s) for s in coding.scales):
         raise NotFiniteError("manifest names a scale that is NaN or infinite")
-    encoded = parse(blob, max_size=layout.size)
-    found, expected = (encoded.ternary_size, encoded.dense_size), (layout.ternary_size, layout.dense_size)
+
+
+def _check_contents(coding: pb.Coding, contents: Contents, layout: Layout) -> None:
+    found, expected = (contents.ternary_size, contents.dense_size), (layout.ternary_size, layout.dense_size)
     if found != expected:
         raise LayoutMismatchError(f"payload has {found[0]} ternary and {found[1]} dense parameters, the layout {expected}")
     claimed = (coding.codec, coding.ternary_size, coding.dense_size, coding.kept, list(coding.scales))
-    actual = (encoded.codec, *found, encoded.count, encoded.scales.tolist())
+    actual = (contents.codec, *found, contents.count, contents.scales.tolist())
     if claimed != actual:
         raise FormatError(f"manifest says coding {_short(claimed)}, its payload {_short(actual)}")
-    return encoded
 
 
 def chunks(blob: bytes) -> list[bytes]:

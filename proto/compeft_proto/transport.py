@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from compeft_core.errors import FormatError, InputError
-from compeft_proto.errors import TransferError, TruncatedError, from_rpc
+from compeft_proto.errors import TransferError, TruncatedError, WaitError, from_rpc
 from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -168,7 +168,8 @@ def upload(
 
 
 def persist(attempt: Callable[[], Received], patience_s: float) -> Received:
-    """`attempt` again and again while its transfer fails, for `patience_s` seconds without success; waits 0.2 s, then up to 15 s.
+    """`attempt` again and again while its transfer fails, for `patience_s` seconds without success; waits 0.2 s, then up to 15 s,
+    and never less than the aggregator asks for.
 
     Errors: the last TransferError; everything else at once.
     """
@@ -176,8 +177,10 @@ def persist(attempt: Callable[[], Received], patience_s: float) -> Received:
     while True:
         try:
             return attempt()
-        except TransferError:
-            if time.monotonic() + wait > give_up:
+        except TransferError as error:
+            asked = error.retry_after_ms / 1000 if isinstance(error, WaitError) else 0.0
+            pause = max(asked, wait * random.uniform(0.5, 1.0))  # noqa: S311  # spreads clients out; no secret
+            if time.monotonic() + pause > give_up:
                 raise
-        time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  # spreads clients out; no secret
+        time.sleep(pause)
         wait = min(2 * wait, LONGEST_WAIT_S)

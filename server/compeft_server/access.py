@@ -65,7 +65,7 @@ class Access:
 
     def owner(self, expert: str) -> str:
         """The name of the member that published an expert; empty if there is no such expert, or member."""
-        if self._ledger.expert(expert) is None:
+        if self._log.find(expert) is None:
             return ""
         found = self._ledger.member(self._log.publisher(expert))
         return found.name if found else ""

@@ -9,8 +9,8 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from compeft_core import Encoded
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
+from compeft_core.header import Blob
 from compeft_proto.base_model import BaseModel, base_model_of, check_base_model
 from compeft_proto.errors import (
     DuplicateError,
@@ -22,7 +22,7 @@ from compeft_proto.errors import (
     WrongAdapterError,
     WrongBaseError,
 )
-from compeft_proto.manifest import check_digest, check_name, check_refs, read_payload
+from compeft_proto.manifest import check_digest, check_name, check_payload, check_refs
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.facts import ARMS, Arm, Expert, Member, Role, Round, Submission
 from compeft_server.policy import Action, Decision
@@ -32,7 +32,11 @@ MAX_METRICS = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Caps on what one message may ask for, how many calls may be open, and how long one may stand still."""
+    """Caps on what one message may ask for, on what each client and all together may take, and on how long a call may stand still.
+
+    A rate of 0 is no limit. `burst` is what a client may take at once after a while without any. Rates of "all" bind only clients
+    that have used up half of their own. `partial` bytes are of uploads not yet whole.
+    """
 
     max_payload_bytes: int = 2**30
     max_parameters: int = 10**9
@@ -40,8 +44,17 @@ class Limits:
     max_clock_skew_ms: int = 5 * 60 * 1000
     max_age_ms: int = 60 * 60 * 1000
     max_calls_per_client: int = 4
-    max_calls: int = 96
+    max_calls: int = 256
     stall_s: float = 120.0
+    calls_per_s_per_client: float = 20.0
+    calls_burst_per_client: float = 200.0
+    calls_per_s_all: float = 0.0
+    bytes_per_s_per_client: float = 0.0
+    bytes_burst_per_client: float = 2.0**30
+    bytes_per_s_all: float = 0.0
+    bytes_per_day_per_client: float = 0.0
+    max_partial_bytes_per_client: int = 4 * 2**30
+    min_free_bytes: int = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +123,11 @@ def admit_update(update: pb.UpdateManifest, situation: Situation, now_ms: int, l
     return None
 
 
-def admit_payload(update: pb.UpdateManifest, blob: bytes, expert: Expert) -> Encoded:
+def admit_payload(update: pb.UpdateManifest, blob: Blob, expert: Expert) -> None:
     """Step 7: the chunks, once they are all here, are what the manifest says. Errors: FormatError, LayoutMismatchError,
-    NotFiniteError.
+    NotFiniteError; those of `blob`.
     """
-    return read_payload(update.coding, blob, expert.layout)
+    check_payload(update.coding, blob, expert.layout)
 
 
 def _check_round(update: pb.UpdateManifest, situation: Situation, now_ms: int) -> None:

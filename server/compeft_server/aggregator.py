@@ -6,7 +6,7 @@ that is answered is durable.
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.base_model import NO_BASE_MODEL
 from compeft_proto.errors import ConflictError, ForbiddenError, UnknownExpertError, UnknownKeyError
+from compeft_proto.expert_manifest import Manifest
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -23,8 +24,11 @@ from compeft_server.access import Access
 from compeft_server.admission import Limits, Situation
 from compeft_server.catch_up import CatchUp, Way
 from compeft_server.channels import Channel, channel_of
+from compeft_server.chunked import Chunked
+from compeft_server.disk import Room
 from compeft_server.expert_log import ExpertLog
 from compeft_server.facts import Expert, Member, Round, Submission, Version
+from compeft_server.gate import Gate, Turns
 from compeft_server.ledger import Ledger
 from compeft_server.packages import Packages
 from compeft_server.rounds import Rounds
@@ -33,6 +37,11 @@ from compeft_server.store import ChunkStore
 Message = pb.UpdateManifest | pb.Genesis | pb.Package
 OFFERS: dict[str, dsse.PayloadType[Any]] = {kind.name: kind for kind in (dsse.UPDATE, dsse.GENESIS, dsse.PACKAGE)}
 """What may be submitted, by payload type."""
+SYNCING = 8
+"""Chunks that are made durable at the same time: a disk takes many syncs side by side in the time of one."""
+LARGE_BYTES = 16 * 2**20
+CHECKERS = {False: 2, True: 1}
+"""Payloads that are decoded at the same time, above LARGE_BYTES and below: each needs a few times its size in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,38 +99,39 @@ class Aggregator:
         self._packages = Packages(key, ledger, self._log, self._access, limits, now_ms)
         self._settled: dict[tuple[str, str], int] = {}
         """By expert and member: numbers up to this one were spoken for. In memory, as are the calls that could still bring one of them."""
-        self._lock = threading.RLock()
+        self._gate, self._checks, self._members = Gate(), Turns(), Turns()
+        self._pool = ThreadPoolExecutor(SYNCING)
+        self._checking = {large: threading.Semaphore(count) for large, count in CHECKERS.items()}
+        self._room = Room(store.partial, limits)
 
     # Submitting: open, admit, receive each needed chunk, finish
 
     def open(self, envelope: Envelope) -> Offer:
         """Steps 1 to 4 for a sealed UpdateManifest, Genesis or Package."""
-        verified = dsse.verify(envelope, self._lookup)
+        verified, member = self._verified(envelope)
         kind = OFFERS.get(verified.payload_type, dsse.UPDATE)
         message: Message = dsse.parse(verified, kind)
-        return Offer(self._member(verified), message, verified.digest, envelope.SerializeToString())
+        return Offer(member, message, verified.digest, envelope.SerializeToString())
 
     def admit(self, offer: Offer) -> Upload | Envelope:
         """Steps 5 and 6, by the manifest alone; the answer again if this very update is in already."""
-        if isinstance(offer.message, pb.Genesis):
-            self._admit_genesis(offer.message, offer.member)
-        elif isinstance(offer.message, pb.Package):
-            published = self._packages.admit(offer.message, offer.member)
-            if published is not None:
-                return published
-        else:
-            same = admission.admit_update(offer.message, self._situation(offer.message, offer), self._now_ms(), self._limits)
-            if same is not None:
-                return Envelope.FromString(same.receipt)
+        known = self._known(offer)
+        if isinstance(known, Envelope):
+            return known
         sender = offer.member.public.keyid
         once = {ref.sha256: ref for ref in offer.refs if not self._store.has(ref.sha256)}
         return Upload(offer, tuple((ref, self._store.received(sender, ref.sha256)) for ref in once.values()))
+
+    def make_room(self, keyid: str, missing_bytes: int) -> None:
+        """Whether so many bytes may come from this client now. Errors: StorageFullError."""
+        self._room.check(keyid, missing_bytes)
 
     def receive(self, upload: Upload, ref: pb.ChunkRef, data: bytes) -> int:
         """The next bytes of a needed chunk; returns how many are here. Errors: FormatError if they are too many."""
         keyid = upload.offer.member.public.keyid
         here = self._store.received(keyid, ref.sha256) + len(data)
         if here > ref.size:
+            self._store.drop(keyid, ref.sha256)
             raise FormatError(f"chunk {ref.sha256.hex()[:16]} is of {ref.size} bytes, {here} were sent")
         self._store.append(keyid, ref.sha256, data)
         if here == ref.size:
@@ -129,32 +139,46 @@ class Aggregator:
         return here
 
     def finish(self, upload: Upload) -> Envelope:
-        """All chunks are here: admit once more, then steps 7 to 10. Errors: those of `admit`, and `admission.admit_payload`."""
-        offer = upload.offer
-        if self._lookup(offer.member.public.keyid) is None:
-            raise UnknownKeyError(f"key {offer.member.public.keyid} was revoked just now")
-        with self._lock:
-            again = self.admit(offer)
-            if isinstance(again, Envelope):
-                return again
-            if isinstance(offer.message, pb.Genesis):
-                return self._create(offer.message, offer)
-            if isinstance(offer.message, pb.Package):
-                with self._chunks(offer) as blob:
-                    manifest = self._packages.check(offer.message, blob)
-                return self._packages.publish(offer.message, offer.member, offer.envelope, manifest)
-            return self._accept(offer.message, offer)
+        """All chunks are here: step 7; then, with no round opened or closed meanwhile, steps 5 and 6 once more and steps 8 to 10.
+
+        Errors: those of `admit`, and `admission.admit_payload`.
+        """
+        offer, keyid = upload.offer, upload.offer.member.public.keyid
+        member = self._ledger.member(keyid)
+        if member is None or member.revoked:
+            raise UnknownKeyError(f"key {keyid} was revoked just now")
+        with self._checks.take(keyid):
+            package = self._check_chunks(offer)
+            if isinstance(offer.message, pb.UpdateManifest):
+                with self._gate.shared(), self._members.take(member.name):
+                    return self._record(offer, package)
+            with self._gate.alone():
+                return self._record(offer, package)
+
+    def _record(self, offer: Offer, package: Manifest | None) -> Envelope:
+        """Steps 5 and 6 once more, and 8 to 10. `package` is what the file of a package says of itself."""
+        known = self._known(offer)
+        if isinstance(known, Envelope):
+            return known
+        keyid = offer.member.public.keyid
+        list(self._pool.map(lambda ref: self._store.commit(keyid, ref.sha256), offer.refs))
+        if isinstance(offer.message, pb.Genesis):
+            return self._create(offer.message, offer)
+        if isinstance(offer.message, pb.UpdateManifest):
+            return self._accept(offer.message, offer, known)
+        file: Manifest = package  # type: ignore[assignment]  # `_check_chunks` has read one: the message is a package
+        return self._packages.publish(offer.message, offer.member, offer.envelope, file)
 
     # Syncing
 
     def sync(self, envelope: Envelope) -> SyncAnswer:
         """Answer a sealed SyncRequest. Errors: UnknownExpertError, ForbiddenError, ExpiredError, FormatError."""
-        verified = dsse.verify(envelope, self._lookup)
+        verified, member = self._verified(envelope)
         request = dsse.parse(verified, dsse.SYNC_REQUEST)
         admission.admit_time(request.issued_at_ms, request.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
-        member = admission.admit_member(self._member(verified), request.keyid, "edge", "conductor", "reader")
+        member = admission.admit_member(member, request.keyid, "edge", "conductor", "reader")
         expert = self._access.expert(member, request.expert)
-        with self._lock:
+        with self._gate.shared(), self._members.take(member.name):
             return self._answer(member, expert, request)
 
     def stream(self, answer: SyncAnswer, sha256: bytes, offset: int) -> Iterator[bytes]:
@@ -167,38 +191,53 @@ class Aggregator:
 
     def conduct(self, envelope: Envelope) -> Envelope:
         """Obey a sealed RoundOpening, RoundClosing or QualityReport of a conductor; a sealed statement back."""
-        verified = dsse.verify(envelope, self._lookup)
-        with self._lock:
-            return self._rounds.conduct(verified, self._member(verified))
+        verified, member = self._verified(envelope)
+        with self._gate.alone():
+            return self._rounds.conduct(verified, member)
 
-    def _lookup(self, keyid: str) -> PublicKey | None:
-        member = self._ledger.member(keyid)
-        return None if member is None or member.revoked else member.public
+    def _verified(self, envelope: Envelope) -> tuple[dsse.Verified, Member]:
+        """Steps 1 and 2, and whose key it is."""
+        found: dict[str, Member] = {}
 
-    def _member(self, verified: dsse.Verified) -> Member:
-        member = self._ledger.member(verified.keyid)
-        if member is None:
-            raise ForbiddenError(f"key {verified.keyid} was removed just now")
-        return member
+        def lookup(keyid: str) -> PublicKey | None:
+            member = self._ledger.member(keyid)
+            if member is None or member.revoked:
+                return None
+            found[member.public.keyid] = member
+            return member.public
+
+        verified = dsse.verify(envelope, lookup)
+        return verified, found[verified.keyid]
+
+    def _known(self, offer: Offer) -> Envelope | Round | None:
+        """Steps 5 and 6: the answer that was given before; or, if the offer may come in, the round that an update joins."""
+        message = offer.message
+        if isinstance(message, pb.Genesis):
+            self._admit_genesis(message, offer.member)
+            return None
+        if isinstance(message, pb.Package):
+            return self._packages.admit(message, offer.member)
+        situation = self._situation(message, offer)
+        same = admission.admit_update(message, situation, self._now_ms(), self._limits)
+        return situation.joins if same is None else Envelope.FromString(same.receipt)
 
     def _situation(self, update: pb.UpdateManifest, offer: Offer) -> Situation:
-        keyid = offer.member.public.keyid
-        expert, found = self._ledger.expert(update.expert), self._ledger.round(update.expert, update.run, update.round)
-        same, joins, mine = self._ledger.submission(offer.digest), self._joined(found), self._ledger.keyids(keyid)
-        if same is not None:
-            joins = self._ledger.round(same.expert, same.run, same.round)
-        in_round = self._ledger.submissions(joins.expert, joins.run, joins.round) if joins else []
+        named = self._ledger.standing(update.expert, update.run, update.round, offer.member.public.keyid, offer.digest)
+        expert, found, joins, other = self._log.find(update.expert), named.round, self._joined(named.round), named.other
+        if named.same is not None:
+            joins = self._ledger.round(named.same.expert, named.same.run, named.same.round)
+        elif joins is not None and joins is not found:
+            other = self._ledger.standing(joins.expert, joins.run, joins.round, offer.member.public.keyid, offer.digest).other
         settled = self._settled.get((update.expert, offer.member.name), 0)
-        base = self._ledger.versions(update.expert, found.base_version - 1, found.base_version) if found else []
         return Situation(
             member=offer.member,
             expert=expert,
             round=found,
             joins=joins,
-            base_state_digest=base[0].state_digest if base else b"",
-            same=same,
-            other=next((s for s in in_round if s.keyid in mine), None),
-            accepted_sequence=max(self._ledger.sequences(update.expert, keyid).accepted, settled),
+            base_state_digest=self._log.state_digest(update.expert, found.base_version) if found else b"",
+            same=named.same,
+            other=other,
+            accepted_sequence=max(named.accepted_sequence, settled),
             policy=self._access.decide(offer.member.name, offer.member.role, update.expert, "publish", update.base_version),
             base_model=self._log.base_model(expert) if expert else NO_BASE_MODEL,
         )
@@ -216,18 +255,27 @@ class Aggregator:
         since = self._ledger.versions(found.expert, found.base_version, takes.base_version)
         return takes if all(v.run == found.run for v in since) else found
 
-    @contextmanager
-    def _chunks(self, offer: Offer) -> Iterator[bytes]:
-        """The payload of an offer, to be admitted inside: its chunks are in the store after success, dropped after an error."""
+    def _check_chunks(self, offer: Offer) -> Manifest | None:
+        """Step 7; what a package's file says of itself. What was sent is dropped if it is not what it should be."""
         keyid = offer.member.public.keyid
         try:
-            yield b"".join(mf.check_chunk(ref, self._store.peek(keyid, ref.sha256)) for ref in offer.refs)
+            with self._checking[sum(ref.size for ref in offer.refs) > LARGE_BYTES]:
+                return self._check_payload(offer)
         except CompeftError:
             for ref in offer.refs:
                 self._store.drop(keyid, ref.sha256)
             raise
-        for ref in offer.refs:
-            self._store.commit(keyid, ref.sha256)
+
+    def _check_payload(self, offer: Offer) -> Manifest | None:
+        keyid, message = offer.member.public.keyid, offer.message
+        payload = Chunked(offer.refs, lambda sha256: self._store.peek(keyid, sha256))
+        if isinstance(message, pb.Package):
+            return self._packages.check(message, payload[:])
+        if isinstance(message, pb.Genesis):
+            mf.initial_state(message, mf.layout_from_proto(message.layout), payload[:])
+        else:
+            admission.admit_payload(message, payload, self._log.expert(message.expert))
+        return None
 
     def _admit_genesis(self, genesis: pb.Genesis, member: Member) -> None:
         admission.admit_time(genesis.issued_at_ms, genesis.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
@@ -239,8 +287,6 @@ class Aggregator:
 
     def _create(self, genesis: pb.Genesis, offer: Offer) -> Envelope:
         layout = mf.layout_from_proto(genesis.layout)
-        with self._chunks(offer) as blob:
-            mf.initial_state(genesis, layout, blob)
         now = self._now_ms()
         manifest = pb.VersionManifest(
             expert=genesis.expert,
@@ -259,12 +305,8 @@ class Aggregator:
         self._ledger.create(expert, first)
         return sealed
 
-    def _accept(self, update: pb.UpdateManifest, offer: Offer) -> Envelope:
-        with self._chunks(offer) as blob:
-            admission.admit_payload(update, blob, self._log.expert(update.expert))
-        now = self._now_ms()
-        joins = self._joined(self._ledger.round(update.expert, update.run, update.round))
-        number = joins.round if joins else update.round
+    def _accept(self, update: pb.UpdateManifest, offer: Offer, joins: Round | None) -> Envelope:
+        now, number = self._now_ms(), joins.round if joins else update.round
         receipt = pb.Receipt(
             update_digest=offer.digest,
             expert=update.expert,
@@ -272,7 +314,7 @@ class Aggregator:
             round=number,
             keyid=update.keyid,
             sequence=update.sequence,
-            payload_bytes=len(blob),
+            payload_bytes=sum(ref.size for ref in offer.refs),
             accepted_at_ms=now,
         )
         sealed = dsse.seal(self._key, dsse.RECEIPT, receipt)

@@ -17,6 +17,16 @@ from compeft_server import schema
 from compeft_server.database import take_turn
 
 START = bytes(32)
+_table, _before = schema.audit, schema.audit.alias("before")
+_INSERT = sa.insert(_table).values(id=sa.select(sa.func.coalesce(sa.func.max(_table.c.id), 0) + 1).scalar_subquery())
+_NEWEST = (
+    sa.select(_table.c.id, _before.c.hash)
+    .join_from(_table, _before, _before.c.id == _table.c.id - 1, isouter=True)
+    .order_by(_table.c.id.desc())
+    .limit(1)
+)
+_CHAIN = sa.update(_table).where(_table.c.id == sa.bindparam("number")).values(hash=sa.bindparam("chained"))
+"""Built once: building a statement takes longer than running it."""
 
 
 class AuditError(CompeftError):
@@ -53,14 +63,11 @@ def append(connection: sa.Connection, happened: Event) -> None:
     """Add to the chain, first thing in the caller's transaction: it takes the turn that keeps every other decision out until the
     transaction ends (on SQLite the insert does, by being a write). Numbers come from the chain itself, so none is ever left out.
     """
-    table = schema.audit
     take_turn(connection)
     row = {"at_ms": happened.at_ms, "action": happened.action, "subject": happened.subject, "detail": happened.detail}
-    following = sa.select(sa.func.coalesce(sa.func.max(table.c.id), 0) + 1).scalar_subquery()
-    connection.execute(sa.insert(table).values(id=following, hash=START, **row))
-    number = connection.execute(sa.select(sa.func.max(table.c.id))).scalar_one()
-    before = connection.execute(sa.select(table.c.hash).where(table.c.id == number - 1)).scalar()
-    connection.execute(sa.update(table).where(table.c.id == number), {"hash": link(before or START, happened)})
+    connection.execute(_INSERT, row | {"hash": START})
+    number, before = connection.execute(_NEWEST).one()
+    connection.execute(_CHAIN, {"number": number, "chained": link(before or START, happened)})
 
 
 def link(before: bytes, happened: Event) -> bytes:

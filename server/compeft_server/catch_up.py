@@ -6,6 +6,7 @@ cheapest way costs more than the state itself, the state is coded, signed and ke
 """
 
 import heapq
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -92,24 +93,27 @@ def _refs(snapshot: Snapshot) -> Sequence[pb.ChunkRef]:
 
 
 class CatchUp:
-    """Ways through the expert logs of one aggregator. The caller holds the aggregator's lock."""
+    """Ways through the expert logs of one aggregator. Many may ask side by side, while no version is appended."""
 
     def __init__(self, key: SigningKey, store: ChunkStore, ledger: Ledger, log: ExpertLog) -> None:
         self._key, self._store, self._ledger, self._log = key, store, ledger, log
         self._steps: dict[str, list[Step]] = {}
+        self._lock = threading.Lock()
 
     def way(self, expert: Expert, have: int, want: int) -> Way:
         """The cheapest way to version `want` for a client at version `have`, which has nothing at all if that is negative."""
         if have >= want:
             return Way()
-        steps = self._steps_upto(expert.name, want)
+        with self._lock:
+            steps = self._steps_upto(expert.name, want)
         genesis = self._log.manifest(self._log.version(expert.name, 0)).genesis
         found = cheapest(steps, _known(steps, genesis, have), steps[want].state)
         if found is None:
             raise WrongBaseError(f"no versions lead to {expert.name} version {want}: see `compeft verify-merge {expert.name}`")
         cost, steps = found
         far = len(steps) >= FAR or any(not step.parent for step in steps)
-        snapshot = self._snapshot(expert, genesis, want, cost) if far else None
+        with self._lock:
+            snapshot = self._snapshot(expert, genesis, want, cost) if far else None
         numbers = [] if snapshot else [step.version for step in steps]
         return self._fetched(expert, snapshot, numbers if have >= 0 else [0, *numbers])
 

@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 from compeft_core.errors import InputError
+from compeft_server.admission import Limits
+from compeft_server.limits_file import read_limits
 from compeft_server.logs import LogFormat
 from compeft_server.observing import observe
 from compeft_server.price import price_of
@@ -47,6 +49,7 @@ def serve_command(
     log_format: Annotated[
         LogFormat, typer.Option(help="log lines on standard error: console for people, json for programs")
     ] = "console",
+    limits: Annotated[Path | None, typer.Option(help="TOML file of limits for each client and for all")] = None,
     format: AsFormat = "text",  # the option's name
 ) -> None:
     """Run the aggregator until SIGTERM or Ctrl-C. Prints its address and key once it listens.
@@ -74,7 +77,7 @@ def serve_command(
         values |= {"web": f"http://127.0.0.1:{observed.web_port}/"} if observed.web_port else {}
         typer.echo(json.dumps(values) if format == "json" else "\n".join(f"{k:<10} {v}" for k, v in values.items()))
 
-    settings = Settings(data, host, port, tls, enroll_port=enroll_port)
+    settings = Settings(data, host, port, tls, read_limits(limits) if limits else Limits(), enroll_port=enroll_port)
     serve(settings, ready, interceptors=[observed.observer], beside=observed.beside)
 
 

@@ -90,10 +90,25 @@ class ExpertLog:
     def __init__(self, public: PublicKey, store: ChunkStore, ledger: Ledger, earlier: Sequence[PublicKey] = ()) -> None:
         self._own, self._store, self._ledger = dsse.any_of(public, *earlier), store, ledger
         self._newest: dict[str, tuple[int, Vector]] = {}
+        self._experts: dict[str, Expert] = {}
+        self._digests: dict[tuple[str, int], bytes] = {}
+        self._first: dict[str, pb.VersionManifest] = {}
+
+    def find(self, name: str) -> Expert | None:
+        """The expert of this name, if there is one. It never changes, so it is read once."""
+        if name not in self._experts and (found := self._ledger.expert(name)) is not None:
+            self._experts[name] = found
+        return self._experts.get(name)
+
+    def state_digest(self, expert: str, number: int) -> bytes:
+        """The digest of the state at a version that is known to exist. It never changes, so it is read once."""
+        if (expert, number) not in self._digests:
+            self._digests[expert, number] = self.version(expert, number).state_digest
+        return self._digests[expert, number]
 
     def expert(self, name: str) -> Expert:
         """The expert of this name. Errors: UnknownExpertError, which names those there are."""
-        found = self._ledger.expert(name)
+        found = self.find(name)
         if found is None:
             raise UnknownExpertError(f"no expert {name[:40]!a} here; there are: {', '.join(self._ledger.experts()) or 'none'}")
         return found
@@ -117,16 +132,22 @@ class ExpertLog:
         """What the aggregator signed for this version."""
         return dsse.open_envelope(Envelope.FromString(version.envelope), self._own, dsse.VERSION)
 
+    def first(self, expert: str) -> pb.VersionManifest:
+        """The manifest of version 0 of an expert that is known to exist. It never changes, so it is read once."""
+        if expert not in self._first:
+            self._first[expert] = self.manifest(self.version(expert, 0))
+        return self._first[expert]
+
     def publisher(self, expert: str) -> str:
         """The keyid that published an expert which is known to exist: of a package, its first version."""
-        manifest = self.manifest(self.version(expert, 0))
+        manifest = self.first(expert)
         if manifest.HasField("publication"):
             return PublicKey(manifest.publication.public_key).keyid
         return manifest.genesis.keyid
 
     def base_model(self, expert: Expert) -> BaseModel:
         """The base model that an expert is bound to."""
-        said = self.manifest(self.version(expert.name, 0)).genesis.base_model
+        said = self.first(expert.name).genesis.base_model
         return BaseModel(said.id, said.revision, expert.base_model_digest)
 
     def state(self, expert: Expert, number: int) -> Vector:

@@ -163,6 +163,18 @@ class Sequences:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What the ledger knows when an update arrives. `same` is the accepted update with the same digest, `other` any other accepted
+    update of the same client for the same round; `accepted_sequence` is the client's newest accepted number.
+    """
+
+    round: Round | None
+    same: Submission | None
+    other: Submission | None
+    accepted_sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """Bytes that one call moved, refused and broken-off calls included (those have a wire, but no payload or dense bytes).
 

@@ -19,15 +19,31 @@ from compeft_proto.errors import BusyError, ConflictError, DuplicateError, Round
 from compeft_proto.keys import PublicKey
 from compeft_proto.manifest import layout_from_proto, layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import audit, schema
+from compeft_server import audit, schema, standing
 from compeft_server.audit import Entry, Event
 from compeft_server.database import open_engine, take_turn
-from compeft_server.facts import Expert, Member, Quality, Refusal, Role, Round, Sequences, Snapshot, Submission, Transfer, Version
+from compeft_server.facts import (
+    Expert,
+    Member,
+    Quality,
+    Refusal,
+    Role,
+    Round,
+    Sequences,
+    Snapshot,
+    Standing,
+    Submission,
+    Transfer,
+    Version,
+)
+from compeft_server.group_commit import GroupCommit
 from compeft_server.membership import Membership, withdraw
 from compeft_server.policy import ROLE
 from compeft_server.terms import Terms
 
 T = TypeVar("T")
+INSERTS = {table.name: sa.insert(table) for table in schema.metadata.tables.values()}
+"""Built once: building a statement takes longer than running it."""
 
 
 class Ledger:
@@ -38,10 +54,12 @@ class Ledger:
         self._engine = open_engine(database)
         self.membership = Membership(self._engine)
         self.terms = Terms(self._engine)
-        weakref.finalize(self, self._engine.dispose)  # a command that opens a ledger and ends need not close it
+        self._writes = GroupCommit(self._engine)
+        weakref.finalize(self, _let_go, self._writes, self._engine)  # a command that opens a ledger and ends need not close it
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Finish what was to be written, and let go of the database."""
+        self._writes.close()
         self._engine.dispose()
 
     # Keys
@@ -83,10 +101,6 @@ class Ledger:
         """Everybody enrolled, by name; a member that changed its key has one entry for each, the newest first."""
         newest_first = self._rows(sa.select(schema.keys).order_by(schema.keys.c.enrolled_at_ms.desc()))
         return sorted((_member(row) for row in newest_first), key=lambda member: member.name)
-
-    def keyids(self, keyid: str) -> frozenset[str]:
-        """The key itself and those that it took the place of, one after the other."""
-        return frozenset(row.keyid for row in self._rows(_chain(keyid)))
 
     def member(self, keyid: str) -> Member | None:
         """The member with this key, revoked or not."""
@@ -188,13 +202,16 @@ class Ledger:
             keyid=submission.keyid,
             update=submission.update_digest.hex(),
         )
-        table, round_ = schema.submissions, f"round {submission.round} of run {submission.run!r}"
+        row, round_ = asdict(submission), f"round {submission.round} of run {submission.run!r}"
+
+        def write(connection: sa.Connection) -> None:
+            audit.append(connection, happened)
+            if not connection.execute(standing.STILL_OPEN, _place(submission)).first():
+                raise RoundClosedError(f"{round_} was closed while the update arrived")
+            connection.execute(INSERTS[schema.submissions.name], row)
+
         try:
-            with self._engine.begin() as connection:
-                audit.append(connection, happened)
-                if not connection.execute(_still_open(submission.expert, submission.run, submission.round)).first():
-                    raise RoundClosedError(f"{round_} was closed while the update arrived")
-                connection.execute(sa.insert(table), asdict(submission))
+            self._writes.write(write)
         except sa.exc.IntegrityError as error:
             if self.submission(submission.update_digest) is not None:
                 raise BusyError(f"this update for {round_} was recorded just now: submit again for its receipt") from error
@@ -222,9 +239,23 @@ class Ledger:
             sa.func.max(sa.case((rnd.c.closed_at_ms.is_(None), sub.c.sequence))).label("waiting"),
             sa.func.max(sub.c.sequence).label("accepted"),
         )
-        mine = sub.c.keyid.in_(_chain(keyid))
+        mine = sub.c.keyid.in_(standing.chain(keyid))
         row = self._rows(query.select_from(sub.join(rnd, same)).where(sub.c.expert == expert, mine))[0]
         return Sequences(int(row.merged or 0), int(row.waiting or 0), int(row.accepted or 0))
+
+    def standing(self, expert: str, run: str, number: int, keyid: str, update_digest: bytes) -> Standing:
+        """What matters when this update of this client arrives, in as few queries as it takes."""
+        asked = {"expert": expert, "run": run, "round": number, "keyid": keyid, "update_digest": update_digest}
+        with self._engine.connect() as connection:
+            rounds = [dict(row._mapping) for row in connection.execute(standing.ROUND, asked)]
+            known = [Submission(**row._mapping) for row in connection.execute(standing.SUBMISSIONS, asked)]
+        accepted = [row.pop("accepted_sequence") for row in rounds]
+        return Standing(
+            round=_first([Round(**row) for row in rounds]),
+            same=_first([s for s in known if s.update_digest == update_digest]),
+            other=_first([s for s in known if s.update_digest != update_digest]),
+            accepted_sequence=int(_first(accepted) or 0),
+        )
 
     def close_round(self, closing: Round, version: Version | None, merged: Sequence[bytes]) -> None:
         """Close an open round and append the version it led to, at once; `merged` are the digests of the updates in it.
@@ -238,7 +269,7 @@ class Ledger:
         try:
             with self._engine.begin() as connection:
                 audit.append(connection, happened)
-                if not connection.execute(_still_open(closing.expert, closing.run, closing.round)).first():
+                if not connection.execute(standing.STILL_OPEN, _place(closing)).first():
                     raise BusyError(f"round {closing.round} of run {closing.run!r} was closed just now: repeat the command")
                 if version is not None:
                     audit.append(connection, _published(version))
@@ -277,6 +308,11 @@ class Ledger:
         """Bytes that one call moved."""
         self._insert(schema.transfers, asdict(transfer))
 
+    def note_transfer(self, transfer: Transfer) -> None:
+        """The same without waiting: it is durable a moment later, and lost if the process is killed in that moment."""
+        row = asdict(transfer)
+        self._writes.ask(lambda connection: _add(connection, schema.transfers, row, None))
+
     def record_refusal(self, refusal: Refusal) -> None:
         """A submission that was not taken."""
         happened = audit.event(
@@ -314,10 +350,7 @@ class Ledger:
         return [Entry(row.id, Event(row.at_ms, row.action, row.subject, row.detail), row.hash) for row in rows]
 
     def _insert(self, table: sa.Table, row: dict[str, object], happened: Event | None = None) -> None:
-        with self._engine.begin() as connection:
-            if happened is not None:
-                audit.append(connection, happened)
-            connection.execute(sa.insert(table), row)
+        self._writes.write(lambda connection: _add(connection, table, row, happened))
 
     def _column(self, query: sa.Select[bytes]) -> Iterator[bytes]:
         with self._engine.connect() as connection:
@@ -328,22 +361,23 @@ class Ledger:
             return connection.execute(query).all()
 
 
-def _chain(keyid: str) -> sa.Select[tuple[str]]:
-    """The keyids of a key and of those that it succeeds."""
-    table = schema.keys
-    own = sa.select(table.c.keyid, table.c.succeeds).where(table.c.keyid == keyid).cte("chain", recursive=True)
-    before = sa.select(table.c.keyid, table.c.succeeds).where(table.c.keyid == own.c.succeeds)
-    return sa.select(own.union(before).c.keyid)
+def _add(connection: sa.Connection, table: sa.Table, row: dict[str, object], happened: Event | None) -> None:
+    if happened is not None:
+        audit.append(connection, happened)
+    connection.execute(INSERTS[table.name], row)
+
+
+def _place(of: Round | Submission) -> dict[str, object]:
+    return {"expert": of.expert, "run": of.run, "round": of.round}
+
+
+def _let_go(writes: GroupCommit, engine: sa.Engine) -> None:
+    writes.close()
+    engine.dispose()
 
 
 def _first(rows: list[T]) -> T | None:
     return rows[0] if rows else None
-
-
-def _still_open(expert: str, run: str, number: int) -> sa.Select[tuple[int]]:
-    table = schema.rounds
-    this = (table.c.expert == expert, table.c.run == run, table.c.round == number)
-    return sa.select(table.c.round).where(*this, table.c.closed_at_ms.is_(None))
 
 
 def _mark_merged(connection: sa.Connection, closing: Round, version: int, merged: Sequence[bytes]) -> None:

@@ -29,7 +29,7 @@ from compeft_server.policy import EVERY
 
 
 class Packages:
-    """The packages of one aggregator. The caller holds the aggregator's lock when it publishes."""
+    """The packages of one aggregator. The caller lets nobody else publish meanwhile."""
 
     def __init__(
         self, key: SigningKey, ledger: Ledger, log: ExpertLog, access: Access, limits: Limits, now_ms: Callable[[], int]

@@ -120,6 +120,7 @@ submissions = sa.Table(
     sa.Column("accepted_at_ms", sa.BigInteger, nullable=False),
     sa.Column("merged_in", sa.Integer),
     sa.UniqueConstraint("expert", "run", "round", "keyid"),
+    sa.Index("submissions_of_client", "expert", "keyid", "sequence"),
 )
 
 refusals = sa.Table(

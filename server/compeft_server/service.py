@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -9,15 +10,16 @@ import grpc
 import structlog
 
 from compeft_core.errors import CompeftError, FormatError, LimitError
-from compeft_proto.errors import ERROR_CODE_KEY, STATUS, TruncatedError, TrustError
+from compeft_proto.errors import STATUS, StorageFullError, TruncatedError, TrustError, WaitError, trailing_metadata
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admission import Limits
 from compeft_server.aggregator import Aggregator, Offer, SyncAnswer, Upload
+from compeft_server.disk import typed_storage_errors
 from compeft_server.facts import Direction, Refusal, Transfer
-from compeft_server.fairness import Slots, Watchdog
+from compeft_server.fairness import Rates, Slots, Watchdog
 from compeft_server.ledger import Ledger
 from compeft_server.wire import WireMeter
 
@@ -40,6 +42,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         self._aggregator, self._ledger, self._now_ms = aggregator, ledger, now_ms
         self._meter = WireMeter()
         self._slots = Slots(limits.max_calls_per_client, limits.max_calls)
+        self._rates = Rates(limits)
         self._watchdog = Watchdog(limits.stall_s)
 
     def Submit(  # noqa: N802  # gRPC's name
@@ -48,7 +51,8 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         """A sealed manifest, its chunks, the sealed answer."""
         call = self._begin(context, "up")
         try:
-            yield from self._submit(request_iterator, context, call)
+            with typed_storage_errors():
+                yield from self._submit(request_iterator, context, call)
         except CompeftError as error:
             self._refuse(context, error, call)
         except grpc.RpcError:
@@ -60,7 +64,8 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         """A sealed request, the sealed statement and versions, then the chunks that are wanted."""
         call = self._begin(context, "down")
         try:
-            yield from self._sync(request_iterator, context, call)
+            with typed_storage_errors():
+                yield from self._sync(request_iterator, context, call)
         except CompeftError as error:
             self._refuse(context, error, call)
         except grpc.RpcError:
@@ -69,10 +74,11 @@ class ExchangeService(rpc.ExpertExchangeServicer):
     def Conduct(self, request: Envelope, context: grpc.ServicerContext) -> Envelope:  # noqa: N802  # gRPC's name
         """One sealed command of a conductor, one sealed statement."""
         try:
-            return self._aggregator.conduct(request)
+            with typed_storage_errors():
+                return self._aggregator.conduct(request)
         except CompeftError as error:
             if isinstance(error, TrustError):
-                self._ledger.record_refusal(Refusal(self._now_ms(), context.peer(), "", 0, error.code, str(error)))
+                self._record(Refusal(self._now_ms(), context.peer(), "", 0, error.code, str(error)))
             _abort(context, error)
 
     def _submit(
@@ -80,11 +86,17 @@ class ExchangeService(rpc.ExpertExchangeServicer):
     ) -> Iterator[xp.SubmitReply]:
         offer = self._aggregator.open(_envelope(next(requests, xp.SubmitRequest())))
         call.transfer = _of_offer(call.transfer, offer)
-        with self._slots.take(call.transfer.keyid):
+        keyid = call.transfer.keyid
+        self._rates.admit(keyid)
+        with self._slots.take(keyid):
             upload = self._aggregator.admit(offer)
             if isinstance(upload, Envelope):
                 yield xp.SubmitReply(answer=upload)
                 return
+            missing = sum(ref.size - offset for ref, offset in upload.needed)
+            if missing:
+                self._aggregator.make_room(keyid, missing)
+                self._rates.spend(keyid, missing)
             needed = [xp.NeededChunk(sha256=ref.sha256, offset=offset) for ref, offset in upload.needed]
             yield xp.SubmitReply(needed=xp.Needed(chunks=needed))
             for ref, offset in upload.needed:
@@ -97,7 +109,9 @@ class ExchangeService(rpc.ExpertExchangeServicer):
     def _sync(self, requests: Iterator[xp.SyncCall], context: grpc.ServicerContext, call: _Call) -> Iterator[xp.SyncReply]:
         answer = self._aggregator.sync(_envelope(next(requests, xp.SyncCall())))
         call.transfer = _of_answer(call.transfer, answer)
-        with self._slots.take(call.transfer.keyid):
+        keyid = call.transfer.keyid
+        self._rates.admit(keyid)
+        with self._slots.take(keyid):
             yield xp.SyncReply(statement=answer.statement)
             for version in answer.way.versions:
                 yield xp.SyncReply(version=version)
@@ -107,6 +121,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
             for wanted in requests:
                 for data in self._aggregator.stream(answer, wanted.want.sha256, wanted.want.offset):
                     self._watchdog.moved(context)
+                    self._rates.spend(keyid, len(data))
                     call.transfer = replace(call.transfer, payload_bytes=call.transfer.payload_bytes + len(data))
                     yield xp.SyncReply(data=data)
             call.transfer = replace(call.transfer, dense_fp32_bytes=answer.dense_fp32_bytes)
@@ -120,7 +135,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         def settle() -> None:
             self._watchdog.over(context)
             wire, seconds = connection.settle(), time.monotonic() - started
-            self._ledger.record_transfer(
+            self._ledger.note_transfer(
                 replace(call.transfer, wire_received_bytes=wire.received, wire_sent_bytes=wire.sent, seconds=seconds)
             )
 
@@ -148,15 +163,21 @@ class ExchangeService(rpc.ExpertExchangeServicer):
             here = self._aggregator.receive(upload, ref, request.data)
 
     def _refuse(self, context: grpc.ServicerContext, error: CompeftError, call: _Call) -> NoReturn:
+        """Refuse, and record it, unless the client was only told to come back."""
         known = call.transfer
-        refusal = Refusal(self._now_ms(), context.peer(), known.expert, known.round, error.code, str(error))
-        self._ledger.record_refusal(refusal)
+        if not isinstance(error, WaitError):
+            self._record(Refusal(self._now_ms(), context.peer(), known.expert, known.round, error.code, str(error)))
         _abort(context, error)
+
+    def _record(self, refusal: Refusal) -> None:
+        """A full disk must not hide why a call was refused."""
+        with suppress(StorageFullError), typed_storage_errors():
+            self._ledger.record_refusal(refusal)
 
 
 def _abort(context: grpc.ServicerContext, error: CompeftError) -> NoReturn:
     log.warning("refused", peer=context.peer(), code=error.code, reason=str(error))
-    context.set_trailing_metadata((*(context.trailing_metadata() or ()), (ERROR_CODE_KEY, error.code)))
+    context.set_trailing_metadata((*(context.trailing_metadata() or ()), *trailing_metadata(error)))
     context.abort(STATUS[type(error)], str(error))
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from compeft_core import Compression, compress, encode, layout_of, parse
 from compeft_core.errors import InputError
 from compeft_proto.v1 import enrolment_pb2_grpc, exchange_pb2, exchange_pb2_grpc
 from compeft_server.admission import Limits
@@ -128,6 +130,12 @@ Beside = Callable[[Ledger], AbstractContextManager[object]]
 """What runs beside the aggregator as long as it serves, over the same ledger: the live page."""
 
 
+def _warm() -> None:
+    """Load the kernels that check a payload, which takes a second or two, before the first update needs them."""
+    layout = layout_of({"a": (64,)})
+    parse(encode(compress(layout, np.ones(64, np.float32), Compression(0.1))))
+
+
 def serve(
     settings: Settings,
     on_ready: Callable[[int, int | None], None],
@@ -147,6 +155,7 @@ def serve(
     with beside(ledger):
         log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data), enroll_port=door_port)
         on_ready(port, door_port)
+        threading.Thread(target=_warm, daemon=True).start()
         stop.wait()
         if door is not None:
             door.stop(None).wait()

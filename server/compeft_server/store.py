@@ -7,6 +7,7 @@ nothing of experts, rounds or why a chunk is kept: `garbage.py` asks the ledger 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from compeft_proto.errors import ChunkMismatchError, UnknownExpertError
@@ -40,6 +41,10 @@ class ChunkStore(Protocol):
     - **A claim keeps a chunk.** After `put`, `commit` or a `has` that said yes, `remove` leaves the chunk alone for the grace period
       of its caller, so whoever was told that a chunk is here may name it in the ledger.
     """
+
+    @property
+    def partial(self) -> Path | None:
+        """The folder of this machine where parts wait, in files `<sender>-<digest>`; None if they are in memory."""
 
     def has(self, sha256: bytes) -> bool:
         """Whether the chunk is here, whole; if so this claims it."""

@@ -24,6 +24,11 @@ class DirectoryStore:
         self._chunks.mkdir(parents=True, exist_ok=True)
         self._parts = Parts(directory / "partial")
 
+    @property
+    def partial(self) -> Path:
+        """As promised."""
+        return self._parts.directory
+
     def has(self, sha256: bytes) -> bool:
         """As promised."""
         with self._locked(fcntl.LOCK_SH):
@@ -34,8 +39,12 @@ class DirectoryStore:
         sha256 = hashlib.sha256(data).digest()
         if not self.has(sha256):
             beside = self._parts.path(f"put-{os.getpid()}-{threading.get_ident()}", sha256)
-            beside.write_bytes(data)
-            self._move(beside, sha256)
+            try:
+                beside.write_bytes(data)
+                self._move(beside, sha256)
+            except OSError:
+                beside.unlink(missing_ok=True)
+                raise
         return sha256
 
     def read(self, sha256: bytes) -> bytes:

@@ -17,6 +17,11 @@ class MemoryStore:
         self._parts: dict[tuple[str, bytes], tuple[bytes, int]] = {}
         self._lock = Lock()
 
+    @property
+    def partial(self) -> None:
+        """As promised."""
+        return None
+
     def has(self, sha256: bytes) -> bool:
         """As promised."""
         with self._lock:

@@ -46,6 +46,11 @@ class ObjectStore:
     def __init__(self, bucket: Bucket, staging: Path) -> None:
         self._bucket, self._parts = bucket, Parts(staging)
 
+    @property
+    def partial(self) -> Path:
+        """As promised."""
+        return self._parts.directory
+
     def has(self, sha256: bytes) -> bool:
         """As promised."""
         found = self._head(sha256)

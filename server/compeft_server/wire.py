@@ -31,11 +31,23 @@ class WireMeter:
 
     def __init__(self) -> None:
         self._last: OrderedDict[str, Wire] = OrderedDict()
+        self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def connection(self, peer: str) -> "Connection":
         """The connection of a gRPC peer such as `ipv4:127.0.0.1:40312`; hold it until the call is over, then `settle`."""
         return Connection(self, peer)
+
+    def find(self, peer: str) -> socket.socket | None:
+        """The connected TCP socket of this process whose other end is `peer`, under a descriptor of its own.
+
+        All sockets are looked through only for a peer whose descriptor is not known, or has become another's.
+        """
+        found = _socket_at(self._descriptors.get(peer, -1), peer)
+        if found is None:
+            self._descriptors = _peers_of_this_process()
+            found = _socket_at(self._descriptors.get(peer, -1), peer)
+        return found
 
     def since_last(self, peer: str, now: Wire) -> Wire:
         """Bytes since the last time; a smaller counter means the port belongs to a new connection."""
@@ -54,7 +66,7 @@ class Connection:
 
     def __init__(self, meter: WireMeter, peer: str) -> None:
         self._meter, self._peer = meter, peer
-        self._socket = _find(peer) if AVAILABLE else None
+        self._socket = meter.find(peer) if AVAILABLE else None
 
     def settle(self) -> Wire:
         """Bytes of this call, once it is over; lets go of the socket."""
@@ -70,19 +82,38 @@ class Connection:
         return self._meter.since_last(self._peer, Wire(received, sent - again))
 
 
-def _find(peer: str) -> socket.socket | None:
-    """The connected TCP socket of this process whose other end is `peer`, under a descriptor of its own."""
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            if not os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:"):
-                continue
-            found = socket.socket(fileno=os.dup(int(descriptor)))
-        except OSError:
-            continue
-        if _peer_of(found) == peer:
-            return found
+def _peers_of_this_process() -> dict[str, int]:
+    """The descriptors of all connected TCP sockets by the name of their other end."""
+    peers = {}
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        found = _duplicate(descriptor)
+        if found is not None:
+            with found:
+                peers[_peer_of(found)] = descriptor
+    peers.pop("", None)
+    return peers
+
+
+def _socket_at(descriptor: int, peer: str) -> socket.socket | None:
+    """The socket under this descriptor, if its other end is `peer`."""
+    found = _duplicate(descriptor) if descriptor >= 0 else None
+    if found is not None and _peer_of(found) != peer:
         found.close()
-    return None
+        return None
+    return found
+
+
+def _duplicate(descriptor: int) -> socket.socket | None:
+    """The socket under this descriptor, under a second one; None if it is closed or no socket."""
+    try:
+        copy = os.dup(descriptor)
+    except OSError:
+        return None
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        return None
 
 
 def _peer_of(found: socket.socket) -> str:

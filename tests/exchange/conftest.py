@@ -16,6 +16,7 @@ from compeft_proto.manifest import layout_to_proto
 from compeft_proto.task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server import curating
+from compeft_server.admission import Limits
 from compeft_server.conductor import Conductor, Station
 from compeft_server.facts import Role, Transfer
 from compeft_server.ledger import Ledger
@@ -122,14 +123,14 @@ def grant_usual(ledger: Ledger) -> None:
 
 
 @contextmanager
-def running(tmp_path: Path) -> Iterator[World]:
+def running(folder: Path, limits: Limits | None = None) -> Iterator[World]:
     """A running aggregator with one conductor and the expert published."""
-    settings = Settings(tmp_path / "data")
+    settings = Settings(folder / "data", limits=limits or Limits())
     offset_ms = [0]
     clock: Callable[[], int] = lambda: now_ms() + offset_ms[0]  # noqa: E731
     ledger = open_ledger(settings.data)
     server, port = start(settings, ledger, clock)
-    made = World(tmp_path, f"127.0.0.1:{port}", ledger, own_key(settings.data), offset_ms)
+    made = World(folder, f"127.0.0.1:{port}", ledger, own_key(settings.data), offset_ms)
     ledger.enrol("conductor", made.conductor_key.public, "conductor", now_ms())
     made.conductor().publish(genesis())
     grant_usual(ledger)
@@ -140,7 +141,7 @@ def running(tmp_path: Path) -> Iterator[World]:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    """A running aggregator with one conductor and the expert published."""
+    """The same, with the limits that it has by default."""
     with running(tmp_path) as made:
         yield made
 
