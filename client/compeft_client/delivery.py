@@ -8,13 +8,13 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from compeft_client.answer import Progress, quiet
 from compeft_client.exchange import Edge, EdgeClient
 from compeft_client.packages import Fetched, PackageClient
 from compeft_client.packing import unpack
 from compeft_client.peft_directory import write_peft_directory
 from compeft_core import state_digest
 from compeft_core.errors import InputError
+from compeft_proto.answer import Progress, quiet
 from compeft_proto.keys import PublicKey
 from compeft_proto.manifest import check_name
 

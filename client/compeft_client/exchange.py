@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_client import trust
-from compeft_client.answer import Answer, Progress, SyncDialogue, fetch, hear, lead, quiet
 from compeft_client.files import write_durably
 from compeft_client.state import Memory, Pending, StateDirectory, settle
 from compeft_core import Layout, Vector, compress, parse, state_digest
@@ -23,6 +21,8 @@ from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.resting import active_places, share_of_active
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto import trust
+from compeft_proto.answer import Answer, Progress, SyncDialogue, fetch, hear, lead, quiet
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.believed import Believed
 from compeft_proto.keys import PublicKey, SigningKey

@@ -2,6 +2,9 @@
 
     app = ClientApp(mods=[CompressionMod()])
 
+Who this client is and which aggregator it believes stands in the node configuration that its own operator wrote. An app's author may take
+it from elsewhere (`config`); nothing that a server sends decides it.
+
 Incoming: a message with a task instead of arrays gets its arrays from the aggregator, checked. The app trains as ever. Outgoing: its
 arrays become a compressed, signed update at the aggregator, and the reply carries a receipt. If tensors rest in a round, the app finds
 the endings of their names in the record `resting`, and must leave them as they are. A message without a task passes
@@ -9,7 +12,7 @@ through untouched, so the same app also runs without the strategy's other half. 
 (clipping, noise) then works on plain arrays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord
 
@@ -17,27 +20,35 @@ from compeft_client.exchange import EdgeClient, Synced, Trained
 from compeft_client.node import edge_of
 from compeft_core import flatten, unflatten
 from compeft_core.errors import FormatError
-from compeft_proto.task import RECORD, RESTING, Origin, RoundTask, task_from_values
+from compeft_proto.task import ORDER, RECORD, RESTING, Origin, RoundTask, task_from_values
 
 App = Callable[[Message, Context], Message]
 
 
 class CompressionMod:
-    """A Flower mod. `origin` tells what this client trains with; the aggregator refuses an update with another origin than its expert's."""
+    """A Flower mod.
 
-    def __init__(self, origin: Callable[[Context], Origin] = lambda _: Origin()) -> None:
-        self._origin = origin
+    origin: what this client trains with; the aggregator refuses an update with another origin than its expert's. config: the client's own
+    configuration, as `compeft_client.node.edge_of` takes it: by default the node's; `compeft_client.simulation` has one for simulations.
+    """
+
+    def __init__(
+        self,
+        origin: Callable[[Context], Origin] = lambda _: Origin(),
+        config: Callable[[Context], Mapping[str, object]] = lambda context: context.node_config,
+    ) -> None:
+        self._origin, self._config = origin, config
 
     def __call__(self, message: Message, context: Context, call_next: App) -> Message:
         """Sync, run the app, submit. Errors of the exchange end the message: Flower reports them, the round goes on without."""
         record = message.content.config_records.get(RECORD)
         if record is None:
             return call_next(message, context)
-        task, key, edge = task_from_values(record), str(record["arrays-key"]), edge_of(context.node_config)
+        task, key, edge = task_from_values(record), str(record["arrays-key"]), edge_of(self._config(context))
         del message.content[RECORD]
         with EdgeClient(edge) as client:
             synced = client.sync(task.expert, task.version, task.run, task.round, origin=self._origin(context))
-            message.content[key] = ArrayRecord({n: Array(a) for n, a in unflatten(synced.layout, synced.vector).items()})
+            message.content[key] = _arrays(synced, record.get(ORDER))
             if message.metadata.message_type == MessageType.TRAIN:
                 client.check_ready(task)
             if task.resting:
@@ -62,3 +73,11 @@ class CompressionMod:
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
         count = int(numbers.get("num-examples", 1))
         client.submit(task, Trained(tuned - synced.vector, count, numbers, self._origin(context)))
+
+
+def _arrays(synced: Synced, order: object) -> ArrayRecord:
+    """The synced arrays in the app's order, which some apps go by instead of by names. Errors: FormatError if it is no order of them."""
+    arrays = list(unflatten(synced.layout, synced.vector).items())
+    if not isinstance(order, list) or sorted(order) != list(range(len(arrays))):
+        raise FormatError(f"the task's order of arrays is none of {len(arrays)} arrays")
+    return ArrayRecord({name: Array(array) for name, array in (arrays[place] for place in order)})

@@ -10,13 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compeft_client import trust
-from compeft_client.answer import Answer, Progress, SyncDialogue, fetch, hear, quiet
 from compeft_client.exchange import NONCE_BYTES, Edge
 from compeft_client.state import Memory, StateDirectory
 from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto import trust
+from compeft_proto.answer import Answer, Progress, SyncDialogue, fetch, hear, quiet
 from compeft_proto.believed import Believed
 from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compeft_client.answer import Progress, Tick
 from compeft_client.delivery import Delivered, Reference, Wishes, deliver
 from compeft_client.exchange import Edge
 from compeft_client.files import write_durably
 from compeft_client.packages import PackageClient
 from compeft_core.errors import InputError
+from compeft_proto.answer import Progress, Tick
 from compeft_proto.errors import RefusedError, TransferError
 
 KILL_S = 5.0

@@ -15,3 +15,10 @@ FILES = {
     "state-dir": "state",
 }
 """Option of a client -> its file in the folder. Certificate and key are one file, so that replacing it replaces both at once."""
+SIMULATED_CONDUCTOR = "simulated-conductor"
+"""Name of the folder, and of the member, that opens the rounds of a simulation."""
+
+
+def simulated(partition: int) -> str:
+    """Name of the folder, and of the member, of the simulated client with this partition."""
+    return f"simulated-{partition}"

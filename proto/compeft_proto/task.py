@@ -16,6 +16,8 @@ RECORD = "compeft"
 """Name of the record that carries a task to a client, and a receipt back."""
 RESTING = "resting"
 """Name of the record, and of its one value, a list of endings, that tells an app which tensors rest in this round."""
+ORDER = "arrays-order"
+"""Name of a task's value that says, for each array in the order of the app, its place in the layout."""
 NOBODY_SAYS = hashlib.sha256(b"").digest()
 
 

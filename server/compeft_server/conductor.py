@@ -14,12 +14,15 @@ from compeft_core.errors import InputError
 from compeft_core.merge_inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import envelope as dsse
+from compeft_proto import trust
+from compeft_proto.answer import Answer, InMemory, SyncDialogue, fetch, hear
 from compeft_proto.believed import Believed
 from compeft_proto.errors import from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, check_private, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.manifest import compression_to_proto, optimizer_to_proto, parameters_to_proto, refs_of
 from compeft_proto.site import FILES, INDEX
-from compeft_proto.transport import SubmitDialogue, Tls, open_channel, upload
+from compeft_proto.transport import SubmitDialogue, Tls, open_channel, persist, upload
+from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -27,6 +30,8 @@ from compeft_server.facts import Arm
 from compeft_server.files import read_file, read_private
 
 NONCE_BYTES = 16
+PATIENCE_S = 30.0
+"""How long a fetch that fails is tried again."""
 TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
 PLAIN = ServerOptimizer()
 """FedAvg at rate 1: the step is the merged task vector."""
@@ -135,6 +140,29 @@ class Conductor:
             optimizer=None if optimizer == PLAIN else optimizer_to_proto(optimizer),
         )
         return self._conduct(dsse.ROUND_CLOSING, closing, dsse.ROUND_STATEMENT)
+
+    def fetch(self, expert: str, have: int, want: int, run: str, number: int) -> tuple[Answer, list[bytes]]:
+        """What leads from version `have` (-1: none) to `want`, signed, with its payloads; on behalf of this round.
+
+        Errors: those of a client's sync, `compeft_proto.trust`.
+        """
+        request, kept = (
+            pb.SyncRequest(expert=expert, keyid=self._station.key.keyid, want_version=want, run=run, round=number),
+            InMemory(),
+        )
+        if have >= 0:
+            request.have_version = have
+
+        def attempt() -> tuple[Answer, list[bytes]]:
+            request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), _now_ms()
+            with SyncDialogue(self._stub.Sync, self._station.address) as dialogue:
+                dialogue.send(xp.SyncCall(envelope=dsse.seal(self._station.key, dsse.SYNC_REQUEST, request)))
+                answer = hear(dialogue, self._believed.newest, self._believed.any)
+                trust.check_statement(answer.statement, request, have)
+                trust.check_steps(answer.steps, answer.statement)
+                return answer, fetch(dialogue, kept, answer.needed)
+
+        return persist(lambda: self._believed.trusting(attempt), PATIENCE_S)
 
     def report(self, expert: str, measured: Measured) -> None:
         """Put a task metric beside the bytes. The same again is nothing."""

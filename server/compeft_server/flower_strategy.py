@@ -2,8 +2,8 @@
 
 The inner strategy still chooses nodes, configuration and metrics. Outgoing: the arrays of each message become a task record, and
 the client's mod fetches them from the aggregator. Incoming: replies carry receipts and metrics; the aggregator merges the compressed
-updates and publishes the next version. What a killed conductor leaves behind is one open round, which the next one abandons; a new run
-goes on from the expert's newest version.
+updates and publishes the next version, which also comes back here, for `evaluate_fn` and `Result.arrays`. What a killed conductor
+leaves behind is one open round, which the next one abandons; a new run goes on from the expert's newest version.
 """
 
 from collections.abc import Collection, Iterable
@@ -17,7 +17,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from compeft_core import Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest
+from compeft_core import Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
 from compeft_core.resting import active_places, resting_in_round, share_of_active
@@ -25,12 +25,15 @@ from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.errors import ConflictError
 from compeft_proto.manifest import layout_to_proto
-from compeft_proto.task import RECORD, Origin, RoundTask
+from compeft_proto.task import ORDER, RECORD, Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.conductor import Conductor, Measured, Station
 from compeft_server.facts import Arm
 from compeft_server.flower_equivalents import merging_of
 from compeft_server.flower_quorum import QuorumGrid
+from compeft_server.following import Follower
+
+FLOATING = ("float", "bfloat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,9 @@ class Plan:
     merged task vector; None takes what the wrapped strategy asks for. min_updates: a round closes as soon as so many clients have
     answered, and `deadline_s` seconds after it opened at the latest; None waits for all of them, and as long as `start`'s timeout.
     max_staleness: an update that comes late joins a later round of the run, if its base is at most so many versions older.
+
+    fetch: each new version is fetched from the aggregator too, so that `start` returns arrays and can evaluate them; without it they
+    lie at the aggregator only.
     """
 
     expert: str
@@ -64,6 +70,7 @@ class Plan:
     min_updates: int | None = None
     deadline_s: float | None = None
     max_staleness: int = 0
+    fetch: bool = True
 
     def __post_init__(self) -> None:
         resting_in_round(self.averaging, 1)
@@ -84,6 +91,8 @@ class CompressedStrategy(Strategy):
         self._merging = merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer)
         self._layout: Layout | None = None
         self._conductor = Conductor(station)
+        self._follower: Follower | None = None
+        self._names: tuple[str, ...] = ()
         self._run = ""
         self._deadline_s = 3600.0
         self._version = 0
@@ -92,11 +101,25 @@ class CompressedStrategy(Strategy):
         self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, timeout: float = 3600, *args: Any, **kwargs: Any
     ) -> Result:
         """As `Strategy.start`; the run's id and timeout also become those of the aggregator's rounds."""
+        if not self.plan.fetch and (kwargs.get("evaluate_fn") or len(args) > 2):
+            raise InputError("evaluate_fn needs the merged arrays here, and the plan has fetch=False")
+        self._layout_of(initial_arrays)  # refuses now what would be refused once the nodes are there
         self._run = str(grid.run.run_id)
         self._deadline_s = min(timeout, self.plan.deadline_s or timeout)
         if self.plan.min_updates is not None or self.plan.deadline_s is not None:
             grid = QuorumGrid(grid, self.plan.min_updates, self._deadline_s)
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
+
+    def seeded_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Arrays of these names and shapes as the plan's seed and bounds give them: begin with them, and no initial byte travels.
+
+        Errors: InputError if the plan has no seed.
+        """
+        if self.plan.seed is None:
+            raise InputError("the plan has no seed: give it one, and the bounds within which each array begins")
+        layout = self._layout_of(arrays)
+        drawn = unflatten(layout, seeded_state(layout, self.plan.seed, _bounds(layout, self.plan)))
+        return ArrayRecord({name: Array(drawn[name]) for name in arrays})
 
     def summary(self) -> None:
         """Log what is wrapped and how it is compressed."""
@@ -115,10 +138,12 @@ class CompressedStrategy(Strategy):
         """Open a round at the aggregator; the inner strategy's messages, with a task instead of arrays."""
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
         layout = self._layout = self._layout_of(arrays)
+        if self._follower is None:
+            self._follower = Follower(self._conductor, self.plan.expert, layout)
         resting = resting_in_round(self.plan.averaging, server_round)
         active_places(layout, resting)
         if server_round == 1:
-            self._publish(layout, arrays)
+            self._publish(layout, arrays, self._follower)
         plan = self.plan
         opened = self._conductor.open_round(plan.expert, self._run, server_round, self._deadline_s, plan.max_staleness)
         if opened.layout_digest != layout.digest:
@@ -129,8 +154,8 @@ class CompressedStrategy(Strategy):
         self._version = opened.base_version
         return [self._with_task(message, server_round, opened.round_nonce, resting) for message in messages]
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[None, MetricRecord | None]:
-        """Close the round at the aggregator. No arrays come back: the composed expert lies there, as its newest version."""
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Close the round at the aggregator; the arrays of the version it led to, if the plan fetches them."""
         replies = list(replies)
         self._report(server_round, replies)
         plan, downlink = self.plan, self.plan.downlink
@@ -151,7 +176,7 @@ class CompressedStrategy(Strategy):
         self._version = closed.version
         answered = [_with_placeholder(m, self.inner.arrayrecord_key) for m in replies]
         _, metrics = FedAvg.aggregate_train(self.inner, server_round, answered)
-        return None, metrics
+        return self._fetched(server_round), metrics
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """The inner strategy's messages, with a task instead of arrays."""
@@ -165,9 +190,23 @@ class CompressedStrategy(Strategy):
         return self.inner.aggregate_evaluate(server_round, replies)
 
     def _layout_of(self, arrays: ArrayRecord) -> Layout:
+        """The layout of the app's arrays. Errors: InputError if one holds no floating-point numbers."""
+        for name, array in arrays.items():
+            if not array.dtype.startswith(FLOATING):
+                raise InputError(
+                    f"array {name!r} is {array.dtype}, only floating-point arrays travel: leave it out of the ArrayRecord"
+                )
+        self._names = tuple(arrays)
         return layout_of({name: tuple(array.shape) for name, array in arrays.items()}, self.plan.dense)
 
-    def _publish(self, layout: Layout, arrays: ArrayRecord) -> None:
+    def _fetched(self, server_round: int) -> ArrayRecord | None:
+        """The newest version's arrays, in the order in which the app named them."""
+        if not self.plan.fetch or self._follower is None or self._layout is None:
+            return None
+        arrays = unflatten(self._layout, self._follower.state(self._version, self._run, server_round))
+        return ArrayRecord({name: Array(arrays[name]) for name in self._names})
+
+    def _publish(self, layout: Layout, arrays: ArrayRecord, follower: Follower) -> None:
         """Create the expert from the initial arrays, unless it is there already: then this run goes on from its newest version."""
         state = flatten(layout, {name: array.numpy() for name, array in arrays.items()})
         genesis = pb.Genesis(
@@ -186,15 +225,21 @@ class CompressedStrategy(Strategy):
             genesis.snapshot.SetInParent()
         try:
             self._conductor.publish(genesis, b"" if seeded else state.astype("<f4").tobytes())
+            follower.begin(genesis, state)
         except ConflictError:
             log(INFO, "expert %s is there already: this run continues it", self.plan.expert)
 
     def _with_task(self, message: Message, server_round: int, nonce: bytes, resting: tuple[str, ...]) -> Message:
         task = RoundTask(self.plan.expert, self._run, server_round, nonce, self._version, self.plan.uplink, resting)
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
-        content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key})
+        content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key, ORDER: self._order()})
         meta = message.metadata
         return Message(content, meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
+
+    def _order(self) -> list[int]:
+        """Where each of the app's arrays, in its order, stands in the layout."""
+        places = {t.name: place for place, t in enumerate(self._layout.tensors)} if self._layout else {}
+        return [places[name] for name in self._names]
 
     def _report(self, server_round: int, replies: Iterable[Message]) -> None:
         """Put the metrics of each reply beside the bytes: of the version that the client measured, and of the frozen base."""
@@ -219,11 +264,15 @@ def _seeded(layout: Layout, plan: Plan, digest: bytes) -> pb.SeededState | None:
     """The recipe of the initial arrays, if there is one that gives exactly them."""
     if plan.seed is None:
         return None
-    bounds = [float(np.float32((plan.bounds or {}).get(t.name, 0.0))) for t in layout.tensors]
+    bounds = _bounds(layout, plan)
     if state_digest(layout, seeded_state(layout, plan.seed, bounds)) != digest:
         log(WARNING, "the initial arrays are not those of seed %s and its bounds: they travel once, as a snapshot", plan.seed)
         return None
     return pb.SeededState(seed=plan.seed, bounds=bounds)
+
+
+def _bounds(layout: Layout, plan: Plan) -> list[float]:
+    return [float(np.float32((plan.bounds or {}).get(t.name, 0.0))) for t in layout.tensors]
 
 
 def _with_placeholder(reply: Message, key: str) -> Message:

@@ -94,6 +94,29 @@ def clients_invite(
     typer.echo(f"compeft enroll {text}{where} --site DIR")
 
 
+@clients.command("simulate")
+def clients_simulate(
+    sites: Annotated[Path, typer.Argument(help="folder to write: a site folder for each client, and one for the conductor")],
+    data: Data,
+    count: Annotated[int, typer.Option("--clients", min=1, help="how many simulated clients there are to be")],
+    address: Annotated[str, typer.Option("--aggregator", help="host:port where `compeft serve` listens")] = "127.0.0.1:9443",
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Make and enrol the keys of simulated clients, all on this machine. What is there already is kept.
+
+    An app finds them by `compeft_client.simulation.own_or_simulated`; its ServerApp takes the site folder simulated-conductor.
+
+    Example: compeft clients simulate ./sites --clients 10 --data /var/lib/compeft
+    """
+    from compeft_server.simulated_sites import make_sites
+
+    names = make_sites(data, sites.absolute(), count, address)
+    if format == "json":
+        typer.echo(json.dumps({"sites": str(sites.absolute()), "members": names}))
+    else:
+        typer.echo(f"{count} simulated clients and a conductor of {address} are enrolled, their site folders lie in {sites}")
+
+
 @clients.command("list")
 def clients_list(data: Data, format: AsFormat = "text") -> None:  # the option's name
     """List every key that was enrolled, with its times and the end of its certificate.

@@ -1,7 +1,7 @@
-"""Puts the example app on the import path, as Flower does with the app it installs."""
+"""Puts the example apps on the import path, as Flower does with an app it installs."""
 
 import sys
 from pathlib import Path
 
-APP = Path(__file__).parents[2] / "examples" / "sentiment"
-sys.path.insert(0, str(APP))
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path[:0] = [str(EXAMPLES / "sentiment"), str(EXAMPLES / "flower-existing" / "compressed")]

@@ -15,10 +15,18 @@ from flwr.supercore.task_identity import TaskIdentity
 class LoopbackGrid(Grid):
     """Nodes 1000, 1001, ... with these node configurations. Those in `slow` do not answer training messages, which are kept in `asleep`."""
 
-    def __init__(self, app: ClientApp, node_configs: list[dict[str, object]], run_id: int = 7) -> None:
+    def __init__(
+        self,
+        app: ClientApp,
+        node_configs: list[dict[str, object]],
+        run_id: int = 7,
+        run_config: dict[str, object] | None = None,
+    ) -> None:
         self._app, self._run = app, Run.create_empty(run_id)
         self._contexts = {
-            1000 + i: Context(run_id=run_id, node_id=1000 + i, node_config=config, state=RecordDict(), run_config={})
+            1000 + i: Context(
+                run_id=run_id, node_id=1000 + i, node_config=config, state=RecordDict(), run_config=run_config or {}
+            )
             for i, config in enumerate(node_configs)
         }
         self._inbox: dict[str, Message] = {}

@@ -25,7 +25,7 @@ from flwr.serverapp.strategy import (
 from flwr.supercore.task_identity import TaskIdentity
 
 from compeft_client.flower_mod import CompressionMod
-from compeft_core import Compression, MergeParameters, decode, densify, layout_of
+from compeft_core import Compression, MergeParameters, decode, densify, flatten, layout_of, state_digest
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
 from compeft_core.resting import A_ENDING, B_ENDING, active_places
@@ -270,3 +270,62 @@ def test_a_new_run_goes_on_and_one_with_another_rank_is_another_expert(world: Wo
 def test_a_plan_that_contradicts_itself_is_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         replace(PLAN, **fields)
+
+
+def test_the_version_that_was_published_comes_back_to_the_serverapp(world: World) -> None:
+    grid, seen = LoopbackGrid(app_of(obedient), configs(world)), []
+    strategy = CompressedStrategy(FedAvg(**NODES), PLAN, station(world))
+
+    def evaluate(server_round: int, merged: ArrayRecord) -> None:
+        seen.append(state_of(merged))
+
+    result = strategy.start(grid, arrays(), num_rounds=2, evaluate_fn=evaluate)
+    assert seen == [state_of(arrays()), *(m.state_digest for m in manifests(world))]
+    assert state_of(result.arrays) == seen[-1]
+    again = CompressedStrategy(FedAvg(**NODES), PLAN, station(world))
+    result = again.start(LoopbackGrid(app_of(obedient), configs(world), 8), arrays(), num_rounds=1)
+    assert state_of(result.arrays) == manifests(world)[-1].state_digest, "also where a run goes on"
+
+
+def state_of(record: ArrayRecord) -> bytes:
+    """The digest that names these arrays."""
+    layout = layout_of({name: tuple(array.shape) for name, array in record.items()}, ["head"])
+    return state_digest(layout, flatten(layout, {name: array.numpy() for name, array in record.items()}))
+
+
+def test_arrays_keep_the_order_of_the_app_on_both_sides(world: World) -> None:
+    names = [str(number) for number in range(12)]  # as ArrayRecord names a list: "10" stands before "2" in a layout
+    started = ArrayRecord({name: Array(np.full(3, int(name), np.float32)) for name in names})
+    seen = []
+
+    def by_place(message: Message, context: Context) -> Message:
+        received = message.content["arrays"].to_numpy_ndarrays()
+        seen.append([round(float(array.mean())) for array in received])
+        content = {"arrays": ArrayRecord(received), "metrics": MetricRecord({"num-examples": 1})}
+        return Message(RecordDict(content), reply_to=message)
+
+    grid = LoopbackGrid(app_of(by_place), configs(world))
+    plan = Plan("by-place", ORIGIN, Compression(0.3), Compression(0.5))
+    result = CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, started, num_rounds=1)
+    assert seen == [list(range(12))] * 2
+    assert list(result.arrays) == names
+
+
+def test_a_run_may_leave_the_arrays_at_the_aggregator_but_then_it_cannot_evaluate_them(world: World) -> None:
+    plan = replace(PLAN, fetch=False)
+    grid = LoopbackGrid(app_of(obedient), configs(world))
+    result = CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(), num_rounds=1)
+    assert (len(result.arrays), len(manifests(world))) == (0, 1)
+    with pytest.raises(InputError, match="evaluate_fn needs the merged arrays here"):
+        CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(), evaluate_fn=lambda *_: None)
+
+
+def test_an_array_without_floating_point_numbers_is_refused_by_name(world: World) -> None:
+    counted = ArrayRecord({"norm.num_batches_tracked": Array(np.zeros((), np.int64))})
+    with pytest.raises(InputError, match=r"'norm\.num_batches_tracked' is int64"):
+        CompressedStrategy(FedAvg(**NODES), PLAN, station(world)).start(LoopbackGrid(app_of(obedient), []), counted)
+
+
+def test_only_a_plan_with_a_seed_gives_arrays(world: World) -> None:
+    with pytest.raises(InputError, match="the plan has no seed"):
+        CompressedStrategy(FedAvg(**NODES), PLAN, station(world)).seeded_arrays(arrays())

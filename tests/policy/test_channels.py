@@ -3,9 +3,9 @@
 import grpc
 import pytest
 
-from compeft_client import trust
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
+from compeft_proto import trust
 from compeft_proto.errors import ReplayError, UnknownExpertError, WrongBaseError, from_rpc
 from compeft_proto.keys import new_key
 from compeft_proto.v1 import exchange_pb2 as xp

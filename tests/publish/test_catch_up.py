@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compeft_client.answer import Answer, lead
 from compeft_client.exchange import EdgeClient
 from compeft_core import Compression, state_digest
 from compeft_core.errors import FormatError, NotFiniteError
+from compeft_proto.answer import Answer, lead
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.snapshot import decode_snapshot, encode_snapshot
 from compeft_proto.v1 import expert_pb2 as pb

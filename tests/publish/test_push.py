@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from compeft_client.answer import quiet
 from compeft_client.cli import run
 from compeft_client.delivery import Reference, Wishes, deliver, reference_of
 from compeft_client.exchange import EdgeClient
@@ -19,6 +18,7 @@ from compeft_client.packing import save_compressed, unpack
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.answer import quiet
 from compeft_proto.errors import ConflictError, ForbiddenError, ReplayError, SignatureError, UnknownKeyError, WrongBaseError
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import CHUNK_BYTES

@@ -1,13 +1,15 @@
-"""An aggregator's answer to a sync: what it says, the bytes that go with it, and the state they lead to. `exchange` and `packages` ask.
+"""An aggregator's answer to a sync: what it says, the bytes that go with it, and the state they lead to. For whoever
+follows an expert log: edge clients, readers, a conductor that wants the arrays back.
 
 Nothing is parsed before its signature is checked, and the state at the end is the one that the statement names, or there is none.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
-from compeft_client.state import StateDirectory
 from compeft_core import Layout, Vector, state_digest
 from compeft_core.errors import FormatError
 from compeft_proto import envelope as dsse
@@ -22,6 +24,33 @@ Step = pb.VersionManifest | pb.SnapshotManifest
 Tick = Callable[[int], None]
 Progress = Callable[[int], AbstractContextManager[Tick]]
 """Given the bytes to come: what to tell how many have just come."""
+
+
+class Kept(Protocol):
+    """Where chunks wait while a fetch that broke is tried again, by their SHA-256 in hexadecimal."""
+
+    def held(self, name: str) -> bytes | None:
+        """The chunk, whole, or None."""
+
+    def write(self, data: bytes) -> str:
+        """Keep a chunk; its name."""
+
+
+class InMemory:
+    """Chunks kept as long as this object."""
+
+    def __init__(self) -> None:
+        self._chunks: dict[str, bytes] = {}
+
+    def held(self, name: str) -> bytes | None:
+        """The chunk, or None."""
+        return self._chunks.get(name)
+
+    def write(self, data: bytes) -> str:
+        """Keep a chunk; its name."""
+        name = hashlib.sha256(data).hexdigest()
+        self._chunks[name] = data
+        return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +88,14 @@ def hear(dialogue: SyncDialogue, current: dsse.Lookup, ever: dsse.Lookup) -> Ans
     return Answer(statement, tuple(steps))
 
 
-def fetch(dialogue: SyncDialogue, directory: StateDirectory, steps: Sequence[Step], progress: Progress = quiet) -> list[bytes]:
-    """The payload of each step. Chunks that an earlier, broken call brought come from the directory, the others from the aggregator.
+def fetch(dialogue: SyncDialogue, kept: Kept, steps: Sequence[Step], progress: Progress = quiet) -> list[bytes]:
+    """The payload of each step. Chunks that an earlier, broken call brought are in `kept`, the others come from the aggregator.
 
     Errors: ChunkMismatchError, FormatError; those of the call.
     """
     refs = [ref for step in steps for ref in step.chunks]
     with progress(sum(ref.size for ref in refs)) as tick:
-        return [b"".join(_chunk(dialogue, directory, ref, len(refs) > 1, tick) for ref in step.chunks) for step in steps]
+        return [b"".join(_chunk(dialogue, kept, ref, len(refs) > 1, tick) for ref in step.chunks) for step in steps]
 
 
 def lead(answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout: Layout, vector: Vector) -> Vector:
@@ -99,13 +128,13 @@ def _is_whole(step: Step) -> bool:
     return isinstance(step, pb.SnapshotManifest) or step.version == 0 or step.snapshot
 
 
-def _chunk(dialogue: SyncDialogue, directory: StateDirectory, ref: pb.ChunkRef, one_of_many: bool, tick: Tick) -> bytes:
+def _chunk(dialogue: SyncDialogue, kept: Kept, ref: pb.ChunkRef, one_of_many: bool, tick: Tick) -> bytes:
     """One chunk; one of many is kept, so that it is not fetched again if the call breaks before the last."""
-    chunk = directory.held(ref.sha256.hex())
+    chunk = kept.held(ref.sha256.hex())
     if chunk is None:
         chunk = _fetched(dialogue, ref)
         if one_of_many:
-            directory.write(chunk)
+            kept.write(chunk)
     tick(ref.size)
     return chunk
 

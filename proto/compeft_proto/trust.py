@@ -6,9 +6,9 @@ Signatures come first (`compeft_proto.envelope`), then these; the states are che
 import hashlib
 from collections.abc import Sequence
 
-from compeft_client.answer import Answer, Step
 from compeft_core.errors import FormatError
 from compeft_proto import envelope as dsse
+from compeft_proto.answer import Answer, Step
 from compeft_proto.base_model import base_model_of, check_base_model, stated
 from compeft_proto.errors import ChunkMismatchError, ConflictError, ReplayError, UnknownKeyError, WrongBaseError
 from compeft_proto.keys import PUBLIC_BYTES, PublicKey

@@ -1,0 +1,1 @@
+"""Handwritten digits, learnt by clients that keep their images."""
