@@ -100,17 +100,18 @@ def clients_simulate(
     data: Data,
     count: Annotated[int, typer.Option("--clients", min=1, help="how many simulated clients there are to be")],
     address: Annotated[str, typer.Option("--aggregator", help="host:port where `compeft serve` listens")] = "127.0.0.1:9443",
+    expert: Experts = None,
     format: AsFormat = "text",  # the option's name
 ) -> None:
     """Make and enrol the keys of simulated clients, all on this machine. What is there already is kept.
 
-    An app finds them by `compeft_client.simulation.own_or_simulated`; its ServerApp takes the site folder simulated-conductor.
+    Without --expert they may do nothing yet: see `compeft policy allow`. An app finds them by `compeft_client.simulation.own_or_simulated`; its ServerApp takes the site folder simulated-conductor.
 
-    Example: compeft clients simulate ./sites --clients 10 --data /var/lib/compeft
+    Example: compeft clients simulate ./sites --clients 10 --expert digits --data /var/lib/compeft
     """
     from compeft_server.simulated_sites import make_sites
 
-    names = make_sites(data, sites.absolute(), count, address)
+    names = make_sites(data, sites.absolute(), count, address, _experts(expert))
     if format == "json":
         typer.echo(json.dumps({"sites": str(sites.absolute()), "members": names}))
     else:

@@ -4,20 +4,23 @@ For clients that all run on this machine. A real client makes its own key, which
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from compeft_core.errors import InputError
 from compeft_proto.keys import new_key, signing_key_from_pem
 from compeft_proto.site import FILES, INDEX, SIMULATED_CONDUCTOR, simulated
 from compeft_proto.transport import LOOPBACK
+from compeft_server import curating
 from compeft_server.facts import Role
 from compeft_server.files import read_file, write_durably
 from compeft_server.own_keys import earlier_keys, own_key
 from compeft_server.serving import now_ms, open_ledger
 
 
-def make_sites(data: Path, sites: Path, clients: int, address: str) -> list[str]:
+def make_sites(data: Path, sites: Path, clients: int, address: str, experts: Sequence[str]) -> list[str]:
     """Site folders in `sites` for `clients` edge clients and one conductor of the aggregator in `data`; their members' names.
+    The clients may contribute to these experts and fetch them.
 
     What is there already is kept, so more clients may be added. Errors: InputError if `address` is not on this machine; ConflictError if
     a member of such a name has another key.
@@ -28,6 +31,8 @@ def make_sites(data: Path, sites: Path, clients: int, address: str) -> list[str]
     for name, role in members:
         if not (sites / name / INDEX).exists():
             _make_site(data, sites / name, role, address)
+            for expert in experts if role == "edge" else ():
+                curating.rule(open_ledger(data), "allow", expert, name, curating.USUAL[role], now_ms())
     return [name for name, _ in members]
 
 

@@ -25,7 +25,7 @@ class FlowerRuns:
         self._sites, self._folder = folder / "sites", folder
         self.ledger = open_ledger(folder / "aggregator")
         aggregator, self._link, *self._ports = free_ports(2 + clients)
-        make_sites(folder / "aggregator", self._sites, clients, f"127.0.0.1:{aggregator}")
+        make_sites(folder / "aggregator", self._sites, clients, f"127.0.0.1:{aggregator}", ["digits"])
         self._start(aggregator)
 
     def _start(self, port: int) -> None:

@@ -17,7 +17,8 @@ from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.conductor import station_of
 from compeft_server.flower_strategy import CompressedStrategy
-from compeft_server.report import Report, read_report
+from compeft_server.report import Report
+from compeft_server.report_read import read_report
 from compeft_server.serving import Settings, open_ledger, own_key, start
 from compeft_server.simulated_sites import make_sites
 from tests.exchange.loopback_grid import LoopbackGrid
@@ -54,7 +55,7 @@ def run_compressed(strategy: str, rounds: int, folder: Path) -> Compressed:
     data, sites = folder / "data", folder / "sites"
     ledger = open_ledger(data)
     server, port = start(Settings(data), ledger)
-    make_sites(data, sites, CLIENTS, f"127.0.0.1:{port}")
+    make_sites(data, sites, CLIENTS, f"127.0.0.1:{port}", ["digits"])
     inner, station = server_app.make_strategy(strategy, 0.0), station_of({"site": sites / SIMULATED_CONDUCTOR})
     wrapped = CompressedStrategy(inner, server_app.plan(), station)
     try:

@@ -19,7 +19,7 @@ ADDRESS = "127.0.0.1:9443"
 
 def test_every_simulated_client_is_an_edge_with_a_key_of_its_own_and_one_conductor_opens_rounds(tmp_path: Path) -> None:
     data, sites = tmp_path / "data", tmp_path / "sites"
-    assert make_sites(data, sites, 2, ADDRESS) == [SIMULATED_CONDUCTOR, "simulated-0", "simulated-1"]
+    assert make_sites(data, sites, 2, ADDRESS, ["digits"]) == [SIMULATED_CONDUCTOR, "simulated-0", "simulated-1"]
     members = {m.public.keyid: (m.name, m.role) for m in open_ledger(data).members()}
     for number in range(2):
         edge = edge_of({"site": sites / simulated(number)})
@@ -32,28 +32,38 @@ def test_every_simulated_client_is_an_edge_with_a_key_of_its_own_and_one_conduct
 
 def test_more_clients_may_be_added_and_those_there_keep_their_keys(tmp_path: Path) -> None:
     data, sites = tmp_path / "data", tmp_path / "sites"
-    make_sites(data, sites, 1, ADDRESS)
+    make_sites(data, sites, 1, ADDRESS, ["digits"])
     before = edge_of({"site": sites / simulated(0)}).key.keyid
-    make_sites(data, sites, 3, ADDRESS)
+    make_sites(data, sites, 3, ADDRESS, ["digits"])
     assert edge_of({"site": sites / simulated(0)}).key.keyid == before
     assert len(open_ledger(data).members()) == 4
 
 
 def test_what_an_interrupted_attempt_left_is_finished(tmp_path: Path) -> None:
     data, sites = tmp_path / "data", tmp_path / "sites"
-    make_sites(data, sites, 1, ADDRESS)
+    make_sites(data, sites, 1, ADDRESS, ["digits"])
     (sites / simulated(0) / "site.json").unlink()
-    make_sites(data, sites, 1, ADDRESS)
+    make_sites(data, sites, 1, ADDRESS, ["digits"])
     assert edge_of({"site": sites / simulated(0)}).address == ADDRESS
 
 
 def test_simulated_clients_of_another_machine_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"agg\.example:9443 is not on this machine"):
-        make_sites(tmp_path / "data", tmp_path / "sites", 1, "agg.example:9443")
+        make_sites(tmp_path / "data", tmp_path / "sites", 1, "agg.example:9443", [])
 
 
 def test_the_command_makes_them_and_says_where(tmp_path: Path) -> None:
-    arguments = ["clients", "simulate", str(tmp_path / "sites"), "--clients", "2", "--data", str(tmp_path / "data")]
+    arguments = [
+        "clients",
+        "simulate",
+        str(tmp_path / "sites"),
+        "--clients",
+        "2",
+        "--expert",
+        "digits",
+        "--data",
+        str(tmp_path / "data"),
+    ]
     done = CliRunner().invoke(app, [*arguments, "--format", "json"])
     assert json.loads(done.stdout) == {
         "sites": str(tmp_path / "sites"),
