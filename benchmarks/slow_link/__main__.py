@@ -23,7 +23,7 @@ from benchmarks.slow_link.dense import WIDTHS, dense
 from benchmarks.slow_link.link import Link
 from benchmarks.slow_link.ours import ours
 from benchmarks.slow_link.picture import draw
-from benchmarks.slow_link.stages import STAGES, Outcome, race
+from benchmarks.slow_link.stages import PROCESSOR, STAGES, Outcome, race
 from benchmarks.slow_link.work import lora_layout
 
 LINKS = (Link(1e6, 0.1, 0.001), Link(10e6, 0.04, 0.0005), Link(100e6, 0.02, 0.0001))
@@ -109,9 +109,13 @@ def _line(link: Link, size: int, kind: str, clients: int) -> Outcome:
     reach = (full - small) / (large - small)
     at = lambda a, b: a + (b - a) * reach  # noqa: E731
     stages = {stage: at(low.stages[stage], high.stages[stage]) for stage in STAGES}
-    return Outcome(
-        sum(stages.values()), stages, round(at(low.up_bytes, high.up_bytes)), round(at(low.down_bytes, high.down_bytes))
-    )
+    processor = {part: at(low.processor[part], high.processor[part]) for part in PROCESSOR}
+    up, down = at(low.up_bytes, high.up_bytes), at(low.down_bytes, high.down_bytes)
+    return Outcome(sum(stages.values()), stages, round(up), round(down), processor)
+
+
+def _figures(row: Row) -> dict[str, object]:
+    return {**asdict(row), "alone_s": row.outcome.alone_s}
 
 
 def _tell(row: Row) -> None:
@@ -119,7 +123,8 @@ def _tell(row: Row) -> None:
 
 
 def show(rows: Sequence[Row], subject: str) -> None:
-    """The table, and the bar."""
+    """The tables, and the bar."""
+    peers = {row.link: row.outcome for row in rows if row.arm == PEER}
     print(f"\nSeconds from trained to applied everywhere: {subject}")
     print(
         f"{'link':12}{'arm':24}{'seconds':>9}{'faster':>8}   "
@@ -127,21 +132,28 @@ def show(rows: Sequence[Row], subject: str) -> None:
         + f"{'MB up':>9}{'MB down':>9}"
     )
     for row in rows:
-        peer = next(r for r in rows if (r.link, r.arm) == (row.link, PEER)).outcome.seconds
-        stages = "".join(f"{row.outcome.stages[s]:9.2f}" for s in STAGES)
-        moved = f"{row.outcome.up_bytes / 1e6:9.2f}{row.outcome.down_bytes / 1e6:9.2f}"
-        mark = "~" if row.extrapolated else ""
-        print(
-            f"{row.link:12}{row.arm:24}{mark + format(row.outcome.seconds, '.2f'):>9}{peer / row.outcome.seconds:7.1f}x   {stages}{moved}"
-        )
+        found, mark = row.outcome, "~" if row.extrapolated else ""
+        stages = "".join(f"{found.stages[s]:9.2f}" for s in STAGES) + f"{found.up_bytes / 1e6:9.2f}{found.down_bytes / 1e6:9.2f}"
+        ratio = peers[row.link].seconds / found.seconds
+        print(f"{row.link:12}{row.arm:24}{mark + format(found.seconds, '.2f'):>9}{ratio:7.1f}x   {stages}")
+    print("\nThe same with machines of their own: the links as measured, plus one processor's seconds for everything else")
+    print(f"{'link':12}{'arm':24}{'seconds':>9}{'faster':>8}   {'links':>9}" + "".join(f"{p:>16}" for p in PROCESSOR))
+    for row in rows:
+        found, mark = row.outcome, "~" if row.extrapolated else ""
+        links = found.stages["up"] + found.stages["down"]
+        parts = f"{links:9.2f}" + "".join(f"{found.processor[p]:16.2f}" for p in PROCESSOR)
+        ratio = peers[row.link].alone_s / found.alone_s
+        print(f"{row.link:12}{row.arm:24}{mark + format(found.alone_s, '.2f'):>9}{ratio:7.1f}x   {parts}")
     print("faster: than dense bf16. ~: a straight line through two smaller sizes")
     for row in rows:
         if row.error is not None:
             print(f"the straight line misses {row.arm} at {row.link} by {row.error:+.1%}")
-    for row in rows:
         if row.link == BAR_LINK and row.arm.startswith("ours"):
-            peer = next(r for r in rows if (r.link, r.arm) == (row.link, PEER)).outcome.seconds
-            print(f"at {BAR_LINK}, {row.arm}: {peer / row.outcome.seconds:.1f}x dense bf16, the bar is {BAR:.0f}x")
+            peer = peers[row.link]
+            here, alone = peer.seconds / row.outcome.seconds, peer.alone_s / row.outcome.alone_s
+            print(
+                f"at {BAR_LINK}, {row.arm}: {here:.1f}x dense bf16 here, {alone:.1f}x on machines of their own; the bar is {BAR:.0f}x"
+            )
 
 
 if __name__ == "__main__":

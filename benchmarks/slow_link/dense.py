@@ -106,13 +106,17 @@ class DenseClient:
         self._channel.stream_unary(f"/{SERVICE}/Upload")(parts_of(pack(self._vector, self._setting.width)))
         return time.monotonic()
 
-    def take_over(self) -> tuple[float, str]:
+    def take_over(self) -> float:
         """Fetch and add."""
         data = bytearray()
         for part in self._channel.unary_stream(f"/{SERVICE}/Download")(b""):
             data += part
         self._state += unpack(data, self._setting.width)
-        return time.monotonic(), hashlib.sha256(self._state).hexdigest()
+        return time.monotonic()
+
+    def state(self) -> str:
+        """SHA-256."""
+        return hashlib.sha256(self._state).hexdigest()
 
 
 @contextmanager
@@ -126,9 +130,9 @@ def dense(size: int, kind: str, clients: int) -> Iterator[Arm]:
     channel = grpc.insecure_channel(address, OPTIONS)
     try:
         settings = [Setting(size, width, number) for number in range(clients)]
-        yield Arm(
-            address, DenseClient, settings, lambda _number: None, lambda _number: channel.unary_unary(f"/{SERVICE}/Merge")(b"")
-        )
+        merge, pid = channel.unary_unary(f"/{SERVICE}/Merge"), process.pid
+        assert pid is not None
+        yield Arm(address, pid, DenseClient, settings, lambda _number: None, lambda _number: merge(b""))
     finally:
         channel.close()
         process.terminate()

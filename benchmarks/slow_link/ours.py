@@ -56,11 +56,14 @@ class OurClient:
         self._client.submit(self._task, self._trained)
         return time.monotonic()
 
-    def take_over(self) -> tuple[float, str]:
+    def take_over(self) -> float:
         """Fetch, check, apply, keep; settle the residual."""
-        synced = self._client.sync(EXPERT, None, RUN, self._task.round)
-        applied = time.monotonic()
-        return applied, state_digest(synced.layout, synced.vector).hex()
+        self._synced = self._client.sync(EXPERT, None, RUN, self._task.round)
+        return time.monotonic()
+
+    def state(self) -> str:
+        """Its digest."""
+        return state_digest(self._synced.layout, self._synced.vector).hex()
 
 
 @contextmanager
@@ -70,7 +73,7 @@ def ours(folder: Path, size: int, up: float, down: float, clients: int) -> Itera
     ledger.enrol("conductor", conductor_key.public, "conductor", now_ms())
     settings = [_enrolled(ledger, folder, size, number) for number in range(clients)]
     curating.rule(ledger, "allow", EXPERT, "role:edge", curating.USUAL["edge"], now_ms())
-    with _serving(folder / "data") as address:
+    with _serving(folder / "data") as (address, pid):
         conductor = Conductor(Station(address, conductor_key, own_key(folder / "data").public))
         conductor.publish(_genesis(lora_layout(size)))
 
@@ -83,7 +86,7 @@ def ours(folder: Path, size: int, up: float, down: float, clients: int) -> Itera
             assert closed.accepted == clients
             return closed
 
-        yield Arm(address, OurClient, settings, open_round, close_round)
+        yield Arm(address, pid, OurClient, settings, open_round, close_round)
     ledger.close()
 
 
@@ -107,12 +110,12 @@ def _genesis(layout: Layout) -> pb.Genesis:
 
 
 @contextmanager
-def _serving(data: Path) -> Iterator[str]:
+def _serving(data: Path) -> Iterator[tuple[str, int]]:
     command = [str(Path(sys.executable).parent / "compeft"), "serve", "--data", str(data), "--port", "0", "--format", "json"]
     with (data / "serve.log").open("wb") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process:
         assert process.stdout is not None
         try:
-            yield next(json.loads(line)["address"] for line in process.stdout if line.startswith(b'{"address"'))
+            yield next(json.loads(line)["address"] for line in process.stdout if line.startswith(b'{"address"')), process.pid
         finally:
             process.terminate()
             process.wait(60)
