@@ -4,7 +4,7 @@ Each client has a link of its own, with a rate, a latency and a loss (link.py sa
 compresses, seals and submits; the aggregator checks, merges and publishes; every client syncs and has applied the new version. The peer
 (dense.py) moves bf16 or fp32 through plain gRPC streams over the same links and averages in numpy.
 
-A dense arm that would take longer than --limit seconds at the full size is run at a 40th and a 20th of it, and what is printed is the
+A dense arm that would take longer than --limit seconds at the full size is run at an 80th and a 40th of it, and what is printed is the
 straight line through the two, marked `~`. How well the line foretells is printed too, from an arm that is run at all three sizes. All
 clients and the aggregator share this machine's cores.
 
@@ -28,7 +28,7 @@ from benchmarks.slow_link.work import lora_layout
 
 LINKS = (Link(1e6, 0.1, 0.001), Link(10e6, 0.04, 0.0005), Link(100e6, 0.02, 0.0001))
 DENSITIES = ((0.05, 0.2), (0.05, 0.05))
-SMALL = (40, 20)
+SMALL = (80, 40)
 """An arm that would take too long is run at these fractions of the size."""
 BAR_LINK, BAR, PEER = "10 Mbit/s", 25.0, "dense bf16"
 

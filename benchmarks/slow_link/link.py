@@ -89,7 +89,7 @@ class Direction:
                 self.marks.passed += len(data)
                 if len(data) >= DATA_BYTES:
                     self.marks.last_s = loop.time()
-        sink.close()
+            sink.write_eof()
 
     def _lost(self, count: int) -> int:
         """How many segments of a part are lost."""
@@ -138,6 +138,8 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection(self._host, self._port, limit=BUFFER)
         await asyncio.gather(self._up.carry(reader, far_writer), self._down.carry(far_reader, writer))
+        far_writer.close()
+        writer.close()
 
 
 class Links:
