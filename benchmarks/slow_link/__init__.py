@@ -1,0 +1,1 @@
+"""Time from trained to applied everywhere over slow links, this exchange against dense weights: `python -m benchmarks.slow_link`."""
