@@ -5,9 +5,11 @@ H(k) = -k log2 k - (1 - k) log2 (1 - k); a dense entry takes 16 bits. Real posit
 """
 
 import math
+import re
+from dataclasses import replace
 
+from compeft_core.compress import Compression
 from compeft_core.errors import InputError
-from compeft_core.layout import Layout
 
 SLACK = 1.02
 """Most that the codec `rice` needs over the entropy on average, from a density of 1 in 1,000 on."""
@@ -16,35 +18,52 @@ HEADER_BYTES, BLOCK_BYTES, BLOCK = 64, 8, 2**16
 HIGHEST = 2 / 3
 """Where H(k) + k is largest: a third of zeros, plus and minus each."""
 STEPS = 60
+UP_SHARE = 0.3
+"""Of a round's budget, what its updates may take: about what 5 % up and 20 % down do."""
+UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)")
 
 
-def payload_bytes(layout: Layout, density: float) -> int:
-    """Bytes that an update of this layout takes at most, 0 < density <= 1, with one scale and positions no worse than random: the
-    entropy with SLACK, header and index, and a byte for the square root of the number kept, because gaps vary.
+def payload_bytes(ternary_size: int, dense_size: int, density: float) -> int:
+    """Bytes that an update of so many ternary and dense parameters takes at most, 0 < density <= 1, with one scale and positions no
+    worse than random: the entropy with SLACK, header and index, and a byte for the square root of the number kept, because gaps vary.
     """
-    k = min(max(density, 1 / max(1, layout.ternary_size)), 1.0)
+    k = min(max(density, 1 / max(1, ternary_size)), 1.0)
     other = 1 - k
     entropy = -(k * math.log2(k) + (other * math.log2(other) if other > 0 else 0.0)) + k
-    fixed = HEADER_BYTES + BLOCK_BYTES * -(-layout.ternary_size // BLOCK) + math.sqrt(k * layout.ternary_size)
-    return math.ceil(fixed + SLACK * layout.ternary_size * entropy / 8 + 2 * layout.dense_size)
+    fixed = HEADER_BYTES + BLOCK_BYTES * -(-ternary_size // BLOCK) + math.sqrt(k * ternary_size)
+    return math.ceil(fixed + SLACK * ternary_size * entropy / 8 + 2 * dense_size)
 
 
-def density_for(layout: Layout, budget_bytes: int) -> float:
-    """The highest density, at most 2/3, at which an update fits into `budget_bytes`.
+def density_for(ternary_size: int, dense_size: int, budget_bytes: int) -> float:
+    """The highest density, at most 2/3, at which such an update fits into `budget_bytes`.
 
     Errors: InputError if not even one entry fits, or there is nothing ternary to choose a density for.
     """
-    if layout.ternary_size == 0:
+    if ternary_size == 0:
         raise InputError("nothing here is ternary: no density changes what it costs")
-    low, high = 1 / layout.ternary_size, HIGHEST
-    least = payload_bytes(layout, low)
+    low, high = 1 / ternary_size, HIGHEST
+    least = payload_bytes(ternary_size, dense_size, low)
     if least > budget_bytes:
         raise InputError(
-            f"a budget of {budget_bytes:,} bytes is below the least possible, {least:,}: {2 * layout.dense_size:,} are dense"
+            f"a budget of {budget_bytes:,} bytes is below the least possible, {least:,}: {2 * dense_size:,} of it are dense"
         )
-    if payload_bytes(layout, high) <= budget_bytes:
+    if payload_bytes(ternary_size, dense_size, high) <= budget_bytes:
         return high
     for _ in range(STEPS):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if payload_bytes(layout, middle) <= budget_bytes else (low, middle)
+        low, high = (middle, high) if payload_bytes(ternary_size, dense_size, middle) <= budget_bytes else (low, middle)
     return low
+
+
+def within(compression: Compression, ternary_size: int, dense_size: int, budget_bytes: int) -> Compression:
+    """The same compression at its own density, or at the lower one that fits. Errors: as `density_for`."""
+    return replace(compression, density=min(compression.density, density_for(ternary_size, dense_size, budget_bytes)))
+
+
+def bytes_of(text: str) -> int:
+    """A size as people write it, such as 200kB, 5 MB or 1.5MiB. Errors: InputError."""
+    found = SIZE.fullmatch(text.strip())
+    if not found or found[2] not in UNITS or float(found[1]) <= 0:
+        raise InputError(f"size {text[:40]!r}: write a number above 0 and a unit, one of {', '.join(filter(None, UNITS))}")
+    return int(float(found[1]) * UNITS[found[2]])

@@ -54,6 +54,9 @@ def join(
     superlink_ca: Annotated[Path | None, typer.Option(help="PEM of the authority behind the SuperLink's certificate")] = None,
     node_key: Annotated[Path | None, typer.Option(help="private key for Flower's own node authentication")] = None,
     port: Annotated[int, typer.Option(help="this SuperNode's own runtime port on loopback")] = 9094,
+    max_update: Annotated[
+        str | None, typer.Option(help="most bytes of one update, such as 200kB; lowers the density where needed")
+    ] = None,
     config: Annotated[list[str] | None, typer.Option("-c", "--config", help="more node configuration, name=value")] = None,
 ) -> None:
     """Join a federation as an edge client: a Flower SuperNode whose apps reach the aggregator with this key.
@@ -63,6 +66,7 @@ def join(
     compeft join --superlink fl.example:8000 --superlink-ca ca.crt --aggregator agg.example:9443 --tls-ca ca.crt
     --tls-cert edge.crt --tls-key edge.pem --aggregator-key aggregator.pub --key edge.key --state-dir /var/lib/compeft -c partition-id=0
     """
+    edge = {**edge, "max-update": max_update} if max_update else edge
     edge_of(edge)  # says now, in one line, what would otherwise fail in the first round
     pairs = [f"{name}={json.dumps(str(value))}" for name, value in edge.items()] + list(config or ())
     arguments = ["--superlink", superlink, "--port", str(port), "--node-config", " ".join(pairs)]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from compeft_client.files import write_durably
 from compeft_client.state import Memory, Pending, StateDirectory, settle
 from compeft_core import Layout, Vector, compress, parse, state_digest
+from compeft_core.budget import within
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.resting import active_places, share_of_active
 from compeft_proto import envelope as dsse
@@ -48,7 +49,8 @@ class Edge:
     """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback. A transfer that
     fails is tried again, from where it stopped, for `patience_s` seconds without success. `older` are keys that the aggregator had
     before: versions that they signed still hold, everything else must be signed by `aggregator`, or by a key that it introduced; `learn` is
-    the file of public keys that such a key is written to.
+    the file of public keys that such a key is written to. `max_update_bytes`: the density of a round is lowered where its update would
+    take more.
     """
 
     address: str
@@ -59,6 +61,7 @@ class Edge:
     patience_s: float = PATIENCE_S
     older: tuple[PublicKey, ...] = ()
     learn: Path | None = None
+    max_update_bytes: int | None = None
 
     def learned(self, keys: tuple[PublicKey, ...]) -> None:
         """The aggregator has changed its key."""
@@ -195,8 +198,12 @@ class EdgeClient:
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
-            task = replace(task, compression=share_of_active(layout, task.compression, task.resting))
             synced, active = directory.vector(memory.synced, layout), active_places(layout, task.resting)
+            if self._edge.max_update_bytes is not None:
+                places = int(np.count_nonzero(active[: layout.ternary_size]))
+                fitting = within(task.compression, places, layout.dense_size, self._edge.max_update_bytes)
+                task = replace(task, compression=fitting)
+            task = replace(task, compression=share_of_active(layout, task.compression, task.resting))
             target = _task_vector(task, trained, synced, active) + directory.vector(memory.residual, layout)
             payload = mf.payload_of(layout, compress(layout, np.where(active, target, np.float32(0)), task.compression))
             update = self._update(task, trained, payload, layout)

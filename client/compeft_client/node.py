@@ -8,6 +8,7 @@ from compeft_client.certificates import check_lasting
 from compeft_client.exchange import PATIENCE_S, Edge
 from compeft_client.files import read_file, read_private
 from compeft_client.site import complete
+from compeft_core.budget import bytes_of
 from compeft_core.errors import InputError
 from compeft_proto.keys import PublicKey, SigningKey, public_key_from_pem, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.transport import Tls
@@ -21,7 +22,8 @@ def edge_of(config: Mapping[str, object]) -> Edge:
 
     site: folder that holds all that is not given beside it; aggregator: host:port; aggregator-key: file with its public key, older
     ones after it; key: file with this client's private key; state-dir: folder for its memory; patience-s: seconds to try a failing
-    transfer again; tls-ca, tls-cert, tls-key: PEM files, all three or none. Errors: InputError, ForbiddenError.
+    transfer again; max-update: most bytes of one update, such as 200kB, for which the density is lowered if need be; tls-ca, tls-cert,
+    tls-key: PEM files, all three or none. Errors: InputError, ForbiddenError.
     """
     config = complete(config)
     missing = [name for name in NEEDED if not config.get(name)]
@@ -42,6 +44,7 @@ def edge_of(config: Mapping[str, object]) -> Edge:
         tls=_tls(config) if given else None,
         patience_s=float(str(config.get("patience-s", PATIENCE_S))),
         older=tuple(older),
+        max_update_bytes=bytes_of(str(config["max-update"])) if config.get("max-update") else None,
         learn=known if "site" in config else None,
     )
 

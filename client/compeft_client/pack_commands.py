@@ -16,6 +16,7 @@ from compeft_client.packing import unpack as write_directory
 from compeft_client.progress import watched
 from compeft_client.source import read_source
 from compeft_core import Codec
+from compeft_core.budget import bytes_of
 
 Init = Annotated[
     str | None, typer.Option(help="where it started: the untrained adapter's (or base model's) directory, or seed:N")
@@ -28,6 +29,7 @@ Density = Annotated[
         help="fraction of the changes to keep, above 0 and at most 1; 0.1 is safer for an expert trained long on a hard task"
     ),
 ]
+Budget = Annotated[str | None, typer.Option(help="most bytes of the file, such as 200kB: the density is lowered until it fits")]
 Scale = Literal["auto", "alpha_sigma", "mean_magnitude", "norm"]
 ScaleRule = Annotated[Scale, typer.Option(help="the rule for the one magnitude of what is kept")]
 Factor = Annotated[float | None, typer.Option(help="multiplies the rule's scale; for auto, replaces its factor")]
@@ -43,6 +45,7 @@ def pack(
         Path | None, typer.Option("-o", "--output", help="the file; DIRECTORY's name and .expert by default")
     ] = None,
     density: Density = 0.05,
+    budget: Budget = None,
     scale: ScaleRule = "auto",
     factor: Factor = None,
     init: Init = None,
@@ -57,7 +60,7 @@ def pack(
     """
     file = output or Path(f"{directory.resolve().name}.expert")
     key = load_signing_key(sign) if sign else None
-    settings = PackSettings(density, scale, factor, init, codec, key)
+    settings = PackSettings(density, scale, factor, init, bytes_of(budget) if budget else None, codec, key)
     with watched("packing", read_source(directory).size) as tick:
         packed = save_compressed(directory, file, settings, force=force, progress=tick)
     typer.echo(texts.packed(file, packed, key.keyid if key else None, format))

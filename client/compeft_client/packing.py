@@ -4,9 +4,10 @@ No server, no account and, but for `from_compressed`, no torch. What comes back 
 the values are where the expert started plus what compression kept of the way it went.
 """
 
+import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -24,6 +25,7 @@ from compeft_client.source import Source, read_source
 from compeft_client.start import Start, read_start
 from compeft_client.whole_file import written_whole
 from compeft_core import Codec, Compression, Tensor, Vector
+from compeft_core.budget import density_for
 from compeft_core.errors import InputError, LimitError, NotFiniteError
 from compeft_proto.errors import ConflictError
 from compeft_proto.expert_file import check_payload
@@ -45,6 +47,7 @@ class PackSettings:
     """How to pack.
 
     density, scale, factor: of what changed; `auto` is the data-free rule of `auto_scale`, and no factor is 1, or the rule's.
+    budget_bytes: the file takes no more: `density` is lowered until it fits.
     init: where the expert started, a directory or `seed:N`; None: nobody knows, which costs bytes (docs/expert-file.md).
     """
 
@@ -52,6 +55,7 @@ class PackSettings:
     scale: str = AUTO
     factor: float | None = None
     init: str | None = None
+    budget_bytes: int | None = None
     codec: Codec = "rice"
     key: SigningKey | None = None
 
@@ -99,7 +103,7 @@ def save_compressed(
     if file.exists() and not force:
         raise ConflictError(f"{file} exists already: say --force to replace it, or -o for another name")
     source = read_source(Path(directory))
-    coded = code_parts(source, settings, progress)
+    coded, settings = _within_budget(source, settings, progress)
     manifest = manifest_of(source, [c.part for c in coded])
     with written_whole(file) as stream:
         write_expert(stream, manifest, [c.payload for c in coded], settings.key)
@@ -115,6 +119,29 @@ def code_parts(source: Source, settings: PackSettings, progress: Progress = sile
     if settings.init is not None and not any(part.uses(start) for part in planned):
         raise InputError(f"{source.path} has no tensor that --init {settings.init} says the start of")
     return [code(part, start, settings.codec, progress) for part in planned]
+
+
+def _within_budget(source: Source, settings: PackSettings, progress: Progress) -> tuple[list[CodedPart], PackSettings]:
+    """The parts, at the settings' density or at the highest lower one that fits. Errors: InputError if none does."""
+    coded = code_parts(source, settings, progress)
+    budget = settings.budget_bytes
+    while budget is not None and (total := _file_bytes(source, coded, settings)) > budget:
+        chosen = [c for c in coded if c.planned.compression == settings.compression]
+        layouts, spent = [c.planned.layout for c in chosen], sum(len(c.payload) for c in chosen)
+        ternary, dense = sum(at.ternary_size for at in layouts), sum(at.dense_size for at in layouts)
+        if budget <= total - spent:
+            raise InputError(
+                f"{total - spent:,} bytes do not depend on the density, the budget is {budget:,}: `compeft inspect` says what"
+            )
+        fitting = density_for(ternary, dense, budget - (total - spent))
+        settings = replace(settings, density=min(fitting, 0.97 * settings.density))
+        coded = code_parts(source, settings)
+    return coded, settings
+
+
+def _file_bytes(source: Source, coded: Sequence[CodedPart], settings: PackSettings) -> int:
+    head = write_expert(io.BytesIO(), manifest_of(source, [c.part for c in coded]), [], settings.key)
+    return head + sum(len(c.payload) for c in coded)
 
 
 def manifest_of(source: Source, parts: Sequence[Part]) -> Manifest:

@@ -13,8 +13,9 @@ import typer
 
 from compeft_client.node import edge_of, load_public_key
 from compeft_client.options import AsFormat, EdgeConfig, takes_edge
-from compeft_client.pack_commands import CodecName, Density, Factor, Init, ScaleRule, Trusted
+from compeft_client.pack_commands import Budget, CodecName, Density, Factor, Init, ScaleRule, Trusted
 from compeft_client.progress import watched
+from compeft_core.budget import bytes_of
 from compeft_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def push(
     dense_metric: Annotated[float | None, typer.Option(help="the same metric of the uncompressed expert")] = None,
     examples: Annotated[int, typer.Option(min=0, help="test examples behind the metrics")] = 0,
     density: Density = 0.05,
+    budget: Budget = None,
     scale: ScaleRule = "auto",
     factor: Factor = None,
     init: Init = None,
@@ -60,7 +62,7 @@ def push(
 
     us = edge_of({**edge, "patience-s": patience})
     measured = _measured(metric, base_metric, dense_metric)
-    data = _file_or_packed(file, PackSettings(density, scale, factor, init, codec, us.key))
+    data = _file_or_packed(file, PackSettings(density, scale, factor, init, bytes_of(budget) if budget else None, codec, us.key))
     with PackageClient(us) as client:
         pushed = client.push(name, data, measured, examples, lambda total: watched("pushing", total))
     values = {"expert": name, "version": pushed.version, "sha256": pushed.sha256.hex(), "bytes": len(data), "new": pushed.new}

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from compeft_core import Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
+from compeft_core.budget import UP_SHARE, within
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
 from compeft_core.resting import active_places, resting_in_round, share_of_active
@@ -52,6 +53,8 @@ class Plan:
 
     fetch: each new version is fetched from the aggregator too, so that `start` returns arrays and can evaluate them; without it they
     lie at the aggregator only.
+    budget_bytes: most payload bytes of a round, both directions, all clients together; `uplink` and `downlink` are then the highest
+    densities that it may use, and each round takes what fits the number of its clients.
     """
 
     expert: str
@@ -71,6 +74,7 @@ class Plan:
     deadline_s: float | None = None
     max_staleness: int = 0
     fetch: bool = True
+    budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
         resting_in_round(self.averaging, 1)
@@ -90,6 +94,7 @@ class CompressedStrategy(Strategy):
         self.inner, self.plan = inner, plan
         self._merging = merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer)
         self._layout: Layout | None = None
+        self._up, self._down = plan.uplink, plan.downlink
         self._conductor = Conductor(station)
         self._follower: Follower | None = None
         self._names: tuple[str, ...] = ()
@@ -141,7 +146,7 @@ class CompressedStrategy(Strategy):
         if self._follower is None:
             self._follower = Follower(self._conductor, self.plan.expert, layout)
         resting = resting_in_round(self.plan.averaging, server_round)
-        active_places(layout, resting)
+        self._fit(layout, resting, len(messages))
         if server_round == 1:
             self._publish(layout, arrays, self._follower)
         plan = self.plan
@@ -158,7 +163,7 @@ class CompressedStrategy(Strategy):
         """Close the round at the aggregator; the arrays of the version it led to, if the plan fetches them."""
         replies = list(replies)
         self._report(server_round, replies)
-        plan, downlink = self.plan, self.plan.downlink
+        plan, downlink = self.plan, self._down
         if self._layout is not None:
             downlink = share_of_active(self._layout, downlink, resting_in_round(plan.averaging, server_round))
         closed = self._conductor.close_round(
@@ -229,8 +234,24 @@ class CompressedStrategy(Strategy):
         except ConflictError:
             log(INFO, "expert %s is there already: this run continues it", self.plan.expert)
 
+    def _fit(self, layout: Layout, resting: tuple[str, ...], clients: int) -> None:
+        """How this round compresses. Errors: InputError if the budget is too small for so many clients, or nothing would be active."""
+        active = int(np.count_nonzero(active_places(layout, resting)[: layout.ternary_size]))
+        self._up, self._down = self.plan.uplink, self.plan.downlink
+        if self.plan.budget_bytes is not None and clients:
+            each = self.plan.budget_bytes / clients
+            self._up = within(self._up, active, layout.dense_size, int(UP_SHARE * each))
+            self._down = within(self._down, active, layout.dense_size, int((1 - UP_SHARE) * each))
+            log(
+                INFO,
+                "budget of %s bytes a round: density %.4g up, %.4g down",
+                self.plan.budget_bytes,
+                self._up.density,
+                self._down.density,
+            )
+
     def _with_task(self, message: Message, server_round: int, nonce: bytes, resting: tuple[str, ...]) -> Message:
-        task = RoundTask(self.plan.expert, self._run, server_round, nonce, self._version, self.plan.uplink, resting)
+        task = RoundTask(self.plan.expert, self._run, server_round, nonce, self._version, self._up, resting)
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
         content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key, ORDER: self._order()})
         meta = message.metadata

@@ -32,6 +32,7 @@ from compeft_core.resting import A_ENDING, B_ENDING, active_places
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.task import RESTING
 from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.conductor import Station
 from compeft_server.expert_log import ExpertLog
 from compeft_server.flower_equivalents import Merging, merging_of
@@ -138,6 +139,37 @@ def test_the_plan_says_which_factors_rest_and_the_app_is_told(
         rests = ~active_places(layout, endings)
         for c in manifest.contributions:
             assert not densify(decode(log._encoded(log.expert("lora"), c.update_digest)))[rests].any()
+
+
+@pytest.mark.parametrize("averaging", ["factors", "frozen_a"])
+def test_a_budget_holds_for_every_round_and_lowers_both_densities(world: World, averaging: str) -> None:
+    plan = replace(PLAN, budget_bytes=2000, averaging=averaging, uplink=Compression(0.6), downlink=Compression(0.6))
+    grid = LoopbackGrid(app_of(obedient), configs(world))
+    CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(300), num_rounds=2)
+    made = manifests(world)
+    assert [m.round for m in made] == [1, 2]
+    for manifest in made:
+        up = [update_of(world, c.update_digest) for c in manifest.contributions]
+        spent = sum(sum(ref.size for ref in u.chunks) for u in up) + 2 * sum(ref.size for ref in manifest.chunks)
+        assert spent <= 2000
+        assert all(0.02 < u.coding.compression.density < 0.59 for u in [manifest, *up])
+
+
+def test_a_site_may_send_less_than_its_round_asks_for(world: World) -> None:
+    sites = configs(world)
+    sites[0]["max-update"] = "300B"
+    CompressedStrategy(FedAvg(**NODES), PLAN, station(world)).start(
+        LoopbackGrid(app_of(obedient), sites), arrays(300), num_rounds=2
+    )
+    for manifest in manifests(world):
+        sizes = sorted(sum(ref.size for ref in update_of(world, c.update_digest).chunks) for c in manifest.contributions)
+        assert sizes[0] <= 300 < sizes[1]
+
+
+def update_of(world: World, digest: bytes) -> pb.UpdateManifest:
+    submission = world.ledger.submission(digest)
+    assert submission is not None
+    return pb.UpdateManifest.FromString(Envelope.FromString(submission.envelope).payload)
 
 
 def test_an_app_that_trains_what_rests_gets_an_error_and_the_round_goes_on_without(world: World) -> None:

@@ -34,6 +34,23 @@ def test_pack_sign_verify_unpack(adapter: Path, untrained: Path, capsys: pytest.
     assert set(load_file("back/adapter_model.safetensors")) == set(builders.names())
 
 
+def test_a_budget_is_kept_to_the_byte_and_hardly_undercut(
+    adapter: Path, untrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = as_json(capsys, "pack", "adapter", "--init", "untrained", "--density", "0.5")["bytes"]
+    kept = as_json(capsys, "pack", "adapter", "--init", "untrained", "--density", "0.5", "--budget", f"{free - 60}B", "--force")
+    assert free - 160 < kept["bytes"] <= free - 60
+    assert Path("adapter.expert").stat().st_size == kept["bytes"]
+    assert kept["compression"]["density"] < 0.5
+    assert (
+        as_json(capsys, "pack", "adapter", "--init", "untrained", "--budget", "1MB", "--force")["compression"]["density"] == 0.05
+    )
+    assert run(["pack", "adapter", "--init", "untrained", "--budget", "100B", "--force"]) == 3
+    assert "do not depend on the density" in capsys.readouterr().err
+    assert run(["pack", "adapter", "--init", "untrained", "--budget", "lots", "--force"]) == 3
+    assert Path("adapter.expert").stat().st_size > 100
+
+
 def test_pack_without_a_start_says_what_that_costs(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pack", "adapter"]) == 0
     said = capsys.readouterr()

@@ -59,6 +59,7 @@ def plan(run: UserConfig) -> Plan:
         seed=int(run["seed"]),
         bounds=initial_bounds(rank),
         averaging=str(run["averaging"]),
+        fetch=False,  # nothing here looks at the arrays: `compeft pull` gets them
     )
 
 
