@@ -22,6 +22,7 @@ class Access:
 
     def __init__(self, ledger: Ledger, log: ExpertLog, now_ms: Callable[[], int]) -> None:
         self._ledger, self._log, self._now_ms = ledger, log, now_ms
+        self._owners: dict[str, str] = {}
 
     def expert(self, member: Member, name: str) -> Expert:
         """The expert of this name. Errors: UnknownExpertError, which names those that the member may fetch."""
@@ -32,19 +33,19 @@ class Access:
 
     def decide(self, name: str, role: str, expert: str, action: Action, version: int) -> Decision:
         """May this member, or anybody of the role where `name` is empty, do this with a version of an expert, which may not exist yet?"""
-        terms = self._ledger.terms
+        word = self._ledger.terms.word(expert)
         question = Question(
             expert=expert,
             name=name,
             role=role,
             action=action,
             version=version,
-            channels=channels_through(version, terms.channel_moves(expert)),
+            channels=channels_through(version, word.moves),
             owns=bool(name) and self.owner(expert) == name,
-            retired=not retired(terms.retirements(expert)).isdisjoint((None, version)),
+            retired=not retired(word.retirements).isdisjoint((None, version)),
             now_ms=self._now_ms(),
         )
-        return decide(question, terms.rules(expert))
+        return decide(question, word.rules)
 
     def require(self, member: Member, expert: str, action: Action, version: int) -> Decision:
         """The decision, if the member may. Errors: ForbiddenError with the reason and the way out."""
@@ -67,5 +68,6 @@ class Access:
         """The name of the member that published an expert; empty if there is no such expert, or member."""
         if self._log.find(expert) is None:
             return ""
-        found = self._ledger.member(self._log.publisher(expert))
-        return found.name if found else ""
+        if expert not in self._owners and (found := self._ledger.member(self._log.publisher(expert))) is not None:
+            self._owners[expert] = found.name
+        return self._owners.get(expert, "")

@@ -7,7 +7,7 @@ that is answered is durable.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compeft_core.errors import CompeftError, FormatError
@@ -61,10 +61,13 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An admitted offer whose chunks may still be missing. `needed` are (reference, bytes already here), in order."""
+    """An admitted offer whose chunks may still be missing. `needed` are (reference, bytes already here), in order; `checked` are those
+    that have arrived since and are what their digest says.
+    """
 
     offer: Offer
     needed: tuple[tuple[pb.ChunkRef, int], ...]
+    checked: set[bytes] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class Aggregator:
         self._store.append(keyid, ref.sha256, data)
         if here == ref.size:
             self._store.check(keyid, ref.sha256)
+            upload.checked.add(ref.sha256)
         return here
 
     def finish(self, upload: Upload) -> Envelope:
@@ -148,7 +152,7 @@ class Aggregator:
         if member is None or member.revoked:
             raise UnknownKeyError(f"key {keyid} was revoked just now")
         with self._checks.take(keyid):
-            package = self._check_chunks(offer)
+            package = self._check_chunks(offer, upload.checked)
             if isinstance(offer.message, pb.UpdateManifest):
                 with self._gate.shared(), self._members.take(member.name):
                     return self._record(offer, package)
@@ -255,20 +259,20 @@ class Aggregator:
         since = self._ledger.versions(found.expert, found.base_version, takes.base_version)
         return takes if all(v.run == found.run for v in since) else found
 
-    def _check_chunks(self, offer: Offer) -> Manifest | None:
+    def _check_chunks(self, offer: Offer, checked: set[bytes]) -> Manifest | None:
         """Step 7; what a package's file says of itself. What was sent is dropped if it is not what it should be."""
         keyid = offer.member.public.keyid
         try:
             with self._checking[sum(ref.size for ref in offer.refs) > LARGE_BYTES]:
-                return self._check_payload(offer)
+                return self._check_payload(offer, checked)
         except CompeftError:
             for ref in offer.refs:
                 self._store.drop(keyid, ref.sha256)
             raise
 
-    def _check_payload(self, offer: Offer) -> Manifest | None:
+    def _check_payload(self, offer: Offer, checked: set[bytes]) -> Manifest | None:
         keyid, message = offer.member.public.keyid, offer.message
-        payload = Chunked(offer.refs, lambda sha256: self._store.peek(keyid, sha256))
+        payload = Chunked(offer.refs, lambda sha256: self._store.peek(keyid, sha256), checked)
         if isinstance(message, pb.Package):
             return self._packages.check(message, payload[:])
         if isinstance(message, pb.Genesis):

@@ -4,7 +4,7 @@ Rows are only ever added. Each write is one transaction with its entry in the au
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -14,12 +14,38 @@ from compeft_server.audit import Event
 from compeft_server.channels import Move
 from compeft_server.policy import EVERY, Retirement, Rule
 
+MOST_KEPT = 1024
+_SAID = (schema.rules, schema.channel_moves, schema.retirements)
+_NEWEST = sa.select(*(sa.select(sa.func.max(table.c.id)).scalar_subquery().label(table.name) for table in _SAID))
+"""The newest number in each table. Rows are only ever added, so while these stand, so does everything that was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """All that was said of one expert, oldest first; `upto` are the newest numbers when it was read."""
+
+    upto: tuple[object, ...]
+    rules: Sequence[Rule]
+    moves: Sequence[Move]
+    retirements: Sequence[Retirement]
+
 
 class Terms:
     """The operator's word on the experts of one ledger."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._kept: dict[str, Word] = {}
+
+    def word(self, expert: str) -> Word:
+        """Everything said of an expert up to now. It is read again only when something was said since."""
+        upto, kept = tuple(self._rows(_NEWEST)[0]), self._kept.get(expert)
+        if kept is None or kept.upto != upto:
+            kept = Word(upto, self.rules(expert), self.channel_moves(expert), self.retirements(expert))
+            if len(self._kept) >= MOST_KEPT:
+                self._kept.clear()
+            self._kept[expert] = kept
+        return kept
 
     def add_rule(self, rule: Rule) -> Rule:
         """One more rule; its number is given here."""
