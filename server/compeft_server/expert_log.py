@@ -19,6 +19,7 @@ from compeft_core import (
     MergeParameters,
     Vector,
     add_to,
+    bf16,
     choose_and_merge,
     compress,
     densify,
@@ -168,6 +169,10 @@ class ExpertLog:
         self._newest[expert.name] = (number, state)
         return state
 
+    def remember(self, version: Version, state: Vector) -> None:
+        """The state of a version that has just been recorded, so that it need not be rebuilt from its chunks."""
+        self._newest[version.expert] = (version.version, state)
+
     def residual(self, expert: Expert, number: int) -> Vector:
         """What compression left behind on the downlink up to one version, float32 of shape (layout.size,)."""
         chunks = self.version(expert.name, number).residual
@@ -190,10 +195,10 @@ class ExpertLog:
         """The updates of a round on `base_version` with their weights: by examples, bounded against the cohort, less for those that
         come late (influence.py).
         """
-        encoded = [self._encoded(expert, s.update_digest) for s in accepted]
-        staleness = [base_version - self._update(s.update_digest).base_version for s in accepted]
-        scales = [float(e.scales.max(initial=0.0)) for e in encoded]
-        norms = [math.sqrt(math.fsum(e.dense.astype(np.float64) ** 2)) for e in encoded]
+        updates = [self._update(s.update_digest) for s in accepted]
+        staleness = [base_version - update.base_version for update in updates]
+        scales = [max(update.coding.scales, default=0.0) for update in updates]
+        norms = [self._dense_norm(expert, update) for update in updates]
         weights = bounded_weights([s.num_examples for s in accepted], scales, norms)
         return [
             Contribution(s.update_digest, s.keyid, s.sequence, late_weight(weight, late), late)
@@ -207,6 +212,15 @@ class ExpertLog:
         encoded = [self._encoded(expert, contribution.update_digest) for contribution in inputs]
         weights = [contribution.weight for contribution in inputs]
         return choose_and_merge(method, encoded, weights, coefficient=coefficient, parameters=parameters, workers=WORKERS)
+
+    def _dense_norm(self, expert: Expert, update: pb.UpdateManifest) -> float:
+        """The norm of an update's dense part, which ends its payload."""
+        size = expert.layout.dense_size
+        if not size:
+            return 0.0
+        payload = self.blob(update.chunks)
+        dense = bf16.unpack(np.frombuffer(payload, "<u2", size, len(payload) - 2 * size))
+        return math.sqrt(math.fsum(dense.astype(np.float64) ** 2))
 
     def _encoded(self, expert: Expert, update_digest: bytes) -> Encoded:
         return parse(self.blob(self._update(update_digest).chunks), max_size=expert.layout.size)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from compeft_core import METHODS, state_digest
+from compeft_core import METHODS, Vector, state_digest
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.errors import BusyError, RoundClosedError
@@ -93,16 +93,18 @@ class Rounds:
         if found.closed_at_ms is not None:
             return self._statement(found)
         accepted = self._ledger.submissions(found.expert, found.run, found.round)
-        version = self._next_version(found, accepted, closing) if accepted else None
+        version, state = self._next_version(found, accepted, closing) if accepted else (None, None)
         closed = self._closed(found, version.version if version else found.base_version)
         try:
             self._ledger.close_round(closed, version, [s.update_digest for s in accepted])
         except BusyError:  # another aggregator on this ledger has closed it, or accepted an update meanwhile: look again
             return self._close(closing)
+        if version is not None and state is not None:
+            self._log.remember(version, state)
         return self._statement(closed)
 
-    def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> Version:
-        """Merge, compress, store and describe the next step; the ledger does not know of it yet."""
+    def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> tuple[Version, Vector]:
+        """Merge, compress, store and describe the next step, and the state it leads to; the ledger does not know of it yet."""
         started = time.monotonic()
         expert, compression = self._log.expert(found.expert), mf.compression_from_proto(closing.compression)
         inputs = self._log.contributions(expert, accepted, found.base_version)
@@ -114,7 +116,7 @@ class Rounds:
             self._store.put(chunk)
         residual, moments = (tuple(map(self._store.put, mf.chunks(kept))) for kept in kept_bytes(step.after))
         manifest = self._manifest(expert, found, inputs, closing, step)
-        return Version(
+        version = Version(
             expert=expert.name,
             version=manifest.version,
             envelope=dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString(),
@@ -127,6 +129,7 @@ class Rounds:
             created_at_ms=manifest.issued_at_ms,
             moments=moments,
         )
+        return version, step.after.state
 
     def _manifest(
         self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: Step
