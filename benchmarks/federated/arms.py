@@ -82,4 +82,5 @@ ARMS: dict[str, Make] = {
     "ours 1 % / 5 %": ours(0.01, 0.05),
     "ours 5 % / 20 %": ours(0.05, 0.2),
     "ours 10 % / 25 %": ours(0.1, 0.25),
+    "ours 20 % / 50 %": ours(0.2, 0.5),
 }
