@@ -26,12 +26,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from compeft_client.exchange import Edge, EdgeClient
 from compeft_core import Compression, layout_of, seeded_state, state_digest
+from compeft_core.server_optimizer import ServerOptimizer, no_moments
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server import schema
-from compeft_server.expert_log import compose
+from compeft_server.expert_log import Carried, compose
 from compeft_server.facts import Expert, Version
 from compeft_server.serving import now_ms, own_key
 from compeft_server.storage import LEDGER_FILE, open_ledger, open_store
@@ -73,7 +74,7 @@ def fill(data: Path, versions: int) -> SigningKey:
     with ledger._engine.begin() as connection:
         rows = [asdict(version) for version in _steps(data, key, versions)]
         for row in rows:
-            row["residual_chunks"] = b"".join(row.pop("residual"))
+            row["residual_chunks"], row["moment_chunks"] = b"".join(row.pop("residual")), b"".join(row.pop("moments"))
         if rows:
             connection.execute(sa.insert(schema.versions), rows)
     ledger.close()
@@ -81,23 +82,24 @@ def fill(data: Path, versions: int) -> SigningKey:
 
 
 def _steps(data: Path, key: SigningKey, versions: int) -> Iterator[Version]:
-    state, residual = seeded_state(LAYOUT, 1, BOUNDS), np.zeros(LAYOUT.size, np.float32)
+    optimizer, state = ServerOptimizer(), seeded_state(LAYOUT, 1, BOUNDS)
+    carried = Carried(state, np.zeros(LAYOUT.size, np.float32), no_moments(optimizer, LAYOUT.size), optimizer.name)
     rng = np.random.default_rng(0)
     for number in range(1, versions + 1):
-        step = compose(LAYOUT, state, residual, rng.normal(0, 1e-3, LAYOUT.size).astype(np.float32), DENSITY)
+        step = compose(LAYOUT, carried, rng.normal(0, 1e-3, LAYOUT.size).astype(np.float32), optimizer, DENSITY)
         for ref, chunk in zip(mf.refs_of(step.payload), mf.chunks(step.payload), strict=True):
             path = data / "chunks" / ref.sha256.hex()[:2] / ref.sha256.hex()
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(chunk)
         manifest = pb.VersionManifest(
             version=number,
-            parent_state_digest=state_digest(LAYOUT, state),
-            state_digest=state_digest(LAYOUT, step.state),
+            parent_state_digest=state_digest(LAYOUT, carried.state),
+            state_digest=state_digest(LAYOUT, step.after.state),
             coding=mf.coding_of(step.encoded, DENSITY),
             chunks=mf.refs_of(step.payload),
         )
         yield _version(key, manifest, len(step.payload))
-        state, residual = step.state, step.residual
+        carried = step.after
 
 
 def _version(key: SigningKey, manifest: pb.VersionManifest, payload_bytes: int) -> Version:
