@@ -16,7 +16,8 @@ input, so that it is in no process list; a machine that has enrolled needs none.
   --prefix DIR                virtual environment (default: /opt/compeft)
   --site DIR                  site folder (default: /var/lib/compeft-edge)
   --config 'a=1 b=2'          what the app wants to know of this node, such as partition-id=0
-  --watch NAME=DIR            also keep DIR at the newest version of expert NAME (compeft-watch@NAME.service); may be repeated
+  --watch NAME=DIR            also keep DIR at the newest version of expert NAME (compeft-watch@NAME.service); below
+                              a folder of its own in /srv, such as /srv/experts/NAME; may be repeated
   --no-start                  install, but enable and start nothing
   --dry-run                   print what would be done, and do nothing
   --tunnel-certificate DIR    only make tunnel.pem and tunnel.crt in DIR, and end
@@ -97,7 +98,7 @@ done
 
 [[ "$superlink" =~ ^[A-Za-z0-9.-]+:[0-9]+$ ]] || fail "--superlink HOST:PORT is needed, got '$superlink'; see --help" 2
 for pair in "${watched[@]}"; do
-    [[ "$pair" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*=/.+$ ]] || fail "--watch NAME=/DIR is needed, got '$pair'" 2
+    [[ "$pair" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*=/srv/[^/]+/[^/]+$ ]] || fail "--watch NAME=/srv/FOLDER/NAME is needed, got '$pair'" 2
 done
 [ "$dry_run" = yes ] || [ "$(id -u)" = 0 ] || fail "run it as root"
 for needed in python3 nginx openssl ssh-keygen runuser; do
