@@ -36,7 +36,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 say "install compeft[$extras] into $venv"
 python3 -m venv "$venv"
-"$venv/bin/pip" install --quiet --disable-pip-version-check -c "$root/constraints.txt" "${root}[$extras]"
+"$venv/bin/pip" install -qq --disable-pip-version-check -c "$root/constraints.txt" "${root}[$extras]"
 PATH=$venv/bin:$PATH
 export PATH NUMBA_CACHE_DIR=$work/numba
 cd "$work"
