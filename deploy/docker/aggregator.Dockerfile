@@ -3,9 +3,9 @@
 #   docker build -f deploy/docker/aggregator.Dockerfile -t compeft-aggregator .
 #   docker run --read-only --tmpfs /tmp --cap-drop ALL -v compeft:/var/lib/compeft compeft-aggregator
 #
-# Pin the base to the digest that you have looked at: --build-arg BASE=python:3.12-slim-bookworm@sha256:...
-# (`docker buildx imagetools inspect python:3.12-slim-bookworm` prints it). None is written here, for none could be looked up.
-ARG BASE=python:3.12-slim-bookworm
+# Pin the base to the digest that you have looked at: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+# (`docker buildx imagetools inspect python:3.11-slim-bookworm` prints it). None is written here, for none could be looked up.
+ARG BASE=python:3.11-slim-bookworm
 
 # hadolint ignore=DL3006
 FROM ${BASE} AS build

@@ -1,8 +1,8 @@
 # An edge client with a GPU. The CUDA libraries come with torch's wheels, so the base needs only what the driver's container toolkit expects.
 #
 #   docker build -f deploy/docker/edge.Dockerfile -t compeft-edge .
-#   docker run --gpus all --read-only --tmpfs /tmp --cap-drop ALL -v compeft-edge:/var/lib/compeft-edge compeft-edge \
-#       join --site /var/lib/compeft-edge --superlink fl.example:8443 --superlink-ca /var/lib/compeft-edge/ca.crt
+#
+# deploy/compose.edge.yaml runs it: enrolment, tunnel to the SuperLink's proxy, client.
 #
 # Pin the base to the digest that you have looked at: --build-arg BASE=nvidia/cuda:12.8.1-base-ubuntu24.04@sha256:...
 # (`docker buildx imagetools inspect` prints it). None is written here, for none could be looked up; nor was this image built.
@@ -40,6 +40,7 @@ RUN apt-get update \
     && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/compeft-edge --shell /usr/sbin/nologin compeft \
     && install -d -o 10001 -g 10001 -m 0700 /var/lib/compeft-edge
 COPY --from=build /opt/compeft /opt/compeft
+COPY deploy/install-edge.sh deploy/proxy/edge.conf /usr/local/share/compeft/
 ENV PATH=/opt/compeft/bin:$PATH \
     HOME=/var/lib/compeft-edge \
     NUMBA_CACHE_DIR=/tmp/numba \
@@ -53,7 +54,5 @@ USER 10001:10001
 WORKDIR /tmp
 VOLUME /var/lib/compeft-edge
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=60s --timeout=20s --start-period=120s --retries=3 \
-    CMD ["python3", "-c", "import socket; socket.create_connection(('127.0.0.1', 9094), 5).close()"]
 ENTRYPOINT ["compeft"]
 CMD ["--help"]

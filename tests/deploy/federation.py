@@ -125,7 +125,8 @@ class Federation:
         """deploy/proxy/superlink.conf."""
         (self.proxy / "refused.map").write_text("")
         changes = {"listen 8443 ssl": f"listen 127.0.0.1:{self.proxy_port} ssl", "127.0.0.1:8000": f"127.0.0.1:{self.superlink_port}"}
-        adapted(DEPLOY / "proxy" / "superlink.conf", self.proxy / "superlink.conf", changes | {"/tmp/compeft-": f"{self.folder}/compeft-"})
+        changes |= {"/tmp/compeft-": f"{self.folder}/compeft-", "/var/lib/compeft-proxy": str(self.proxy)}
+        adapted(DEPLOY / "proxy" / "superlink.conf", self.proxy / "superlink.conf", changes)
         self._nginx("proxy", self.proxy, "superlink.conf")
 
     def start_tunnel(self) -> None:
