@@ -13,9 +13,10 @@ input, so that it is in no process list; a machine that has enrolled needs none.
   --superlink HOST:PORT       proxy in front of Flower's SuperLink
   --source PATH-OR-NAME       what pip installs (default: compeft[client]; a checkout: '/srv/compeft[client]')
   --constraints FILE          versions that pip keeps to, such as constraints.txt of a checkout
+  --python PATH               Python, 3.11 or newer, that every user may run (default: python3)
   --prefix DIR                virtual environment (default: /opt/compeft)
-  --site DIR                  site folder (default: /var/lib/compeft-edge)
-  --config 'a=1 b=2'          what the app wants to know of this node, such as partition-id=0
+  --site /var/lib/NAME        site folder (default: /var/lib/compeft-edge)
+  --config 'a=1 b=2'          what the app wants to know of this node, (default: partition-id=0)
   --watch NAME=DIR            also keep DIR at the newest version of expert NAME (compeft-watch@NAME.service); below
                               a folder of its own in /srv, such as /srv/experts/NAME; may be repeated
   --no-start                  install, but enable and start nothing
@@ -30,7 +31,7 @@ fail() {
     exit "${2:-1}"
 }
 
-superlink="" source="compeft[client]" constraints="" prefix=/opt/compeft site=/var/lib/compeft-edge config="" start=yes dry_run=no
+superlink="" source="compeft[client]" constraints="" python=python3 prefix=/opt/compeft site=/var/lib/compeft-edge config="partition-id=0" start=yes dry_run=no
 watched=()
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 etc=/etc/compeft units=/etc/systemd/system
@@ -86,6 +87,7 @@ while [ $# -gt 0 ]; do
         --superlink) superlink=$2 ;;
         --source) source=$2 ;;
         --constraints) constraints=$2 ;;
+        --python) python=$2 ;;
         --prefix) prefix=$2 ;;
         --site) site=$2 ;;
         --config) config=$2 ;;
@@ -97,11 +99,12 @@ while [ $# -gt 0 ]; do
 done
 
 [[ "$superlink" =~ ^[A-Za-z0-9.-]+:[0-9]+$ ]] || fail "--superlink HOST:PORT is needed, got '$superlink'; see --help" 2
+[[ "$site" =~ ^/var/lib/[a-z0-9-]+$ ]] || fail "--site /var/lib/NAME is needed, got '$site'" 2
 for pair in "${watched[@]}"; do
     [[ "$pair" =~ ^[A-Za-z0-9][A-Za-z0-9._-]*=/srv/[^/]+/[^/]+$ ]] || fail "--watch NAME=/srv/FOLDER/NAME is needed, got '$pair'" 2
 done
 [ "$dry_run" = yes ] || [ "$(id -u)" = 0 ] || fail "run it as root"
-for needed in python3 nginx openssl ssh-keygen runuser; do
+for needed in "$python" nginx openssl ssh-keygen runuser; do
     command -v "$needed" > /dev/null || PATH="$PATH:/usr/sbin" command -v "$needed" > /dev/null ||
         fail "$needed is not installed: apt-get install python3-venv nginx-light openssl openssh-client util-linux"
 done
@@ -111,7 +114,10 @@ id compeft > /dev/null 2>&1 || run useradd --system --home-dir "$site" --shell /
 run install -d -o compeft -g compeft -m 0700 "$site"
 
 echo "2. virtual environment $prefix"
-[ -x "$prefix/bin/python" ] || run python3 -m venv "$prefix"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$python is older than Python 3.11: name a newer one with --python"
+[ -x "$prefix/bin/python" ] || run "$python" -m venv "$prefix"
+as_compeft "$prefix/bin/python" -c pass 2> /dev/null ||
+    fail "user compeft cannot run $prefix/bin/python, a link to $(readlink -f "$prefix/bin/python"): remove $prefix and name another with --python"
 run "$prefix/bin/pip" install --quiet --upgrade ${constraints:+-c "$constraints"} "$source"
 
 echo "3. enrolment"
@@ -121,7 +127,7 @@ elif [ "$dry_run" = yes ]; then
     echo "would enrol with the invitation on standard input"
 else
     [ -t 0 ] && echo "paste the invitation:"
-    IFS= read -r invitation || fail "no invitation on standard input: pipe in what 'compeft clients invite' printed"
+    invitation=$(grep -o -m 1 'cpi1_[A-Za-z0-9_-]*') || fail "no invitation on standard input: pipe in what 'compeft clients invite' printed"
     printf '%s\n' "$invitation" | as_compeft "$prefix/bin/compeft" enroll - --site "$site"
 fi
 
@@ -141,12 +147,12 @@ write "$etc/edge.env" 0644 <<END
 SUPERLINK=127.0.0.1:8001
 CONFIG="$config"
 END
-sed -e "s|fl\.example:8443|$superlink|g; s|fl\.example|${superlink%:*}|g; s|/var/lib/compeft-edge|$site|g" "$here/proxy/edge.conf" |
+sed -e "s|fl\.example:8444|$superlink|g; s|fl\.example|${superlink%:*}|g; s|/var/lib/compeft-edge|$site|g" "$here/proxy/edge.conf" |
     write "$etc/edge.conf" 0644
 
 echo "6. units"
 for unit in compeft-edge.service compeft-tunnel.service compeft-renew.service compeft-renew.timer compeft-watch@.service; do
-    sed -e "s|/opt/compeft|$prefix|g; s|/var/lib/compeft-edge|$site|g" "$here/systemd/$unit" | write "$units/$unit" 0644
+    sed -e "s|/opt/compeft|$prefix|g; s|/var/lib/compeft-edge|$site|g; s|=compeft-edge$|=${site##*/}|" "$here/systemd/$unit" | write "$units/$unit" 0644
 done
 names=()
 for pair in "${watched[@]}"; do

@@ -30,7 +30,7 @@ def test_a_script_explains_itself(script: Path) -> None:
 
 def test_a_dry_run_of_the_installation_names_every_step_and_changes_nothing(tmp_path: Path) -> None:
     program("nginx", "apt-get install nginx-light")
-    site, prefix = tmp_path / "site", tmp_path / "venv"
+    site, prefix = "/var/lib/compeft-try", tmp_path / "venv"
     words = [INSTALL, "--dry-run", "--superlink", "fl.example:8444", "--site", site, "--prefix", prefix]
     done = ran(*words, "--watch", "sentiment=/srv/experts/sentiment", "--config", "partition-id=0")
     assert done.returncode == 0, done.stderr
@@ -38,6 +38,7 @@ def test_a_dry_run_of_the_installation_names_every_step_and_changes_nothing(tmp_
         assert step in done.stdout
     assert "compeft-watch@sentiment.service" in done.stdout
     assert not list(tmp_path.iterdir())
+    assert not Path(site).exists()
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_a_dry_run_of_the_installation_names_every_step_and_changes_nothing(tmp_
         ([], "--superlink HOST:PORT is needed"),
         (["--superlink", "no port"], "--superlink HOST:PORT is needed"),
         (["--superlink", "h:1", "--watch", "x=/etc/passwd"], "--watch NAME=/srv/FOLDER/NAME is needed"),
+        (["--superlink", "h:1", "--site", "/home/me"], "--site /var/lib/NAME is needed"),
         (["--superlink"], "--superlink needs a value"),
         (["--nonsense", "x"], "unknown option --nonsense"),
     ],
