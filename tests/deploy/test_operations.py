@@ -39,6 +39,7 @@ def script(folder: Path) -> str:
 def test_the_page_can_be_followed_from_top_to_bottom(tmp_path: Path) -> None:
     ports = dict(zip(("9443", "9444", "8443"), free_ports(3), strict=True))
     builders.write_adapter(tmp_path / "my-lora", builders.tuned(builders.initial(2), 1))
+    builders.write_adapter(tmp_path / "start", builders.initial(2))
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "systemctl").symlink_to(Path(__file__).with_name("systemctl.py"))
@@ -64,7 +65,7 @@ def test_the_page_can_be_followed_from_top_to_bottom(tmp_path: Path) -> None:
     log = (tmp_path / "aggregator.log").read_text()
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}\n{log[-2000:]}"
     assert (tmp_path / "report.html").stat().st_size > 1000
-    assert (tmp_path / "experts" / "sentiment" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "sentiment-now" / "adapter_model.safetensors").exists()
     assert "compeft_version{" in (tmp_path / "metrics.txt").read_text()
 
 
