@@ -46,7 +46,8 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         if isinstance(error, click.UsageError) and (absent := _load()[1]):
-            print(f"Commands that need {', '.join(absent)} are left out: pip install 'compeft[client]' or 'compeft[server]'", file=sys.stderr)
+            extras = "pip install 'compeft[client]' or 'compeft[server]'"
+            print(f"Commands that need {', '.join(absent)} are left out: {extras}", file=sys.stderr)
         return error.exit_code
     except CompeftError as error:
         print(describe(error, wants_json(arguments)), file=sys.stderr)

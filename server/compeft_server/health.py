@@ -37,7 +37,9 @@ def ask(address: str, service: str, tls: Tls | None, timeout_s: float) -> None:
         except grpc.RpcError as error:
             raise from_rpc(error, address) from error
     if reply.status != SERVING:
-        raise NotServingError(f"{address} answers {health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)}, needed is SERVING")
+        raise NotServingError(
+            f"{address} answers {health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)}, needed is SERVING"
+        )
 
 
 def ask_until(address: str, service: str, tls: Tls | None, timeout_s: float, patience_s: float) -> None:

@@ -1,4 +1,4 @@
-"""A real federation on loopback as deploy/ describes it: `compeft serve`, Flower's SuperLink, nginx before it and nginx on the workstation."""
+"""A real federation on loopback as deploy/ describes it: `compeft serve`, Flower's SuperLink, nginx before it and on the workstation."""
 
 import contextlib
 import http.client
@@ -124,7 +124,10 @@ class Federation:
     def start_proxy(self) -> None:
         """deploy/proxy/superlink.conf."""
         (self.proxy / "refused.map").write_text("")
-        changes = {"listen 8444 ssl": f"listen 127.0.0.1:{self.proxy_port} ssl", "127.0.0.1:8000": f"127.0.0.1:{self.superlink_port}"}
+        changes = {
+            "listen 8444 ssl": f"listen 127.0.0.1:{self.proxy_port} ssl",
+            "127.0.0.1:8000": f"127.0.0.1:{self.superlink_port}",
+        }
         changes |= {"/tmp/compeft-": f"{self.folder}/compeft-", "/var/lib/compeft-proxy": str(self.proxy)}
         adapted(DEPLOY / "proxy" / "superlink.conf", self.proxy / "superlink.conf", changes)
         self._nginx("proxy", self.proxy, "superlink.conf")
@@ -133,7 +136,11 @@ class Federation:
         """deploy/proxy/edge.conf, beside the member's site folder; the certificate for loopback as deploy/install-edge.sh makes it."""
         subprocess.run([str(DEPLOY / "install-edge.sh"), "--tunnel-certificate", str(self.site)], check=True, capture_output=True)
         changes = {"fl.example:8444": f"localhost:{self.proxy_port}", "127.0.0.1:8001": f"127.0.0.1:{self.tunnel_port}"}
-        changes |= {"fl.example": "localhost", "/var/lib/compeft-edge": str(self.site), "/tmp/compeft-": f"{self.folder}/compeft-"}
+        changes |= {
+            "fl.example": "localhost",
+            "/var/lib/compeft-edge": str(self.site),
+            "/tmp/compeft-": f"{self.folder}/compeft-",
+        }
         adapted(DEPLOY / "proxy" / "edge.conf", self.site / "edge.conf", changes)
         self._nginx("tunnel", self.site, "edge.conf")
 

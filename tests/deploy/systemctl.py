@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Stands in for systemctl where no systemd runs: it starts what the units of deploy/systemd say, in the folders that the environment names.
 
-`compeft-aggregator.service` really runs, `compeft-certificates.service` is really carried out; of every other unit only the file must be there.
+`compeft-aggregator.service` really runs, `compeft-certificates.service` is really carried out; of other units only the file must be there.
 """
 
 import os

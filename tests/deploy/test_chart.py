@@ -1,4 +1,4 @@
-"""The chart as helm renders it: what Kubernetes' own schemas accept, what is refused before it is installed, and a start that really runs."""
+"""The chart as helm renders it: what Kubernetes' own schemas accept, what is refused before it is installed, a start that really runs."""
 
 import json
 import os

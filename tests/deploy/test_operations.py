@@ -58,7 +58,9 @@ def test_the_page_can_be_followed_from_top_to_bottom(tmp_path: Path) -> None:
     }
     words = ["bash", "-c", text]
     try:
-        done = subprocess.run(words, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
     finally:
         stop = [tools / "systemctl", "stop", "compeft-aggregator.service"]
         subprocess.run(stop, env={**environment, "DATA": str(tmp_path / "data"), "HOST": "localhost"}, check=True)
@@ -76,7 +78,8 @@ def commands() -> list[str]:
 
 
 def test_every_compeft_command_of_the_page_exists_with_these_options() -> None:
-    found = [match for line in [*commands(), *re.findall(r"`([^`\n]+)`", TEXT)] for match in re.findall(r"(?:^|-- |aggregator |\| )compeft ([a-z].*)", line)]
+    said = [*commands(), *re.findall(r"`([^`\n]+)`", TEXT)]
+    found = [match for line in said for match in re.findall(r"(?:^|-- |aggregator |\| )compeft ([a-z].*)", line)]
     assert len(found) > 50
     for line in found:
         words = [word for word in re.split(r"[<>|;&]", line)[0].split() if word != "-"]

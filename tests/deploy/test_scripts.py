@@ -34,7 +34,15 @@ def test_a_dry_run_of_the_installation_names_every_step_and_changes_nothing(tmp_
     words = [INSTALL, "--dry-run", "--superlink", "fl.example:8444", "--site", site, "--prefix", prefix]
     done = ran(*words, "--watch", "sentiment=/srv/experts/sentiment", "--config", "partition-id=0")
     assert done.returncode == 0, done.stderr
-    for step in ("useradd --system", "python3 -m venv", "pip install", "would enrol", "ssh-keygen", "edge.env", "systemctl enable"):
+    for step in (
+        "useradd --system",
+        "python3 -m venv",
+        "pip install",
+        "would enrol",
+        "ssh-keygen",
+        "edge.env",
+        "systemctl enable",
+    ):
         assert step in done.stdout
     assert "compeft-watch@sentiment.service" in done.stdout
     assert not list(tmp_path.iterdir())

@@ -31,7 +31,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_systemd_has_nothing_to_say_about_the_units(installed: Path) -> None:
     analyze = program("systemd-analyze", "apt-get install systemd")
-    done = subprocess.run([analyze, "verify", *sorted(map(str, installed.iterdir()))], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [analyze, "verify", *sorted(map(str, installed.iterdir()))], capture_output=True, text=True, check=False
+    )
     ours = [line for line in done.stderr.splitlines() if "compeft" in line]
     assert (done.returncode, ours) == (0, [])
 
