@@ -1,7 +1,7 @@
 """The `compeft` command: gathers the commands of the installed packages, and turns every typed error into one line and one exit code.
 
 Commands live in the packages that do the work, and are found by the entry point group `compeft.commands`; so this file imports
-none of them, and a machine with only the client installed has only the client's commands.
+none of them, and a machine with only the client's or only the server's dependencies has only the commands that they can run.
 """
 
 import json
@@ -45,6 +45,9 @@ def run(arguments: list[str]) -> int:
         result: Any = command()(arguments, prog_name="compeft", standalone_mode=False)
     except click.ClickException as error:
         error.show()
+        if isinstance(error, click.UsageError) and (absent := _load()[1]):
+            extras = "pip install 'compeft[client]' or 'compeft[server]'"
+            print(f"Commands that need {', '.join(absent)} are left out: {extras}", file=sys.stderr)
         return error.exit_code
     except CompeftError as error:
         print(describe(error, wants_json(arguments)), file=sys.stderr)
@@ -59,9 +62,24 @@ def command() -> click.Command:
     """All commands of the installed packages, as one."""
     app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     app.callback()(lambda: None)
-    for found in sorted(entry_points(group=GROUP), key=lambda e: e.name):
-        app.add_typer(found.load())
+    for part in _load()[0]:
+        app.add_typer(part)
     return typer.main.get_command(app)
+
+
+def _load() -> tuple[list[typer.Typer], list[str]]:
+    """The commands whose dependencies are installed, and the names of the modules that others lack."""
+    parts: list[typer.Typer] = []
+    absent: set[str] = set()
+    for found in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+        try:
+            parts.append(found.load())
+        except ModuleNotFoundError as error:
+            name = (error.name or "").partition(".")[0]
+            if not name or name.startswith("compeft"):
+                raise
+            absent.add(name)
+    return parts, sorted(absent)
 
 
 def exit_code(error: CompeftError) -> int:

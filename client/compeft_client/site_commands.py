@@ -11,16 +11,18 @@ import typer
 
 from compeft_client.options import AsFormat
 from compeft_core.errors import InputError
-from compeft_proto.invitation import from_text
+from compeft_proto.invitation import PREFIX, from_text
 
 Site = Annotated[Path, typer.Option(help="the site folder: keys, certificate, the aggregator's address and key, local memory")]
+MOST_LINES, MOST_CHARACTERS = 10, 4096
+"""How far standard input is read for an invitation."""
 
 app = typer.Typer()
 
 
 @app.command()
 def enroll(
-    invitation: Annotated[str, typer.Argument(help="the line from `compeft clients invite`; - reads it from standard input")],
+    invitation: Annotated[str, typer.Argument(help="what `compeft clients invite` printed; - reads it from standard input")],
     site: Site,
     aggregator: Annotated[
         str, typer.Option(help="host:port where the aggregator enrols; as the invitation says by default")
@@ -36,7 +38,7 @@ def enroll(
     """
     from compeft_client.enrolling import enrol
 
-    invited = from_text(sys.stdin.readline() if invitation == "-" else invitation)
+    invited = from_text(_told() if invitation == "-" else invitation)
     address = aggregator or invited.address
     if not address:
         raise InputError("the invitation names no address: give --aggregator host:port of `compeft serve --enroll-port`")
@@ -51,6 +53,16 @@ def enroll(
     certificate = f", certificate until {_day(standing.expires_at_ms)}" if standing.expires_at_ms else ""
     text = f"enrolled at {standing.aggregator} as {standing.name} ({standing.role}) with key {standing.keyid}{certificate}"
     typer.echo(json.dumps(values) if format == "json" else f"{text}\nuse it with --site {site}")
+
+
+def _told() -> str:
+    """The invitation in what is on standard input: all that `compeft clients invite` prints, or the invitation alone."""
+    for _ in range(MOST_LINES):
+        line = sys.stdin.readline(MOST_CHARACTERS)
+        found = next((word for word in line.replace('"', " ").split() if word.startswith(PREFIX)), "")
+        if found or not line:
+            return found
+    return ""
 
 
 @app.command()

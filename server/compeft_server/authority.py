@@ -40,6 +40,11 @@ class Authority:
     key: ec.EllipticCurvePrivateKey
 
 
+def new_key() -> ec.EllipticCurvePrivateKey:
+    """A fresh key for a certificate."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
 def new_authority(name: str, now_ms: int) -> Authority:
     """A self-signed authority. It may certify one more authority below it: its own successor (`cross_sign`)."""
     key = ec.generate_private_key(ec.SECP256R1())

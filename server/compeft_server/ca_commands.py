@@ -1,4 +1,4 @@
-"""Commands about the aggregator's own certificate authority: ca init, show, renew, rotate, retire."""
+"""Commands about the aggregator's own certificate authority: ca init, show, renew, issue, rotate, retire."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from cryptography import x509
 
 from compeft_server import authority as ca
 from compeft_server import authority_files as files
+from compeft_server import issued
 from compeft_server.serving import now_ms, open_ledger
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
@@ -57,6 +58,28 @@ def renew(
     """
     files.renew_server(data, now_ms(), list(dict.fromkeys([*host, *LOCAL])) if host else None)
     _show(data, format)
+
+
+@group.command("issue")
+def issue(
+    data: Data,
+    folder: Annotated[Path, typer.Argument(help="folder that gets server.pem and ca.crt")],
+    host: Annotated[list[str], typer.Option(help="DNS name or IP address of that service; may be repeated")],
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Give a service beside the aggregator a certificate: a reverse proxy, Flower's SuperLink, the live page.
+
+    Does nothing while the one there will do, so run it every day, by cron or a timer, and reload the service if it says "new".
+
+    Example: compeft ca issue /etc/compeft/proxy --host fl.example --data /var/lib/compeft
+    """
+    fresh = issued.issue(data, folder, list(dict.fromkeys([*host, *LOCAL])), now_ms())
+    if fresh:
+        open_ledger(data).membership.note("issue certificate", host[0], now_ms(), folder=str(folder))
+    values = {"new": fresh, "certificate": str(folder / issued.CERTIFICATE), "authorities": str(folder / issued.AUTHORITIES)}
+    state = "new" if fresh else "kept"
+    lines = [f"{state:<12} {values['certificate']}", f"{'authorities':<12} {values['authorities']}"]
+    typer.echo(json.dumps(values) if format == "json" else "\n".join(lines))
 
 
 @group.command("rotate")
