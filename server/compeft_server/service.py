@@ -139,7 +139,8 @@ class ExchangeService(rpc.ExpertExchangeServicer):
                 replace(call.transfer, wire_received_bytes=wire.received, wire_sent_bytes=wire.sent, seconds=seconds)
             )
 
-        context.add_callback(settle)
+        if not context.add_callback(settle):
+            settle()  # the client went away before the call began
         return call
 
     def _receive(

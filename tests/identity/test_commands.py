@@ -90,7 +90,9 @@ def test_the_whole_way_from_an_authority_to_a_revoked_member(
     capsys.readouterr()
     assert run(["clients", "list", "--data", data, "--format", "json"]) == 0
     rows = {row["keyid"]: row for row in json.loads(capsys.readouterr().out)}
-    old = next(row for row in rows.values() if row["name"] == "berlin" and row["keyid"] != new)
+    berlin = sorted((row for row in rows.values() if row["name"] == "berlin"), key=lambda row: row["keyid"] == new)
+    assert [row["keyid"] == new for row in berlin] == [False, True], rows
+    old = berlin[0]
     assert (old["replaced_by"], old["revoked"], rows[new]["revoked"]) == (new, True, False)
     assert rows[new]["certificate_expires_at_ms"] > rows[new]["enrolled_at_ms"]
     assert run(["clients", "revoke", "berlin", "--data", data]) == 0
