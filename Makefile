@@ -10,7 +10,7 @@ demo: .venv/demo
 	$(BIN)/compeft demo $(ARGS)
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
 
 fuzz: .venv/fuzz
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
