@@ -31,7 +31,7 @@ from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import schema
+from compeft_server import curating, schema
 from compeft_server.expert_log import Carried, compose
 from compeft_server.facts import Expert, Version
 from compeft_server.serving import now_ms, own_key
@@ -77,6 +77,7 @@ def fill(data: Path, versions: int) -> SigningKey:
             row["residual_chunks"], row["moment_chunks"] = b"".join(row.pop("residual")), b"".join(row.pop("moments"))
         if rows:
             connection.execute(sa.insert(schema.versions), rows)
+    curating.rule(ledger, "allow", EXPERT, "role:reader", curating.USUAL["reader"], now_ms())
     ledger.close()
     return reader
 
