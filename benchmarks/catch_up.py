@@ -32,7 +32,7 @@ def log(rounds: int, density: float) -> tuple[int, np.ndarray, np.ndarray]:
     for number in range(rounds):
         target = (random.standard_normal(layout.size) * 1e-3 * rows * 0.9**number).astype(np.float32) + residual
         update = compress(layout, target, Compression(density, "norm"))
-        payload = payload_of(layout, update)
+        payload = payload_of(layout, update).blob
         residual, steps = target - densify(update), steps + len(payload)
         add_to(parse(payload), state)
     return steps, state, start

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
-from compeft_core import Compression, Layout, compress, encode, layout_of, parse
+from compeft_core import Compression, Layout, compress, encoding_of, layout_of
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.keys import SigningKey
@@ -72,8 +72,8 @@ def dense_layout(payload_bytes: int) -> Layout:
 def payload_of(layout: Layout, seed: int) -> Payload:
     """What a client might have trained, encoded by `rice`."""
     vector = np.random.default_rng(seed).standard_normal(layout.size, np.float32)
-    blob = encode(compress(layout, vector, COMPRESSION))
-    return Payload(blob, mf.coding_of(parse(blob), COMPRESSION))
+    encoded = encoding_of(compress(layout, vector, COMPRESSION))
+    return Payload(encoded.blob, mf.coding_of(encoded, COMPRESSION))
 
 
 def publish(site: Site, layout: Layout, expert: str) -> tuple[pb.Genesis, pb.RoundStatement]:

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from compeft_client.exchange import Edge, EdgeClient
-from compeft_core import Compression, layout_of, seeded_state, state_digest
+from compeft_core import Compression, layout_of, seeded_state, state_digest, state_of
 from compeft_core.server_optimizer import ServerOptimizer, no_moments
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
@@ -83,23 +83,23 @@ def fill(data: Path, versions: int) -> SigningKey:
 
 
 def _steps(data: Path, key: SigningKey, versions: int) -> Iterator[Version]:
-    optimizer, state = ServerOptimizer(), seeded_state(LAYOUT, 1, BOUNDS)
+    optimizer, state = ServerOptimizer(), state_of(LAYOUT, seeded_state(LAYOUT, 1, BOUNDS))
     carried = Carried(state, np.zeros(LAYOUT.size, np.float32), no_moments(optimizer, LAYOUT.size), optimizer.name)
     rng = np.random.default_rng(0)
     for number in range(1, versions + 1):
         step = compose(LAYOUT, carried, rng.normal(0, 1e-3, LAYOUT.size).astype(np.float32), optimizer, DENSITY)
-        for ref, chunk in zip(mf.refs_of(step.payload), mf.chunks(step.payload), strict=True):
+        for ref, chunk in zip(mf.refs_of(step.encoded.blob), mf.chunks(step.encoded.blob), strict=True):
             path = data / "chunks" / ref.sha256.hex()[:2] / ref.sha256.hex()
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(chunk)
         manifest = pb.VersionManifest(
             version=number,
-            parent_state_digest=state_digest(LAYOUT, carried.state),
-            state_digest=state_digest(LAYOUT, step.after.state),
+            parent_state_digest=carried.state.digest,
+            state_digest=step.after.state.digest,
             coding=mf.coding_of(step.encoded, DENSITY),
-            chunks=mf.refs_of(step.payload),
+            chunks=mf.refs_of(step.encoded.blob),
         )
-        yield _version(key, manifest, len(step.payload))
+        yield _version(key, manifest, len(step.encoded.blob))
         carried = step.after
 
 

@@ -1,10 +1,10 @@
 """The numeric core: layouts, compression, the codec and merging. Arrays and bytes in and out; no I/O, clock or log."""
 
-from compeft_core.codec import Codec, Contents, Encoded, add_to, check, decode, encode, parse
+from compeft_core.codec import Codec, Contents, Encoded, add_to, check, decode, encode, encoding_of, parse
 from compeft_core.compress import SCALE_RULES, Compression, ScaleRule, Ternary, Update, compress, densify
 from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.initial import seeded_state
-from compeft_core.layout import MAX_SIZE, Layout, Tensor, Vector, flatten, layout_of, state_digest, unflatten
+from compeft_core.layout import MAX_SIZE, Layout, State, Tensor, Vector, flatten, layout_of, state_digest, state_of, unflatten
 from compeft_core.merge import METHODS, Merged, check_parameters, choose_and_merge, merge
 from compeft_core.merge_inputs import MergeParameters
 from compeft_core.merge_tasks import Specialised, elect_mask_rescale
@@ -29,6 +29,7 @@ __all__ = [
     "NotFiniteError",
     "ScaleRule",
     "Specialised",
+    "State",
     "Tensor",
     "Ternary",
     "Update",
@@ -42,6 +43,7 @@ __all__ = [
     "densify",
     "elect_mask_rescale",
     "encode",
+    "encoding_of",
     "flatten",
     "layout_of",
     "merge",
@@ -49,5 +51,6 @@ __all__ = [
     "seeded_state",
     "shapes_of",
     "state_digest",
+    "state_of",
     "unflatten",
 ]

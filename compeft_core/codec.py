@@ -8,7 +8,7 @@ without a further check and without anything dense.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -44,7 +44,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A checked encoding. Only `parse` makes one: the kernels rely on it. All arrays are read-only.
+    """A checked encoding. Only `parse` and `encoding_of` make one: the kernels rely on it. All arrays are read-only.
 
     blob: the bytes.   codec: what they were written by.   shapes: of the matrices, if that is `context`, else none.
     rice: the encoding by `rice` of the same update; if that is the codec, `blob` itself.
@@ -103,7 +103,12 @@ class Encoded:
 
 
 def encode(update: Update, *, codec: Codec = "rice", shapes: Sequence[Shape] = (), workers: int = 1) -> bytes:
-    """The encoding of an update; with `context`, that by `rice` unless the one by `context` is shorter.
+    """The bytes of `encoding_of`. Errors: as there."""
+    return encoding_of(update, codec=codec, shapes=shapes, workers=workers).blob
+
+
+def encoding_of(update: Update, *, codec: Codec = "rice", shapes: Sequence[Shape] = (), workers: int = 1) -> Encoded:
+    """The encoding of an update, as `parse` would return it; with `context`, that by `rice` unless the one by `context` is shorter.
 
     shapes: rows and columns of the matrices that the ternary part consists of, for `context`; see `shapes_of`.
     Errors: LimitError if it is larger than the format allows; InputError on an unknown codec or shapes of another size.
@@ -116,11 +121,15 @@ def encode(update: Update, *, codec: Codec = "rice", shapes: Sequence[Shape] = (
             f"update has {update.size} parameters in {ternary.scales.size} groups, the caps are {MAX_SIZE}, {MAX_TENSORS}"
         )
     rice = _assemble(RICE, update, write_blocks(ternary, workers))
-    if codec == "rice":
-        return rice
-    check_shapes(shapes, ternary.size)
-    body = write_segments(ternary, shapes, workers)
-    return rice if body is None else min(rice, _assemble(CONTEXT, update, body), key=len)
+    reader = Reader(rice)
+    header, blocks = read_header(reader, MAX_SIZE), read_index(reader, ternary.size)
+    if codec == "context":
+        check_shapes(shapes, ternary.size)
+        body = write_segments(ternary, shapes, workers)
+        context = b"" if body is None else _assemble(CONTEXT, update, body)
+        if 0 < len(context) < len(rice):
+            return _encoded(context, "context", tuple(shapes), rice, header, blocks)
+    return _encoded(rice, "rice", (), rice, header, blocks)
 
 
 def parse(blob: bytes | memoryview, *, max_size: int = MAX_SIZE, workers: int = 1) -> Encoded:
@@ -222,12 +231,10 @@ def _read_context(blob: bytes, reader: Reader, header: Header, workers: int) -> 
     bounds = np.searchsorted(positions, header.group_ends.astype(np.uint32))
     _check_scales(header.scales, np.diff(bounds, prepend=0) > 0)
     ternary = Ternary(header.ternary_size, positions, negative, header.group_ends, header.scales)
-    update = Update(ternary, bf16.unpack(np.frombuffer(blob, "<u2", header.dense_size, reader.at)))
-    rice = encode(update, workers=workers)
-    if len(rice) <= len(blob):
-        raise FormatError(f"encoding by context has {len(blob)} bytes, it must have fewer than the {len(rice)} by rice")
-    again = Reader(rice)
-    return _encoded(blob, "context", tuple(shapes), rice, read_header(again, MAX_SIZE), read_index(again, ternary.size))
+    rice = encoding_of(Update(ternary, bf16.unpack(np.frombuffer(blob, "<u2", header.dense_size, reader.at))), workers=workers)
+    if len(rice.blob) <= len(blob):
+        raise FormatError(f"encoding by context has {len(blob)} bytes, it must have fewer than the {len(rice.blob)} by rice")
+    return replace(rice, blob=blob, codec="context", shapes=tuple(shapes))
 
 
 READERS: dict[int, Callable[[bytes, Reader, Header, int], Encoded]] = {RICE: _read_rice, CONTEXT: _read_context}

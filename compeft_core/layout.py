@@ -120,6 +120,19 @@ def flatten(layout: Layout, arrays: Mapping[str, NDArray[np.floating]]) -> Vecto
     return vector
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """A state with its name. vector: float32 of shape (layout.size,), not to be written to.   digest: its `state_digest`."""
+
+    vector: Vector
+    digest: bytes
+
+
+def state_of(layout: Layout, vector: Vector) -> State:
+    """A vector as a state."""
+    return State(vector, state_digest(layout, vector))
+
+
 def unflatten(layout: Layout, vector: Vector) -> dict[str, Vector]:
     """Flat vector -> tensors by name: views into `vector`, no copy. Errors: LayoutMismatchError on another length."""
     if vector.shape != (layout.size,):
@@ -133,7 +146,9 @@ def unflatten(layout: Layout, vector: Vector) -> dict[str, Vector]:
 
 def state_digest(layout: Layout, vector: Vector) -> bytes:
     """SHA-256 (32 bytes) naming a state: the layout digest, then the vector as little-endian float32."""
-    return hashlib.sha256(layout.digest + vector.astype("<f4", copy=False).tobytes()).digest()
+    digest = hashlib.sha256(layout.digest)
+    digest.update(np.ascontiguousarray(vector, "<f4").data)
+    return digest.digest()
 
 
 def _order(tensor: Tensor) -> tuple[bool, bytes]:

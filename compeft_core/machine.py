@@ -91,6 +91,11 @@ def _load_chunk(context: Any, builder: Any, signature: Any, arguments: Any, widt
     return builder.load(start, align=width // 8)
 
 
+def workers_for(size: int, most: int) -> int:
+    """Threads that pay for themselves with a vector of so many entries: one for each 2**20, at most `most`."""
+    return min(most, 1 + (size >> 20))
+
+
 def shares(count: int, workers: int) -> list[tuple[int, int]]:
     """`range(count)` cut into at most `workers` contiguous, non-empty (first, last) ranges. Errors: InputError."""
     if workers < 1:

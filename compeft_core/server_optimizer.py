@@ -96,6 +96,8 @@ def descend(optimizer: ServerOptimizer, merged: Vector, moments: Moments) -> tup
     rule = OPTIMIZERS[optimizer.name]
     if moments.shape != (rule.moments, merged.size):
         raise LayoutMismatchError(f"moments of shape {moments.shape}, {optimizer.name} needs {(rule.moments, merged.size)}")
+    if rule.moments == 0 and optimizer.learning_rate == 1:
+        return merged, moments
     moved = [_rounded(m) for m in rule.move(optimizer, merged.astype(np.float64), [m.astype(np.float64) for m in moments])]
     direction = (moved[0] if moved else merged).astype(np.float64)
     step = optimizer.learning_rate * direction

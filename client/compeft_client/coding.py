@@ -5,7 +5,6 @@ Only one flat float32 vector of the part is in memory, and pieces of it: values 
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +13,8 @@ import numpy as np
 from compeft_client.checkpoint import PIECE, read_bytes, read_values
 from compeft_client.plan import PlannedPart
 from compeft_client.start import Start, digest_of, initial_vector
-from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encode, parse, shapes_of
+from compeft_client.state import WORKERS
+from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encoding_of, shapes_of
 from compeft_core.errors import InputError
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.expert_manifest import WIDTHS, Part
@@ -23,7 +23,6 @@ from compeft_proto.v1 import expert_pb2 as pb
 
 Progress = Callable[[int], None]
 """Told how many parameters have just been done."""
-WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,10 +49,10 @@ def code(planned: PlannedPart, start: Start, codec: Codec, progress: Progress = 
     update = compress(planned.layout, vector, planned.compression, workers=WORKERS)
     cosine = _cosine(vector[: update.ternary.size], update)
     del vector
-    payload = encode(update, codec=codec, shapes=shapes_of(planned.layout), workers=WORKERS)
-    coding = coding_of(parse(payload, workers=WORKERS), planned.compression)
-    part = _part(planned, payload, coding, start.seed if planned.uses(start) else None, digest)
-    return CodedPart(planned, part, payload, cosine)
+    encoded = encoding_of(update, codec=codec, shapes=shapes_of(planned.layout), workers=WORKERS)
+    coding = coding_of(encoded, planned.compression)
+    part = _part(planned, encoded.blob, coding, start.seed if planned.uses(start) else None, digest)
+    return CodedPart(planned, part, encoded.blob, cosine)
 
 
 def task_vector(planned: PlannedPart, start: Start, progress: Progress = silent) -> tuple[Vector, bytes]:

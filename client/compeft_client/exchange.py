@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compeft_client.files import write_durably
-from compeft_client.state import Memory, Pending, StateDirectory, settle
-from compeft_core import Layout, Vector, compress, parse, state_digest
+from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
+from compeft_core import Encoded, Layout, Vector, compress
 from compeft_core.budget import within
 from compeft_core.errors import InputError, LayoutMismatchError
+from compeft_core.machine import workers_for
 from compeft_core.resting import active_places, share_of_active
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
@@ -156,7 +156,7 @@ class EdgeClient:
             genesis = trust.genesis_of(answer.steps, expert) if memory.version < 0 else _genesis(directory, memory)
             trust.check_base(origin, genesis)
             memory, synced = _follow(directory, memory, answer, payloads)
-            settle(directory, memory, synced.layout, statement.merged_sequence, statement.waiting_sequence)
+            settle(directory, memory, statement.merged_sequence, statement.waiting_sequence)
         return synced
 
     def _answered(
@@ -198,26 +198,29 @@ class EdgeClient:
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
-            synced, active = directory.vector(memory.synced, layout), active_places(layout, task.resting)
+            active = active_places(layout, task.resting)
             if self._edge.max_update_bytes is not None:
                 places = int(np.count_nonzero(active[: layout.ternary_size]))
                 fitting = within(task.compression, places, layout.dense_size, self._edge.max_update_bytes)
                 task = replace(task, compression=fitting)
             task = replace(task, compression=share_of_active(layout, task.compression, task.resting))
-            target = _task_vector(task, trained, synced, active) + directory.vector(memory.residual, layout)
-            payload = mf.payload_of(layout, compress(layout, np.where(active, target, np.float32(0)), task.compression))
-            update = self._update(task, trained, payload, layout)
+            target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
+            awake = np.where(active, target, np.float32(0)) if task.resting else target
+            workers = workers_for(layout.size, WORKERS)
+            encoded = mf.payload_of(layout, compress(layout, awake, task.compression, workers=workers), workers)
+            update = self._update(task, trained, encoded, layout)
             update.sequence = memory.sequence + 1
-            update.base_state_digest = state_digest(layout, synced)
+            update.base_state_digest = bytes.fromhex(memory.synced)
             sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
             pending = Pending(
                 sequence=update.sequence,
                 envelope=directory.write(sealed.SerializeToString()),
-                payload=directory.write(payload),
+                payload=directory.write(encoded.blob),
                 target=directory.write_vector(target),
+                carried=directory.write(encoded.rice),
             )
             directory.save(replace(memory, sequence=pending.sequence, pending=pending))
-            return self._send(sealed, payload)
+            return self._send(sealed, encoded.blob)
 
     def resume(self, expert: str) -> pb.Receipt | None:
         """Go on with the update that was under way when an earlier process ended; None if there is none. Errors: as `submit`."""
@@ -244,7 +247,7 @@ class EdgeClient:
     def _memory_of(self, expert: str) -> StateDirectory:
         return StateDirectory.of(self._edge.state, expert)
 
-    def _update(self, task: RoundTask, trained: Trained, payload: bytes, layout: Layout) -> pb.UpdateManifest:
+    def _update(self, task: RoundTask, trained: Trained, encoded: Encoded, layout: Layout) -> pb.UpdateManifest:
         now = _now_ms()
         return pb.UpdateManifest(
             expert=task.expert,
@@ -257,12 +260,12 @@ class EdgeClient:
             base_model=base_model_to_proto(trained.origin),
             layout_digest=layout.digest,
             adapter_config_digest=trained.origin.adapter_config_digest,
-            coding=mf.coding_of(parse(payload, max_size=layout.size), task.compression),
+            coding=mf.coding_of(encoded, task.compression),
             num_examples=trained.num_examples,
             metrics=mf.metrics_to_proto(trained.metrics.items()),
             issued_at_ms=now,
             expires_at_ms=now + LIFETIME_MS,
-            chunks=mf.refs_of(payload),
+            chunks=mf.refs_of(encoded.blob),
         )
 
 
@@ -282,22 +285,23 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
         memory = replace(memory, genesis=directory.write(trust.genesis_of(answer.steps, statement.expert).SerializeToString()))
     genesis = _genesis(directory, memory)
     layout = mf.layout_from_proto(genesis.layout)
-    vector = lead(answer, payloads, genesis, layout, directory.vector(memory.synced, layout))
+    state = lead(answer, payloads, genesis, layout, directory.state(memory, layout), workers_for(layout.size, WORKERS))
     if statement.want_version != memory.version:
-        memory = replace(memory, version=statement.want_version, synced=directory.write_vector(vector))
+        memory = replace(memory, version=statement.want_version, synced=directory.write_state(state))
         directory.save(memory)
-    return memory, Synced(statement.expert, memory.version, layout, vector, genesis.adapter_config)
+    return memory, Synced(statement.expert, memory.version, layout, state.vector, genesis.adapter_config)
 
 
-def _task_vector(task: RoundTask, trained: Trained, synced: Vector, active: NDArray[np.bool_]) -> Vector:
+def _task_vector(directory: StateDirectory, memory: Memory, layout: Layout, task: RoundTask, trained: Trained) -> Vector:
     """The task vector, zero where the round rests. Errors: LayoutMismatchError; InputError if training changed what rests, beyond
     the rounding of a bfloat16 adapter: then the average would not be the exact one that was asked for.
     """
     vector = trained.task_vector
-    if vector.shape != synced.shape:
-        raise LayoutMismatchError(f"task vector has shape {vector.shape}, the layout says {synced.shape}")
+    if vector.shape != (layout.size,):
+        raise LayoutMismatchError(f"task vector has shape {vector.shape}, the layout says ({layout.size},)")
     if not task.resting:
         return vector
+    active, synced = active_places(layout, task.resting), directory.state(memory, layout).vector
     changed = int(np.count_nonzero(np.abs(vector[~active]) > np.abs(synced[~active]) * ROUNDING + TINY))
     if changed:
         raise InputError(

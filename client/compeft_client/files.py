@@ -22,7 +22,7 @@ def read_private(path: Path) -> bytes:
     return data
 
 
-def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_durably(path: Path, data: bytes | memoryview, mode: int = 0o644) -> None:
     """Replace `path` by `data` at once: temporary file, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from compeft_client.auto_scale import auto_compression
 from compeft_client.checkpoint import Stored, read_values
-from compeft_client.coding import WORKERS, code, silent, task_vector
 from compeft_client.coding import Progress as Tick
+from compeft_client.coding import code, silent, task_vector
 from compeft_client.expert_file import write_expert
 from compeft_client.packing import manifest_of
 from compeft_client.plan import PlannedPart, plan
 from compeft_client.source import Source, read_source
 from compeft_client.start import Start, read_start
+from compeft_client.state import WORKERS
 from compeft_client.treatment import ZERO_FACTORS, Treatment, rides_along
 from compeft_core import Compression, compress, encode
 from compeft_proto.expert_manifest import ADAPTER, FLOATS

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compeft_client.checkpoint import NUMPY, to_float32
-from compeft_client.coding import WORKERS, exact_tensors
+from compeft_client.coding import exact_tensors
 from compeft_client.expert_file import read_payload_of
 from compeft_client.merge_inputs import SAME_FOR_ENTRIES, Candidate, merged_beside, read_candidates
 from compeft_client.packing import PackSettings, code_parts
 from compeft_client.start import Start, digest_of, initial_vector, read_start
+from compeft_client.state import WORKERS
 from compeft_client.treatment import FACTORS, ZERO_FACTORS
 from compeft_core import METHODS, MergeParameters, merge, unflatten
 from compeft_core.errors import InputError

@@ -7,12 +7,14 @@ first byte is sent: the update, and the task vector plus residual it was made fr
 sync by what the aggregator signs:
     merged      residual = (task vector + residual) - what the update carried
     not merged  residual = (task vector + residual)
-So a lost, refused or repeated upload neither loses nor doubles anything. The residual is never touched anywhere else.
+So a lost, refused or repeated upload neither loses nor doubles anything. The residual is never touched anywhere else. It is kept as the
+two terms of the difference, which are on disk already, so settling writes only the index.
 """
 
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,34 +23,42 @@ from pathlib import Path
 import numpy as np
 
 from compeft_client.files import write_durably
-from compeft_core import Layout, Vector, decode, densify, parse
+from compeft_core import Layout, State, Vector, add_to, parse, state_of
 from compeft_core.errors import InputError
+from compeft_core.machine import workers_for
 from compeft_proto.errors import ConflictError
 from compeft_proto.manifest import check_name
 
 INDEX = "state.json"
+WORKERS = min(8, os.cpu_count() or 1)
+"""Threads that the work on one vector is spread over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An update that the aggregator may or may not have: file names of its sealed manifest, its payload, and the vector it was
-    made from.
+    """An update that the aggregator may or may not have: file names of its sealed manifest, its payload, the vector it was made from,
+    and what it carries of that, by the codec that is fast to read.
     """
 
     sequence: int
     envelope: str
     payload: str
     target: str
+    carried: str
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The index: version of the synced state (-1: none), file names by SHA-256 ("" : none), newest sequence number used."""
+    """The index: version of the synced state (-1: none), file names ("" : none), newest sequence number used.
+
+    A file is named by its SHA-256, the synced state by its digest. The residual is the vector `target` without what `carried` encodes.
+    """
 
     version: int = -1
     genesis: str = ""
     synced: str = ""
-    residual: str = ""
+    target: str = ""
+    carried: str = ""
     sequence: int = 0
     pending: Pending | None = None
 
@@ -92,10 +102,10 @@ class StateDirectory:
         path = self._folder / name
         data = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(data).hexdigest() != name:
-            raise InputError(f"{path} is damaged: move the folder away to start from a fresh sync")
+            raise self._damaged(name)
         return data
 
-    def write(self, data: bytes) -> str:
+    def write(self, data: bytes | memoryview) -> str:
         """Keep `data` under its SHA-256; returns that name. It counts once an index names it."""
         name = hashlib.sha256(data).hexdigest()
         write_durably(self._folder / name, data)
@@ -110,28 +120,57 @@ class StateDirectory:
     def save(self, memory: Memory) -> None:
         """Make `memory` the index, durably, and drop the files that it no longer names."""
         write_durably(self._folder / INDEX, json.dumps(asdict(memory)).encode())
-        kept = {memory.genesis, memory.synced, memory.residual, INDEX, "lock"}
+        kept = {memory.genesis, memory.synced, memory.target, memory.carried, INDEX, "lock"}
         if memory.pending:
-            kept |= {memory.pending.envelope, memory.pending.payload, memory.pending.target}
+            kept |= {memory.pending.envelope, memory.pending.payload, memory.pending.target, memory.pending.carried}
         for path in self._folder.iterdir():
             if path.name not in kept:
                 path.unlink()
 
-    def vector(self, name: str, layout: Layout) -> Vector:
-        """A vector that the index names, float32 of shape (layout.size,); zeros for no name. Errors: InputError."""
-        if not name:
+    def state(self, memory: Memory, layout: Layout) -> State:
+        """The synced state; zeros without a name if there is none. Errors: InputError if it is damaged."""
+        if not memory.synced:
+            return State(np.zeros(layout.size, np.float32), b"")
+        state = state_of(layout, self._floats(memory.synced, layout))
+        if state.digest.hex() != memory.synced:
+            raise self._damaged(memory.synced)
+        return state
+
+    def write_state(self, state: State) -> str:
+        """Keep a state; returns its name."""
+        write_durably(self._folder / state.digest.hex(), np.ascontiguousarray(state.vector, "<f4").data)
+        return state.digest.hex()
+
+    def residual(self, memory: Memory, layout: Layout) -> Vector:
+        """The residual, float32 of shape (layout.size,). Errors: InputError if it is damaged."""
+        if not memory.target:
             return np.zeros(layout.size, np.float32)
-        data = self.read(name)
-        if len(data) != 4 * layout.size:
-            raise InputError(f"{self._folder / name} holds {len(data) // 4} parameters, the layout has {layout.size}")
-        return np.frombuffer(data, "<f4").astype(np.float32)
+        vector = self._floats(memory.target, layout)
+        if hashlib.sha256(vector.data).hexdigest() != memory.target:
+            raise self._damaged(memory.target)
+        if memory.carried:
+            workers = workers_for(layout.size, WORKERS)
+            add_to(parse(self.read(memory.carried), max_size=layout.size, workers=workers), vector, -1.0, workers=workers)
+        return vector
 
     def write_vector(self, vector: Vector) -> str:
         """Keep a vector; returns its name."""
-        return self.write(vector.astype("<f4").tobytes())
+        return self.write(np.ascontiguousarray(vector, "<f4").data)
+
+    def _floats(self, name: str, layout: Layout) -> Vector:
+        path = self._folder / name
+        if not path.exists():
+            raise self._damaged(name)
+        vector = np.fromfile(path, "<f4").astype(np.float32, copy=False)
+        if vector.size != layout.size:
+            raise InputError(f"{path} holds {vector.size} parameters, the layout has {layout.size}")
+        return vector
+
+    def _damaged(self, name: str) -> InputError:
+        return InputError(f"{self._folder / name} is damaged: move the folder away to start from a fresh sync")
 
 
-def settle(directory: StateDirectory, memory: Memory, layout: Layout, merged_sequence: int, waiting_sequence: int) -> Memory:
+def settle(directory: StateDirectory, memory: Memory, merged_sequence: int, waiting_sequence: int) -> Memory:
     """Settle the pending update, if any, by the aggregator's signed word; saves and returns the new memory.
 
     It stays pending while its round is open (`waiting_sequence`). Nothing pending: the same memory back.
@@ -139,10 +178,7 @@ def settle(directory: StateDirectory, memory: Memory, layout: Layout, merged_seq
     pending = memory.pending
     if pending is None or pending.sequence == waiting_sequence:
         return memory
-    residual = pending.target
-    if pending.sequence <= merged_sequence:
-        carried = densify(decode(parse(directory.read(pending.payload), max_size=layout.size)))
-        residual = directory.write_vector(directory.vector(pending.target, layout) - carried)
-    settled = replace(memory, residual=residual, pending=None)
+    carried = pending.carried if pending.sequence <= merged_sequence else ""
+    settled = replace(memory, target=pending.target, carried=carried, pending=None)
     directory.save(settled)
     return settled

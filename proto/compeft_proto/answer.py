@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from compeft_core import Layout, Vector, state_digest
+from compeft_core import Layout, State, state_of
 from compeft_core.errors import FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
@@ -98,30 +98,29 @@ def fetch(dialogue: SyncDialogue, kept: Kept, steps: Sequence[Step], progress: P
         return [b"".join(_chunk(dialogue, kept, ref, len(refs) > 1, tick) for ref in step.chunks) for step in steps]
 
 
-def lead(answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout: Layout, vector: Vector) -> Vector:
-    """The state that the answer leads to from `vector`, float32 of shape (layout.size,): the one that the statement names.
+def lead(answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout: Layout, state: State, workers: int = 1) -> State:
+    """The state that the answer leads to from `state`: the one that the statement names.
 
     Errors: WrongBaseError if it is another, FormatError, NotFiniteError.
     """
     seeded = genesis.state_digest if genesis.WhichOneof("initial") == "seeded" else None
-    at = state_digest(layout, vector)
     for step, payload in zip(answer.needed, payloads, strict=True):
-        if isinstance(step, pb.VersionManifest) and step.parent_state_digest == seeded != at:
-            vector = mf.initial_state(genesis, layout)
-        vector, at = _applied(step, payload, genesis, layout, vector), step.state_digest
+        if isinstance(step, pb.VersionManifest) and step.parent_state_digest == seeded != state.digest:
+            state = mf.initial_state(genesis, layout)
+        state = _applied(step, payload, genesis, layout, state, workers)
     statement = answer.statement
-    if statement.state_digest == seeded != at:
-        vector = mf.initial_state(genesis, layout)
-    mf.check_state(statement.expert, statement.want_version, statement.state_digest, layout, vector)
-    return vector
+    if statement.state_digest == seeded != state.digest:
+        state = mf.initial_state(genesis, layout)
+    mf.check_state(statement.expert, statement.want_version, statement.state_digest, state)
+    return state
 
 
-def _applied(step: Step, payload: bytes, genesis: pb.Genesis, layout: Layout, vector: Vector) -> Vector:
+def _applied(step: Step, payload: bytes, genesis: pb.Genesis, layout: Layout, state: State, workers: int) -> State:
     if isinstance(step, pb.SnapshotManifest):
-        return decode_snapshot(payload, reference_of(genesis, layout))
+        return state_of(layout, decode_snapshot(payload, reference_of(genesis, layout)))
     if step.version == 0:
         return mf.initial_state(step.genesis, layout, payload)
-    return mf.next_state(step, layout, vector, payload)
+    return mf.next_state(step, layout, state, payload, workers)
 
 
 def _is_whole(step: Step) -> bool:

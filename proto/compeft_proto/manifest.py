@@ -19,16 +19,17 @@ from compeft_core import (
     Layout,
     MergeParameters,
     ScaleRule,
+    State,
     Tensor,
     Update,
     Vector,
     add_to,
     check,
-    encode,
+    encoding_of,
     parse,
     seeded_state,
     shapes_of,
-    state_digest,
+    state_of,
 )
 from compeft_core.compress import Granularity
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
@@ -140,21 +141,21 @@ def coding_of(encoded: Encoded, compression: Compression) -> pb.Coding:
     )
 
 
-def payload_of(layout: Layout, update: Update) -> bytes:
-    """The bytes of an update that travel: by `context` up to CONTEXT_SIZE ternary parameters, by `rice` above."""
+def payload_of(layout: Layout, update: Update, workers: int = 1) -> Encoded:
+    """What travels of an update: its encoding by `context` up to CONTEXT_SIZE ternary parameters, by `rice` above."""
     if layout.ternary_size > CONTEXT_SIZE:
-        return encode(update)
-    return encode(update, codec="context", shapes=shapes_of(layout))
+        return encoding_of(update, workers=workers)
+    return encoding_of(update, codec="context", shapes=shapes_of(layout), workers=workers)
 
 
-def read_payload(coding: pb.Coding, blob: bytes, layout: Layout) -> Encoded:
+def read_payload(coding: pb.Coding, blob: bytes, layout: Layout, workers: int = 1) -> Encoded:
     """Decode-check `blob` and hold it against the manifest and the layout.
 
     Errors: FormatError if malformed or if the manifest says other counts; LayoutMismatchError; NotFiniteError if the manifest
     names a scale that is NaN or infinite.
     """
     _check_claimed(coding)
-    encoded = parse(blob, max_size=layout.size)
+    encoded = parse(blob, max_size=layout.size, workers=workers)
     _check_contents(coding, encoded.contents, layout)
     return encoded
 
@@ -231,15 +232,15 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
-def initial_state(genesis: pb.Genesis, layout: Layout, snapshot: bytes = b"") -> Vector:
+def initial_state(genesis: pb.Genesis, layout: Layout, snapshot: bytes = b"") -> State:
     """Version 0: computed from its seed, or read from the bytes of its snapshot.
 
-    Shape (layout.size,), float32. Errors: FormatError if the manifest is wrong; NotFiniteError; WrongBaseError if the state is
+    Errors: FormatError if the manifest is wrong; NotFiniteError; WrongBaseError if the state is
     not the one the manifest names.
     """
     seeded = genesis.WhichOneof("initial") == "seeded"
-    state = seeded_state_of(genesis, layout) if seeded else _snapshot(genesis.expert, layout, snapshot)
-    check_state(genesis.expert, 0, genesis.state_digest, layout, state)
+    state = state_of(layout, seeded_state_of(genesis, layout) if seeded else _snapshot(genesis.expert, layout, snapshot))
+    check_state(genesis.expert, 0, genesis.state_digest, state)
     return state
 
 
@@ -251,19 +252,20 @@ def seeded_state_of(genesis: pb.Genesis, layout: Layout) -> Vector:
         raise FormatError(f"genesis of {genesis.expert}: {error}") from error
 
 
-def next_state(manifest: pb.VersionManifest, layout: Layout, state: Vector, payload: bytes) -> Vector:
+def next_state(manifest: pb.VersionManifest, layout: Layout, state: State, payload: bytes, workers: int = 1) -> State:
     """The state that one version leads to, from its parent `state`; `state` itself is left alone. A version that is a snapshot needs
     no parent: any `state` will do.
 
     Errors: WrongBaseError if the manifest builds on another state or leads to another one than it names; FormatError.
     """
     if manifest.snapshot:
-        following = _snapshot(manifest.expert, layout, payload)
+        vector = _snapshot(manifest.expert, layout, payload)
     else:
-        check_state(manifest.expert, manifest.version - 1, manifest.parent_state_digest, layout, state)
-        following = state.copy()
-        add_to(read_payload(manifest.coding, payload, layout), following)
-    check_state(manifest.expert, manifest.version, manifest.state_digest, layout, following)
+        check_state(manifest.expert, manifest.version - 1, manifest.parent_state_digest, state)
+        vector = state.vector.copy()
+        add_to(read_payload(manifest.coding, payload, layout, workers), vector, workers=workers)
+    following = state_of(layout, vector)
+    check_state(manifest.expert, manifest.version, manifest.state_digest, following)
     return following
 
 
@@ -281,11 +283,10 @@ def _snapshot(expert: str, layout: Layout, data: bytes) -> Vector:
     return state
 
 
-def check_state(expert: str, version: int, expected: bytes, layout: Layout, state: Vector) -> None:
+def check_state(expert: str, version: int, expected: bytes, state: State) -> None:
     """Hold `state` against the digest that was signed. Errors: WrongBaseError that names the version and both."""
-    found = state_digest(layout, state)
-    if found != expected:
-        raise WrongBaseError(f"{expert} version {version} has state {found.hex()[:16]}, signed is {expected.hex()[:16]}")
+    if state.digest != expected:
+        raise WrongBaseError(f"{expert} version {version} has state {state.digest.hex()[:16]}, signed is {expected.hex()[:16]}")
 
 
 def _shapes(message: pb.Layout) -> list[tuple[int, ...]]:

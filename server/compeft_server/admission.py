@@ -9,6 +9,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+from compeft_core import Encoded
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.header import Blob
 from compeft_proto.base_model import BaseModel, base_model_of, check_base_model
@@ -22,12 +23,14 @@ from compeft_proto.errors import (
     WrongAdapterError,
     WrongBaseError,
 )
-from compeft_proto.manifest import check_digest, check_name, check_payload, check_refs
+from compeft_proto.manifest import check_digest, check_name, check_payload, check_refs, read_payload
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.facts import ARMS, Arm, Expert, Member, Role, Round, Submission
 from compeft_server.policy import Action, Decision
 
 MAX_METRICS = 64
+LARGE_BYTES = 16 * 2**20
+"""Payloads above are checked piece by piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +126,14 @@ def admit_update(update: pb.UpdateManifest, situation: Situation, now_ms: int, l
     return None
 
 
-def admit_payload(update: pb.UpdateManifest, blob: Blob, expert: Expert) -> None:
-    """Step 7: the chunks, once they are all here, are what the manifest says. Errors: FormatError, LayoutMismatchError,
-    NotFiniteError; those of `blob`.
+def admit_payload(update: pb.UpdateManifest, blob: Blob, expert: Expert) -> Encoded | None:
+    """Step 7: the chunks, once they are all here, are what the manifest says. Returns what they encode, unless they are too large to be
+    in memory at once. Errors: FormatError, LayoutMismatchError, NotFiniteError; those of `blob`.
     """
-    check_payload(update.coding, blob, expert.layout)
+    if len(blob) > LARGE_BYTES:
+        check_payload(update.coding, blob, expert.layout)
+        return None
+    return read_payload(update.coding, bytes(blob[: len(blob)]), expert.layout)
 
 
 def _check_round(update: pb.UpdateManifest, situation: Situation, now_ms: int) -> None:

@@ -39,9 +39,8 @@ OFFERS: dict[str, dsse.PayloadType[Any]] = {kind.name: kind for kind in (dsse.UP
 """What may be submitted, by payload type."""
 SYNCING = 8
 """Chunks that are made durable at the same time: a disk takes many syncs side by side in the time of one."""
-LARGE_BYTES = 16 * 2**20
 CHECKERS = {False: 2, True: 1}
-"""Payloads that are decoded at the same time, above LARGE_BYTES and below: each needs a few times its size in memory."""
+"""Payloads that are decoded at the same time, above `admission.LARGE_BYTES` and below: each needs a few times its size in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +262,7 @@ class Aggregator:
         """Step 7; what a package's file says of itself. What was sent is dropped if it is not what it should be."""
         keyid = offer.member.public.keyid
         try:
-            with self._checking[sum(ref.size for ref in offer.refs) > LARGE_BYTES]:
+            with self._checking[sum(ref.size for ref in offer.refs) > admission.LARGE_BYTES]:
                 return self._check_payload(offer, checked)
         except CompeftError:
             for ref in offer.refs:
@@ -278,7 +277,9 @@ class Aggregator:
         if isinstance(message, pb.Genesis):
             mf.initial_state(message, mf.layout_from_proto(message.layout), payload[:])
         else:
-            admission.admit_payload(message, payload, self._log.expert(message.expert))
+            encoded = admission.admit_payload(message, payload, self._log.expert(message.expert))
+            if encoded is not None:
+                self._log.keep(offer.digest, encoded)
         return None
 
     def _admit_genesis(self, genesis: pb.Genesis, member: Member) -> None:

@@ -131,7 +131,7 @@ class CatchUp:
         """The whole state at `want`, if it takes fewer than `most` bytes."""
         kept = self._ledger.snapshot(expert.name, want)
         if kept is None or not all(self._store.has(ref.sha256) for ref in _refs(kept)):
-            state, reference = self._log.state(expert, want), reference_of(genesis, expert.layout)
+            state, reference = self._log.state(expert, want).vector, reference_of(genesis, expert.layout)
             if least_bytes(state, reference) >= most:
                 return None
             kept = self._make(expert.name, self._log.version(expert.name, want), encode_snapshot(state, reference))

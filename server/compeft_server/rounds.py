@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from compeft_core import METHODS, Vector, state_digest
+from compeft_core import METHODS
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.errors import BusyError, RoundClosedError
@@ -20,7 +20,7 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
 from compeft_server.access import Access
 from compeft_server.admission import Limits
-from compeft_server.expert_log import ExpertLog, Step, compose, kept_bytes
+from compeft_server.expert_log import Carried, ExpertLog, Step, compose, kept_bytes
 from compeft_server.facts import Contribution, Expert, Member, Quality, Round, Submission, Version
 from compeft_server.ledger import Ledger
 from compeft_server.store import ChunkStore
@@ -93,18 +93,18 @@ class Rounds:
         if found.closed_at_ms is not None:
             return self._statement(found)
         accepted = self._ledger.submissions(found.expert, found.run, found.round)
-        version, state = self._next_version(found, accepted, closing) if accepted else (None, None)
+        version, after = self._next_version(found, accepted, closing) if accepted else (None, None)
         closed = self._closed(found, version.version if version else found.base_version)
         try:
             self._ledger.close_round(closed, version, [s.update_digest for s in accepted])
         except BusyError:  # another aggregator on this ledger has closed it, or accepted an update meanwhile: look again
             return self._close(closing)
-        if version is not None and state is not None:
-            self._log.remember(version, state)
+        if version is not None and after is not None:
+            self._log.remember(version, after)
         return self._statement(closed)
 
-    def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> tuple[Version, Vector]:
-        """Merge, compress, store and describe the next step, and the state it leads to; the ledger does not know of it yet."""
+    def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> tuple[Version, Carried]:
+        """Merge, compress, store and describe the next step, and what goes on from there; the ledger does not know of it yet."""
         started = time.monotonic()
         expert, compression = self._log.expert(found.expert), mf.compression_from_proto(closing.compression)
         inputs = self._log.contributions(expert, accepted, found.base_version)
@@ -112,7 +112,7 @@ class Rounds:
         inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
         before, optimizer = self._log.carried(expert, found.base_version), mf.optimizer_from_proto(closing)
         step = compose(expert.layout, before, merged.vector, optimizer, compression)
-        for chunk in mf.chunks(step.payload):
+        for chunk in mf.chunks(step.encoded.blob):
             self._store.put(chunk)
         residual, moments = (tuple(map(self._store.put, mf.chunks(kept))) for kept in kept_bytes(step.after))
         manifest = self._manifest(expert, found, inputs, closing, step)
@@ -124,12 +124,12 @@ class Rounds:
             residual=residual,
             run=found.run,
             round=found.round,
-            payload_bytes=len(step.payload),
+            payload_bytes=len(step.encoded.blob),
             merge_seconds=time.monotonic() - started,
             created_at_ms=manifest.issued_at_ms,
             moments=moments,
         )
-        return version, step.after.state
+        return version, step.after
 
     def _manifest(
         self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: Step
@@ -138,14 +138,14 @@ class Rounds:
             expert=expert.name,
             version=found.base_version + 1,
             parent_state_digest=self._log.version(expert.name, found.base_version).state_digest,
-            state_digest=state_digest(expert.layout, step.after.state),
+            state_digest=step.after.state.digest,
             base_model_digest=expert.base_model_digest,
             layout_digest=expert.layout.digest,
             adapter_config_digest=expert.adapter_config_digest,
             run=found.run,
             round=found.round,
             coding=mf.coding_of(step.encoded, mf.compression_from_proto(closing.compression)),
-            chunks=mf.refs_of(step.payload),
+            chunks=mf.refs_of(step.encoded.blob),
             merge_method=closing.merge_method,
             coefficient=closing.coefficient,
             merge_parameters=_parameters_of(closing),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compeft_core import METHODS, Compression, Vector, state_digest
+from compeft_core import METHODS, Compression, State
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
@@ -77,10 +77,9 @@ class Versions:
             after = self._step(expert, manifest, self._carried(expert, number - 1), ())
             self._check_kept(expert, number, after)
             state = after.state
-        found = state_digest(expert.layout, state)
-        if found != manifest.state_digest:
+        if state.digest != manifest.state_digest:
             raise WrongBaseError(
-                f"{name} version {number} recomputes to {found.hex()[:16]}, signed is {manifest.state_digest.hex()[:16]}"
+                f"{name} version {number} recomputes to {state.digest.hex()[:16]}, signed is {manifest.state_digest.hex()[:16]}"
             )
         if after is not None:
             self._replayed[name] = (number, after)
@@ -167,7 +166,7 @@ class Versions:
             manifest = self._manifest(expert, at)
             if manifest.HasField("rolled_back_to"):
                 earlier = self._recompute(expert, manifest.rolled_back_to, forgotten)
-                carried = replace(earlier, residual=np.zeros_like(earlier.state), moments=earlier.moments[:0], optimizer="")
+                carried = replace(earlier, residual=np.zeros_like(earlier.residual), moments=earlier.moments[:0], optimizer="")
             elif not manifest.snapshot:
                 carried = self._step(expert, manifest, carried, forgotten)
         return carried
@@ -188,7 +187,7 @@ class Versions:
         compression = mf.compression_from_proto(manifest.coding.compression)
         return compose(expert.layout, before, merged.vector, mf.optimizer_from_proto(manifest), compression).after
 
-    def _snapshot_of(self, expert: Expert, manifest: pb.VersionManifest) -> Vector:
+    def _snapshot_of(self, expert: Expert, manifest: pb.VersionManifest) -> State:
         if manifest.HasField("rolled_back_to"):
             return self._log.state(expert, manifest.rolled_back_to)
         return self._recompute(expert, manifest.version - 1, list(manifest.forgotten)).state
@@ -212,15 +211,15 @@ class Versions:
         self._ledger.append(version)
         return version
 
-    def _append(self, expert: Expert, state: Vector, manifest: pb.VersionManifest, now_ms: int) -> Version:
+    def _append(self, expert: Expert, state: State, manifest: pb.VersionManifest, now_ms: int) -> Version:
         if any(r.closed_at_ms is None for r in self._ledger.rounds(expert.name)):
             raise ConflictError(f"a round of {expert.name} is open: wait until its conductor has closed it")
-        head, payload = self._head(expert), state.astype("<f4").tobytes()
+        head, payload = self._head(expert), state.vector.astype("<f4").tobytes()
         for chunk in mf.chunks(payload):
             self._store.put(chunk)
         manifest.expert, manifest.version, manifest.snapshot, manifest.issued_at_ms = expert.name, head + 1, True, now_ms
         manifest.parent_state_digest = self._log.version(expert.name, head).state_digest
-        manifest.state_digest = state_digest(expert.layout, state)
+        manifest.state_digest = state.digest
         manifest.base_model_digest, manifest.layout_digest = expert.base_model_digest, expert.layout.digest
         manifest.adapter_config_digest = expert.adapter_config_digest
         manifest.chunks.extend(mf.refs_of(payload))

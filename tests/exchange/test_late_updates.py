@@ -35,7 +35,7 @@ def pass_rounds(world: World, client: EdgeClient, numbers: range, max_staleness:
 
 def residual_of(world: World, name: str) -> Vector:
     directory = StateDirectory(world.folder / f"state-{name}" / EXPERT)
-    return directory.vector(directory.load().residual, LAYOUT)
+    return directory.residual(directory.load(), LAYOUT)
 
 
 def manifest_of(world: World, version: int) -> pb.VersionManifest:

@@ -17,7 +17,7 @@ from tests.exchange.conftest import EXPERT, LAYOUT, UPLINK, World, genesis, sync
 
 def residual_of(folder: Path) -> np.ndarray:
     directory = StateDirectory(folder / EXPERT)
-    return directory.vector(directory.load().residual, LAYOUT)
+    return directory.residual(directory.load(), LAYOUT)
 
 
 def test_a_merged_update_leaves_what_compression_dropped(world: World) -> None:

@@ -99,7 +99,7 @@ class Sender:
 
 
 def good_payload(seed: int = 1) -> bytes:
-    return payload_of(LAYOUT, compress(LAYOUT, task_vector(seed), UPLINK))
+    return payload_of(LAYOUT, compress(LAYOUT, task_vector(seed), UPLINK)).blob
 
 
 @pytest.fixture
@@ -414,7 +414,7 @@ def test_a_client_of_another_origin_is_refused_and_keeps_its_mass(world: World) 
     refused(world, WrongBaseError, "trained on base", lambda: client.submit(task, wrong))
     synced_by(client, task)
     receipt = client.submit(task, trained(2))
-    both = payload_of(LAYOUT, compress(LAYOUT, task_vector(2) + task_vector(1), UPLINK))
+    both = payload_of(LAYOUT, compress(LAYOUT, task_vector(2) + task_vector(1), UPLINK)).blob
     assert receipt.payload_bytes == len(both)
 
 

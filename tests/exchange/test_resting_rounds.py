@@ -52,7 +52,7 @@ def product(state: Vector) -> np.ndarray:
 
 def residual_of(world: World, name: str) -> Vector:
     directory = StateDirectory(world.folder / f"state-{name}" / LORA)
-    return directory.vector(directory.load().residual, LAYOUT)
+    return directory.residual(directory.load(), LAYOUT)
 
 
 @pytest.mark.parametrize("averaging", ["frozen_a", "alternating"])
@@ -62,7 +62,7 @@ def test_what_is_merged_is_the_mean_of_the_clients_products(published: World, av
     expert = log.expert(LORA)
     for number in range(1, 5):
         task = open_round(published, number, resting_in_round(averaging, number))
-        before = log.state(expert, task.version).copy()
+        before = log.state(expert, task.version).vector.copy()
         for i, client in enumerate(clients):
             take_part(client, task, 10 * number + i)
         close_round(published, number)
@@ -86,7 +86,7 @@ def test_a_round_of_both_factors_does_not_merge_the_mean_of_the_products(publish
         client.submit(task, train(task, i, 0.1))
     close_round(published, 1)
     expert = log.expert(LORA)
-    before, inputs = log.state(expert, 0), log.manifest(log.version(LORA, 1)).contributions
+    before, inputs = log.state(expert, 0).vector, log.manifest(log.version(LORA, 1)).contributions
     sent = [densify(decode(log._encoded(expert, c.update_digest))) for c in inputs]
     of_products = np.mean([product(before + vector) for vector in sent], axis=0)
     assert np.abs(product(before + log.merged(expert, inputs, "average", 1.0, USUAL).vector) - of_products).max() > 1e-3

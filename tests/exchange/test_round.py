@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compeft_core import compress, decode, densify, merge, parse
+from compeft_core import compress, decode, densify, merge
 from compeft_proto.errors import RoundClosedError
 from compeft_proto.manifest import payload_of
 from tests.exchange.conftest import DOWNLINK, EXPERT, LAYOUT, UPLINK, World, synced_by, task_vector, trained
@@ -21,7 +21,7 @@ def test_a_round_leads_every_client_to_the_same_composed_expert(world: World) ->
     assert [s.version for s in after] == [1, 1, 1]
     assert len({s.vector.tobytes() for s in after}) == 1
     assert len({r.update_digest for r in receipts}) == 3
-    updates = [parse(payload_of(LAYOUT, compress(LAYOUT, task_vector(i), UPLINK))) for i in range(3)]
+    updates = [payload_of(LAYOUT, compress(LAYOUT, task_vector(i), UPLINK)) for i in range(3)]
     composed = densify(compress(LAYOUT, merge("average", updates, [300.0] * 3), DOWNLINK))
     np.testing.assert_array_equal(after[0].vector, start[0] + composed)
 
@@ -38,7 +38,7 @@ def test_what_the_uplink_left_behind_goes_with_the_next_round(world: World) -> N
 
     first = compress(LAYOUT, task_vector(1), UPLINK)
     residual = task_vector(1) - densify(first)
-    expected = payload_of(LAYOUT, compress(LAYOUT, task_vector(2) + residual, UPLINK))
+    expected = payload_of(LAYOUT, compress(LAYOUT, task_vector(2) + residual, UPLINK)).blob
     assert receipt.sequence == 2
     assert receipt.payload_bytes == len(expected)
     (stored,) = world.ledger.submissions(EXPERT, task.run, 2)
@@ -52,7 +52,7 @@ def test_what_the_downlink_left_behind_goes_with_the_next_version(world: World) 
         before = synced_by(client, task).vector
         client.submit(task, trained(number))
         world.close_round(number)
-    sent_1 = decode(parse(payload_of(LAYOUT, compress(LAYOUT, task_vector(1), UPLINK))))
+    sent_1 = decode(payload_of(LAYOUT, compress(LAYOUT, task_vector(1), UPLINK)))
     left_up = task_vector(1) - densify(sent_1)
     sent_2 = compress(LAYOUT, task_vector(2) + left_up, UPLINK)
     left_down = densify(sent_1) - densify(compress(LAYOUT, densify(sent_1), DOWNLINK))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from compeft_core import compress, densify, parse
+from compeft_core import compress, densify
 from compeft_core.errors import InputError
 from compeft_core.merge import merge
 from compeft_core.server_optimizer import ServerOptimizer, descend, no_moments
@@ -41,7 +41,7 @@ def test_the_steps_are_those_of_the_formula_with_moments_carried_on(world: World
     moments, residual = no_moments(optimizer, LAYOUT.size), np.zeros(LAYOUT.size, np.float32)
     for number in (1, 2, 3):
         run_round(world, f"edge-{number}", number, optimizer)
-        sent = parse(payload_of(LAYOUT, compress(LAYOUT, task_vector(number), UPLINK)))
+        sent = payload_of(LAYOUT, compress(LAYOUT, task_vector(number), UPLINK))
         wanted, moments = descend(optimizer, merge("average", [sent], [300.0]), moments)
         step = densify(compress(LAYOUT, wanted + residual, DOWNLINK))
         state, residual = state + step, wanted + residual - step
@@ -74,7 +74,7 @@ def test_after_a_rollback_the_moments_start_again(world: World, versions: Versio
     run_round(world, "edge-3", 3, MOMENTUM)
     versions.verify(EXPERT, 4)
     before = world.edge("reader-1").sync(EXPERT, 3).vector
-    sent = parse(payload_of(LAYOUT, compress(LAYOUT, task_vector(3), UPLINK)))
+    sent = payload_of(LAYOUT, compress(LAYOUT, task_vector(3), UPLINK))
     wanted, _ = descend(MOMENTUM, merge("average", [sent], [300.0]), no_moments(MOMENTUM, LAYOUT.size))
     step = densify(compress(LAYOUT, wanted, DOWNLINK))
     np.testing.assert_array_equal(world.edge("reader-2").sync(EXPERT).vector, before + step)
@@ -88,7 +88,7 @@ def test_a_forgotten_client_leaves_no_momentum_behind(world: World, versions: Ve
     versions.verify(EXPERT, 4)
     state, residual, moments = world.edge("start").sync(EXPERT, 0).vector, np.zeros(LAYOUT.size, np.float32), None
     for number in (1, 3):
-        sent = parse(payload_of(LAYOUT, compress(LAYOUT, task_vector(number), UPLINK)))
+        sent = payload_of(LAYOUT, compress(LAYOUT, task_vector(number), UPLINK))
         old = no_moments(MOMENTUM, LAYOUT.size) if moments is None else moments
         wanted, moments = descend(MOMENTUM, merge("average", [sent], [300.0]), old)
         step = densify(compress(LAYOUT, wanted + residual, DOWNLINK))

@@ -189,11 +189,11 @@ class Storm:
             target = task_vector_of(name, number) + residual
             update = compress(LAYOUT, target, UPLINK)
             kept = log._encoded(expert, self._receipt(name, number).update_digest)
-            assert kept.blob == payload_of(LAYOUT, update), f"{name} round {number}: another payload than was made"
+            assert kept.blob == payload_of(LAYOUT, update).blob, f"{name} round {number}: another payload than was made"
             residual = target - densify(update)
             trained += task_vector_of(name, number)
             carried += densify(update)
-        assert directory.vector(memory.residual, LAYOUT).tobytes() == residual.tobytes(), f"{name}: residual is not what is left"
+        assert directory.residual(memory, LAYOUT).tobytes() == residual.tobytes(), f"{name}: residual is not what is left"
         deviation = np.abs(carried + residual.astype(np.float64) - trained).max()
         assert deviation <= 2 * self.rounds * np.finfo(np.float32).eps * np.abs(trained).max()
         return float(deviation)

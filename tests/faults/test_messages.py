@@ -90,7 +90,7 @@ def test_a_clock_that_jumps_back_an_hour_refuses_and_neither_loses_nor_doubles(w
     client.sync(EXPERT)
     carried = densify(compress(LAYOUT, task_vector(1), UPLINK))
     directory = StateDirectory(client._edge.state / EXPERT)
-    np.testing.assert_array_equal(directory.vector(directory.load().residual, LAYOUT), task_vector(1) - carried)
+    np.testing.assert_array_equal(directory.residual(directory.load(), LAYOUT), task_vector(1) - carried)
     task = world.open_round(2)
     synced_by(client, task)
     assert client.submit(task, trained(2)).sequence == 2

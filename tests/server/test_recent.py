@@ -1,0 +1,28 @@
+"""What is kept in memory stays within its bytes, and what was used last stays longest."""
+
+from compeft_server.recent import Recent
+
+
+def test_what_was_used_longest_ago_makes_room() -> None:
+    recent = Recent[str, bytes](10, len)
+    recent.keep("a", b"aaaa")
+    recent.keep("b", b"bbbb")
+    assert recent.find("a") == b"aaaa"
+    recent.keep("c", b"cccc")
+    assert (recent.find("a"), recent.find("b"), recent.find("c")) == (b"aaaa", None, b"cccc")
+
+
+def test_another_value_of_the_same_key_takes_its_place() -> None:
+    recent = Recent[str, bytes](10, len)
+    recent.keep("a", b"a" * 8)
+    recent.keep("a", b"a")
+    recent.keep("b", b"b" * 9)
+    assert (recent.find("a"), recent.find("b")) == (b"a", b"b" * 9)
+
+
+def test_what_is_larger_than_all_the_room_is_not_kept_and_nothing_is_lost_by_it() -> None:
+    recent = Recent[str, bytes](10, len)
+    recent.keep("large", b"l" * 11)
+    assert recent.find("large") is None
+    recent.keep("a", b"a" * 10)
+    assert recent.find("a") == b"a" * 10
