@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Key, Value]):
-    """The values that were kept or found last, `size` bytes each, `max_bytes` of them in all. Thread-safe."""
+    """The values that were kept or found last, `size` bytes each: `max_bytes` of them in all, or only the last one. Thread-safe."""
 
     def __init__(self, max_bytes: int, size: Callable[[Value], int]) -> None:
         self._max_bytes, self._size, self._bytes = max_bytes, size, 0
@@ -24,7 +24,7 @@ class Recent(Generic[Key, Value]):
                 self._bytes -= self._size(self._held.pop(key))
             self._held[key] = value
             self._bytes += self._size(value)
-            while self._bytes > self._max_bytes:
+            while self._bytes > self._max_bytes and len(self._held) > 1:
                 self._bytes -= self._size(self._held.popitem(last=False)[1])
 
     def find(self, key: Key) -> Value | None:

@@ -20,9 +20,10 @@ def test_another_value_of_the_same_key_takes_its_place() -> None:
     assert (recent.find("a"), recent.find("b")) == (b"a", b"b" * 9)
 
 
-def test_what_is_larger_than_all_the_room_is_not_kept_and_nothing_is_lost_by_it() -> None:
+def test_what_is_larger_than_all_the_room_is_kept_alone() -> None:
     recent = Recent[str, bytes](10, len)
+    recent.keep("a", b"a")
     recent.keep("large", b"l" * 11)
-    assert recent.find("large") is None
-    recent.keep("a", b"a" * 10)
-    assert recent.find("a") == b"a" * 10
+    assert (recent.find("a"), recent.find("large")) == (None, b"l" * 11)
+    recent.keep("b", b"b")
+    assert (recent.find("large"), recent.find("b")) == (None, b"b")
