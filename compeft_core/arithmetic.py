@@ -41,6 +41,13 @@ def code_bit(
         high = middle
     else:
         low = middle + 1
+    low, high, word, at = settle(low, high, word, at, stream, decoding)
+    return bit, low, high, word, at
+
+
+@kernel
+def settle(low: int, high: int, word: int, at: int, stream: Octets, decoding: bool) -> tuple[int, int, int, int]:
+    """Settle the leading bytes that both ends of the interval share."""
     while (low ^ high) >> 24 == 0:
         if decoding:
             word = (word << 8 & FULL) | _octet(stream, at + 4)
@@ -51,7 +58,7 @@ def code_bit(
         at += 1
         low = low << 8 & FULL
         high = (high << 8 & FULL) | 255
-    return bit, low, high, word, at
+    return low, high, word, at
 
 
 @kernel

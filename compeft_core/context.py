@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.arithmetic import FULL, Octets, code_bit, first_word, last_octet
+from compeft_core.arithmetic import FULL, Octets, code_bit, settle, first_word, last_octet
 from compeft_core.machine import int64, kernel, uint64
 
 WINDOW = 64
@@ -45,6 +45,7 @@ evidence, and how often each was used."""
 
 Ints = NDArray[np.int64]
 Weights = NDArray[np.int32]
+Words = NDArray[np.uint64]
 
 
 def squash_table() -> Weights:
@@ -194,38 +195,41 @@ def _code_matrix(
     sign_age = np.zeros(slots, np.int64)
     pairs = np.full((slots, WINDOW), PAIR_START, np.int32)
     signs = np.zeros((slots, WINDOW), np.int32)
-    seen, seen_sign = np.zeros(WINDOW, np.int64), np.zeros(WINDOW, np.int64)
+    seen, seen_sign = np.zeros(WINDOW, np.uint64), np.zeros(WINDOW, np.int64)
     low, high, word, at = coder  # the interval, the four bytes ahead when decoding, the bytes settled
     for line in range(lines):
-        rate = rates[min(line, AGES - 1)]
+        rate = rates[uint64(min(line, AGES - 1))]
         count = 0
         for slot in range(slots):
+            here = uint64(slot)
             if slot % WINDOW == 0:
                 count = 0
-            evidence, z = 0, logit + bias[slot]
+            evidence, z = 0, logit + bias[here]
             for i in range(count):
-                z += pairs[slot, seen[i]]
-                evidence += signs[slot, seen[i]] * seen_sign[i]
-            b = min(abs(evidence) >> BIN_BITS, BINS - 1)
-            p = _squash(z + shared[KEPT, b])
-            cell = line * by_line + slot * by_slot
-            kept, low, high, word, at = code_bit(int64(cells[cell] != 0), p, low, high, word, at, stream, decoding)
-            error = (kept << 16) - p
-            bias[slot] += (error * rate) >> 16
-            shared[KEPT, b] += (error * rates[shared[KEPT_AGE, b]]) >> 16
-            shared[KEPT_AGE, b] = min(shared[KEPT_AGE, b] + 1, AGES - 1)
-            for i in range(count):
-                pairs[slot, seen[i]] = _capped(pairs[slot, seen[i]] + (error >> PAIR_SHIFT))
-            if kept == 0:
+                z += pairs[here, seen[uint64(i)]]
+                evidence += signs[here, seen[uint64(i)]] * seen_sign[uint64(i)]
+            b = uint64(min(abs(evidence) >> BIN_BITS, BINS - 1))
+            p = _squash(z + shared[uint64(KEPT), b])
+            cell = uint64(line * by_line + slot * by_slot)
+            middle = low + (((high - low) * p) >> 16)
+            if (word > middle) if decoding else (cells[cell] == 0):  # a branch: the processor guesses "not kept" and goes on
+                low = middle + 1
+                if (low ^ high) >> 24 == 0:
+                    low, high, word, at = settle(low, high, word, at, stream, decoding)
+                _learn_kept(-p, rate, rates, bias, pairs, shared, here, b, seen, count)
                 continue
+            high = middle
+            if (low ^ high) >> 24 == 0:
+                low, high, word, at = settle(low, high, word, at, stream, decoding)
+            _learn_kept(ONE - p, rate, rates, bias, pairs, shared, here, b, seen, count)
             p = shared[AGREE, b] if evidence >= 0 else ONE - shared[AGREE, b]
             plus, low, high, word, at = code_bit(int64(cells[cell] > 0), p, low, high, word, at, stream, decoding)
             _learn_agreement(shared, b, int64(evidence >= 0) == plus)
             step = (((plus << 16) - _squash(evidence)) * SIGN_RATES[sign_age[slot]]) >> 16
             sign_age[slot] = min(sign_age[slot] + 1, AGES - 1)
             for i in range(count):
-                signs[slot, seen[i]] = _capped(signs[slot, seen[i]] + step * seen_sign[i])
-            seen[count], seen_sign[count] = slot % WINDOW, 2 * plus - 1
+                signs[here, seen[uint64(i)]] = _capped(signs[here, seen[uint64(i)]] + step * seen_sign[uint64(i)])
+            seen[uint64(count)], seen_sign[uint64(count)] = uint64(slot % WINDOW), 2 * plus - 1
             cells[cell] = 2 * plus - 1
             count += 1
         if at < 0 or (decoding and at > stream.size):
@@ -236,6 +240,17 @@ def _code_matrix(
 @kernel
 def _capped(weight: int) -> int:
     return min(max(weight, -WEIGHT_CAP), WEIGHT_CAP)
+
+
+@kernel
+def _learn_kept(
+    error: int, rate: int, rates: Ints, bias: Ints, pairs: Weights, shared: Ints, slot: int, b: int, seen: Words, count: int
+) -> None:
+    bias[slot] += (error * rate) >> 16
+    shared[uint64(KEPT), b] += (error * rates[uint64(shared[uint64(KEPT_AGE), b])]) >> 16
+    shared[uint64(KEPT_AGE), b] = min(shared[uint64(KEPT_AGE), b] + 1, AGES - 1)
+    for i in range(count):
+        pairs[slot, seen[uint64(i)]] = _capped(pairs[slot, seen[uint64(i)]] + (error >> PAIR_SHIFT))
 
 
 @kernel
