@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.arithmetic import FULL, Octets, code_bit, settle, first_word, last_octet
+from compeft_core.arithmetic import FULL, Octets, code_bit, first_word, last_octet, settle
 from compeft_core.machine import int64, kernel, uint64
 
 WINDOW = 64
