@@ -21,13 +21,13 @@ from pathlib import Path
 
 from benchmarks.slow_link.dense import WIDTHS, dense
 from benchmarks.slow_link.link import Link
-from benchmarks.slow_link.ours import ours
+from benchmarks.slow_link.ours import Way, ours
 from benchmarks.slow_link.picture import draw
 from benchmarks.slow_link.stages import PROCESSOR, STAGES, Outcome, race
 from benchmarks.slow_link.work import lora_layout
 
 LINKS = (Link(1e6, 0.1, 0.001), Link(10e6, 0.04, 0.0005), Link(100e6, 0.02, 0.0001))
-DENSITIES = ((0.05, 0.2), (0.05, 0.05))
+WAYS = (Way(0.05, 0.2, "context"), Way(0.05, 0.05, "context"), Way(0.05, 0.05, "rice"))
 SMALL = (80, 40)
 """An arm that would take too long is run at these fractions of the size."""
 BAR_LINK, BAR, PEER = "10 Mbit/s", 25.0, "dense bf16"
@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def over(link: Link, size: int, clients: int, limit_s: float) -> list[Row]:
     """All arms over one link."""
     rows = []
-    for up, down in DENSITIES:
-        with tempfile.TemporaryDirectory() as folder, ours(Path(folder), size, up, down, clients) as arm:
-            rows.append(Row(link.name, f"ours {up:.0%} up, {down:.0%} down", race(arm, link)))
+    for way in WAYS:
+        with tempfile.TemporaryDirectory() as folder, ours(Path(folder), size, way, clients) as arm:
+            rows.append(Row(link.name, way.name, race(arm, link)))
             _tell(rows[-1])
     for kind in WIDTHS:
         rows.append(dense_row(link, size, kind, clients, limit_s))
@@ -127,7 +127,7 @@ def show(rows: Sequence[Row], subject: str) -> None:
     peers = {row.link: row.outcome for row in rows if row.arm == PEER}
     print(f"\nSeconds from trained to applied everywhere: {subject}")
     print(
-        f"{'link':12}{'arm':24}{'seconds':>9}{'faster':>8}   "
+        f"{'link':12}{'arm':34}{'seconds':>9}{'faster':>8}   "
         + "".join(f"{s:>9}" for s in STAGES)
         + f"{'MB up':>9}{'MB down':>9}"
     )
@@ -135,15 +135,15 @@ def show(rows: Sequence[Row], subject: str) -> None:
         found, mark = row.outcome, "~" if row.extrapolated else ""
         stages = "".join(f"{found.stages[s]:9.2f}" for s in STAGES) + f"{found.up_bytes / 1e6:9.2f}{found.down_bytes / 1e6:9.2f}"
         ratio = peers[row.link].seconds / found.seconds
-        print(f"{row.link:12}{row.arm:24}{mark + format(found.seconds, '.2f'):>9}{ratio:7.1f}x   {stages}")
+        print(f"{row.link:12}{row.arm:34}{mark + format(found.seconds, '.2f'):>9}{ratio:7.1f}x   {stages}")
     print("\nThe same with machines of their own: the links as measured, plus one processor's seconds for everything else")
-    print(f"{'link':12}{'arm':24}{'seconds':>9}{'faster':>8}   {'links':>9}" + "".join(f"{p:>16}" for p in PROCESSOR))
+    print(f"{'link':12}{'arm':34}{'seconds':>9}{'faster':>8}   {'links':>9}" + "".join(f"{p:>16}" for p in PROCESSOR))
     for row in rows:
         found, mark = row.outcome, "~" if row.extrapolated else ""
         links = found.stages["up"] + found.stages["down"]
         parts = f"{links:9.2f}" + "".join(f"{found.processor[p]:16.2f}" for p in PROCESSOR)
         ratio = peers[row.link].alone_s / found.alone_s
-        print(f"{row.link:12}{row.arm:24}{mark + format(found.alone_s, '.2f'):>9}{ratio:7.1f}x   {parts}")
+        print(f"{row.link:12}{row.arm:34}{mark + format(found.alone_s, '.2f'):>9}{ratio:7.1f}x   {parts}")
     print("faster: than dense bf16. ~: a straight line through two smaller sizes")
     for row in rows:
         if row.error is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.slow_link.stages import Arm
 from benchmarks.slow_link.work import lora_layout, task_vector
 from compeft_client.exchange import Edge, EdgeClient, Trained
-from compeft_core import Compression, Layout, seeded_state, state_digest
+from compeft_core import Codec, Compression, Layout, seeded_state, state_digest
 from compeft_proto import manifest as mf
 from compeft_proto.keys import new_key, public_key_from_pem, signing_key_from_pem
 from compeft_proto.task import Origin, RoundTask
@@ -24,6 +24,20 @@ from compeft_server.serving import now_ms, open_ledger, own_key
 
 EXPERT, RUN, SCALE = "slow-link", "run", "norm"
 ORIGIN = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Densities of the updates and of the versions, and the codec of both."""
+
+    up: float
+    down: float
+    codec: Codec
+
+    @property
+    def name(self) -> str:
+        """For a table."""
+        return f"ours {self.up:.0%} up, {self.down:.0%} down, {self.codec}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +81,8 @@ class OurClient:
 
 
 @contextmanager
-def ours(folder: Path, size: int, up: float, down: float, clients: int) -> Iterator[Arm]:
-    """An aggregator with an expert of that many parameters; densities of the updates and of the versions."""
+def ours(folder: Path, size: int, way: Way, clients: int) -> Iterator[Arm]:
+    """An aggregator with an expert of that many parameters."""
     ledger, conductor_key = open_ledger(folder / "data"), new_key()
     ledger.enrol("conductor", conductor_key.public, "conductor", now_ms())
     settings = [_enrolled(ledger, folder, size, number) for number in range(clients)]
@@ -79,10 +93,12 @@ def ours(folder: Path, size: int, up: float, down: float, clients: int) -> Itera
 
         def open_round(number: int) -> RoundTask:
             opened = conductor.open_round(EXPERT, RUN, number, 3600.0)
-            return RoundTask(EXPERT, RUN, number, opened.round_nonce, opened.base_version, Compression(up, SCALE))
+            return RoundTask(
+                EXPERT, RUN, number, opened.round_nonce, opened.base_version, Compression(way.up, SCALE), (), way.codec
+            )
 
         def close_round(number: int) -> object:
-            closed = conductor.close_round(EXPERT, RUN, number, "average", 1.0, Compression(down, SCALE))
+            closed = conductor.close_round(EXPERT, RUN, number, "average", 1.0, Compression(way.down, SCALE), codec=way.codec)
             assert closed.accepted == clients
             return closed
 

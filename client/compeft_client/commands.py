@@ -57,6 +57,9 @@ def join(
     max_update: Annotated[
         str | None, typer.Option(help="most bytes of one update, such as 200kB; lowers the density where needed")
     ] = None,
+    max_upload: Annotated[
+        float | None, typer.Option(help="most seconds of one upload, at the rate of the one before; lowers the density likewise")
+    ] = None,
     config: Annotated[list[str] | None, typer.Option("-c", "--config", help="more node configuration, name=value")] = None,
 ) -> None:
     """Join a federation as an edge client: a Flower SuperNode whose apps reach the aggregator with this key.
@@ -67,6 +70,7 @@ def join(
     --tls-cert edge.crt --tls-key edge.pem --aggregator-key aggregator.pub --key edge.key --state-dir /var/lib/compeft -c partition-id=0
     """
     edge = {**edge, "max-update": max_update} if max_update else edge
+    edge = {**edge, "max-upload-s": max_upload} if max_upload is not None else edge
     edge_of(edge)  # says now, in one line, what would otherwise fail in the first round
     pairs = [f"{name}={json.dumps(str(value))}" for name, value in edge.items()] + list(config or ())
     arguments = ["--superlink", superlink, "--port", str(port), "--node-config", " ".join(pairs)]

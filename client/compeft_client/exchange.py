@@ -16,7 +16,7 @@ import numpy as np
 from compeft_client.files import write_durably
 from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
 from compeft_core import Encoded, Layout, Vector, compress
-from compeft_core.budget import within
+from compeft_core.budget import payload_bytes, within
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.machine import workers_for
 from compeft_core.resting import active_places, share_of_active
@@ -48,9 +48,9 @@ NO_ORIGIN = Origin()
 class Edge:
     """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback. A transfer that
     fails is tried again, from where it stopped, for `patience_s` seconds without success. `older` are keys that the aggregator had
-    before: versions that they signed still hold, everything else must be signed by `aggregator`, or by a key that it introduced; `learn` is
-    the file of public keys that such a key is written to. `max_update_bytes`: the density of a round is lowered where its update would
-    take more.
+    before: versions that they signed still hold, everything else must be signed by `aggregator`, or by a key that it introduced; `learn`
+    is the file of public keys that such a key is written to. `max_update_bytes`, `max_upload_s`: the density of a round is lowered where
+    its update would take more, or longer at the rate of the upload before.
     """
 
     address: str
@@ -62,6 +62,7 @@ class Edge:
     older: tuple[PublicKey, ...] = ()
     learn: Path | None = None
     max_update_bytes: int | None = None
+    max_upload_s: float | None = None
 
     def learned(self, keys: tuple[PublicKey, ...]) -> None:
         """The aggregator has changed its key."""
@@ -199,15 +200,15 @@ class EdgeClient:
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
             active = active_places(layout, task.resting)
-            if self._edge.max_update_bytes is not None:
-                places = int(np.count_nonzero(active[: layout.ternary_size]))
-                fitting = within(task.compression, places, layout.dense_size, self._edge.max_update_bytes)
-                task = replace(task, compression=fitting)
+            places = int(np.count_nonzero(active[: layout.ternary_size]))
+            most_bytes = _most_bytes(self._edge, memory, payload_bytes(places, layout.dense_size, 0))
+            if most_bytes is not None:
+                task = replace(task, compression=within(task.compression, places, layout.dense_size, most_bytes))
             task = replace(task, compression=share_of_active(layout, task.compression, task.resting))
             target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
             awake = np.where(active, target, np.float32(0)) if task.resting else target
             workers = workers_for(layout.size, WORKERS)
-            encoded = mf.payload_of(layout, compress(layout, awake, task.compression, workers=workers), workers)
+            encoded = mf.payload_of(layout, compress(layout, awake, task.compression, workers=workers), task.codec, workers)
             update = self._update(task, trained, encoded, layout)
             update.sequence = memory.sequence + 1
             update.base_state_digest = bytes.fromhex(memory.synced)
@@ -219,8 +220,13 @@ class EdgeClient:
                 target=directory.write_vector(target),
                 carried=directory.write(encoded.rice),
             )
-            directory.save(replace(memory, sequence=pending.sequence, pending=pending))
-            return self._send(sealed, encoded.blob)
+            memory = replace(memory, sequence=pending.sequence, pending=pending)
+            directory.save(memory)
+            started = time.monotonic()
+            receipt = self._send(sealed, encoded.blob)
+            if self._edge.max_upload_s is not None:
+                directory.save(replace(memory, upload_bytes_per_s=len(encoded.blob) / (time.monotonic() - started)))
+            return receipt
 
     def resume(self, expert: str) -> pb.Receipt | None:
         """Go on with the update that was under way when an earlier process ended; None if there is none. Errors: as `submit`."""
@@ -290,6 +296,16 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
         memory = replace(memory, version=statement.want_version, synced=directory.write_state(state))
         directory.save(memory)
     return memory, Synced(statement.expert, memory.version, layout, state.vector, genesis.adapter_config)
+
+
+def _most_bytes(edge: Edge, memory: Memory, least: int) -> int | None:
+    """What an update of this client may take, if anything limits it. Before anything was uploaded, no rate is known; a rate that is too
+    low for `least`, the smallest update, leaves that, or a link that recovers would never be measured again.
+    """
+    limits = [edge.max_update_bytes] if edge.max_update_bytes is not None else []
+    if edge.max_upload_s is not None and memory.upload_bytes_per_s:
+        limits.append(max(least, int(edge.max_upload_s * memory.upload_bytes_per_s)))
+    return min(limits, default=None)
 
 
 def _task_vector(directory: StateDirectory, memory: Memory, layout: Layout, task: RoundTask, trained: Trained) -> Vector:

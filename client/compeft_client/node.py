@@ -1,5 +1,6 @@
 """An edge client's local configuration: from the names and paths that the site's operator wrote to an `Edge`."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,9 @@ def edge_of(config: Mapping[str, object]) -> Edge:
 
     site: folder that holds all that is not given beside it; aggregator: host:port; aggregator-key: file with its public key, older
     ones after it; key: file with this client's private key; state-dir: folder for its memory; patience-s: seconds to try a failing
-    transfer again; max-update: most bytes of one update, such as 200kB, for which the density is lowered if need be; tls-ca, tls-cert,
-    tls-key: PEM files, all three or none. Errors: InputError, ForbiddenError.
+    transfer again; max-update: most bytes of one update, such as 200kB, for which the density is lowered if need be; max-upload-s: most
+    seconds of one, at the rate of the upload before; tls-ca, tls-cert, tls-key: PEM files, all three or none. Errors: InputError,
+    ForbiddenError.
     """
     config = complete(config)
     missing = [name for name in NEEDED if not config.get(name)]
@@ -45,8 +47,20 @@ def edge_of(config: Mapping[str, object]) -> Edge:
         patience_s=float(str(config.get("patience-s", PATIENCE_S))),
         older=tuple(older),
         max_update_bytes=bytes_of(str(config["max-update"])) if config.get("max-update") else None,
+        max_upload_s=seconds_of("max-upload-s", config) if config.get("max-upload-s") else None,
         learn=known if "site" in config else None,
     )
+
+
+def seconds_of(name: str, config: Mapping[str, object]) -> float:
+    """A time above 0 in a configuration. Errors: InputError."""
+    try:
+        seconds = float(str(config[name]))
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{name} is {config[name]!r}: give seconds, more than 0")
+    return seconds
 
 
 def load_signing_key(path: Path) -> SigningKey:

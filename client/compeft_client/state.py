@@ -49,7 +49,8 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The index: version of the synced state (-1: none), file names ("" : none), newest sequence number used.
+    """The index: version of the synced state (-1: none), file names ("" : none), newest sequence number used, rate of the newest upload
+    (0: none was measured).
 
     A file is named by its SHA-256, the synced state by its digest. The residual is the vector `target` without what `carried` encodes.
     """
@@ -60,6 +61,7 @@ class Memory:
     target: str = ""
     carried: str = ""
     sequence: int = 0
+    upload_bytes_per_s: float = 0.0
     pending: Pending | None = None
 
 

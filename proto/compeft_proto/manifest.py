@@ -8,11 +8,12 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 
 from compeft_core import (
+    Codec,
     Compression,
     Contents,
     Encoded,
@@ -45,6 +46,7 @@ CHUNK_BYTES = 2**20
 MAX_CHUNKS = 2**16
 DIGEST_BYTES = 32
 MAX_NAME = 128
+CODECS = get_args(Codec)
 CONTEXT_SIZE = 2**25
 """Most ternary parameters that travel by `context`, the smallest codec; above, the time it takes outweighs what it saves."""
 
@@ -141,9 +143,16 @@ def coding_of(encoded: Encoded, compression: Compression) -> pb.Coding:
     )
 
 
-def payload_of(layout: Layout, update: Update, workers: int = 1) -> Encoded:
-    """What travels of an update: its encoding by `context` up to CONTEXT_SIZE ternary parameters, by `rice` above."""
-    if layout.ternary_size > CONTEXT_SIZE:
+def codec_of(name: str) -> Codec:
+    """A codec from a word that comes from outside. Errors: InputError."""
+    if name not in CODECS:
+        raise InputError(f"codec is {name[:40]!r}, known are {', '.join(CODECS)}")
+    return cast(Codec, name)
+
+
+def payload_of(layout: Layout, update: Update, codec: Codec = "context", workers: int = 1) -> Encoded:
+    """What travels of an update: its encoding by `codec`, but by `rice` above CONTEXT_SIZE ternary parameters."""
+    if codec == "rice" or layout.ternary_size > CONTEXT_SIZE:
         return encoding_of(update, workers=workers)
     return encoding_of(update, codec="context", shapes=shapes_of(layout), workers=workers)
 

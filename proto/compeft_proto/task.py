@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from compeft_core import Compression
+from compeft_core import Codec, Compression
 from compeft_core.errors import FormatError
-from compeft_proto.manifest import check_name, compression_of
+from compeft_proto.manifest import check_name, codec_of, compression_of
 
 T = TypeVar("T")
 Value = int | float | str | bytes
@@ -45,7 +45,7 @@ def canonical_json(fields: Mapping[str, object]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RoundTask:
-    """Train `expert` from `version` for one round of a run, and compress the result like this.
+    """Train `expert` from `version` for one round of a run, compress the result like this and send it by this codec.
 
     resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.resting`); the density is of the
     others.
@@ -58,6 +58,7 @@ class RoundTask:
     version: int
     compression: Compression
     resting: tuple[str, ...] = ()
+    codec: Codec = "context"
 
     def to_values(self) -> dict[str, Value]:
         """As plain values by name."""
@@ -72,6 +73,7 @@ class RoundTask:
             "factor": self.compression.factor,
             "granularity": self.compression.granularity,
             "resting": ",".join(self.resting),
+            "codec": self.codec,
         }
 
 
@@ -90,6 +92,7 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
             _get(values, "granularity", str),
         ),
         resting=tuple(ending for ending in _get(values, "resting", str).split(",") if ending),
+        codec=codec_of(_get(values, "codec", str)),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from compeft_core import Compression, MergeParameters
+from compeft_core import Codec, Compression, MergeParameters
 from compeft_core.errors import InputError
 from compeft_core.merge_inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
@@ -124,8 +124,9 @@ class Conductor:
         compression: Compression,
         parameters: MergeParameters = USUAL,
         optimizer: ServerOptimizer = PLAIN,
+        codec: Codec = "context",
     ) -> pb.RoundStatement:
-        """Merge what was accepted and publish the optimizer's step as the next version, compressed like this for the downlink.
+        """Merge what was accepted and publish the optimizer's step as the next version, compressed and coded like this for the downlink.
 
         Errors: InputError, and the round stays open, if the method is not to be had with these parameters and that many updates.
         """
@@ -138,6 +139,7 @@ class Conductor:
             merge_parameters=None if parameters == USUAL else parameters_to_proto(parameters),
             compression=compression_to_proto(compression),
             optimizer=None if optimizer == PLAIN else optimizer_to_proto(optimizer),
+            codec=codec,
         )
         return self._conduct(dsse.ROUND_CLOSING, closing, dsse.ROUND_STATEMENT)
 

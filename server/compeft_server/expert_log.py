@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compeft_core import (
+    Codec,
     Compression,
     Encoded,
     Layout,
@@ -75,7 +76,14 @@ class Step:
     after: Carried
 
 
-def compose(layout: Layout, before: Carried, merged: Vector, optimizer: ServerOptimizer, compression: Compression) -> Step:
+def compose(
+    layout: Layout,
+    before: Carried,
+    merged: Vector,
+    optimizer: ServerOptimizer,
+    compression: Compression,
+    codec: Codec = "context",
+) -> Step:
     """The step that the optimizer makes of `merged`, with as much of it and the residual as `compression` lets through.
 
     Moments of another optimizer are dropped. Errors: as `descend` and `compeft_core.compress`.
@@ -84,7 +92,7 @@ def compose(layout: Layout, before: Carried, merged: Vector, optimizer: ServerOp
     wanted, moments = descend(optimizer, merged, before.moments if same else no_moments(optimizer, layout.size))
     target = wanted + before.residual
     workers = workers_for(layout.size, WORKERS)
-    encoded = mf.payload_of(layout, compress(layout, target, compression, workers=workers), workers)
+    encoded = mf.payload_of(layout, compress(layout, target, compression, workers=workers), codec, workers)
     following = before.state.vector.copy()
     add_to(encoded, following, workers=workers)
     add_to(encoded, target, -1.0, workers=workers)

@@ -17,7 +17,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from compeft_core import Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
+from compeft_core import Codec, Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
 from compeft_core.budget import UP_SHARE, within
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
@@ -55,6 +55,7 @@ class Plan:
     lie at the aggregator only.
     budget_bytes: most payload bytes of a round, both directions, all clients together; `uplink` and `downlink` are then the highest
     densities that it may use, and each round takes what fits the number of its clients.
+    codec: of both links: `context` takes the fewest bytes, `rice` the least time where a link is faster than some 10 Mbit/s.
     """
 
     expert: str
@@ -75,6 +76,7 @@ class Plan:
     max_staleness: int = 0
     fetch: bool = True
     budget_bytes: int | None = None
+    codec: Codec = "context"
 
     def __post_init__(self) -> None:
         resting_in_round(self.averaging, 1)
@@ -175,6 +177,7 @@ class CompressedStrategy(Strategy):
             downlink,
             self._merging.parameters,
             self._merging.optimizer,
+            plan.codec,
         )
         if not closed.accepted:
             log(WARNING, "round %s: no update was accepted, version %s stays", server_round, closed.version)
@@ -251,7 +254,7 @@ class CompressedStrategy(Strategy):
             )
 
     def _with_task(self, message: Message, server_round: int, nonce: bytes, resting: tuple[str, ...]) -> Message:
-        task = RoundTask(self.plan.expert, self._run, server_round, nonce, self._version, self._up, resting)
+        task = RoundTask(self.plan.expert, self._run, server_round, nonce, self._version, self._up, resting, self.plan.codec)
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
         content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key, ORDER: self._order()})
         meta = message.metadata

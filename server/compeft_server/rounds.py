@@ -111,7 +111,8 @@ class Rounds:
         merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, mf.parameters_from_proto(closing))
         inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
         before, optimizer = self._log.carried(expert, found.base_version), mf.optimizer_from_proto(closing)
-        step = compose(expert.layout, before, merged.vector, optimizer, compression)
+        codec = mf.codec_of(closing.codec) if closing.codec else "context"
+        step = compose(expert.layout, before, merged.vector, optimizer, compression, codec)
         for chunk in mf.chunks(step.encoded.blob):
             self._store.put(chunk)
         residual, moments = (tuple(map(self._store.put, mf.chunks(kept))) for kept in kept_bytes(step.after))

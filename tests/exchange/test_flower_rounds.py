@@ -166,6 +166,29 @@ def test_a_site_may_send_less_than_its_round_asks_for(world: World) -> None:
         assert sizes[0] <= 300 < sizes[1]
 
 
+def test_a_site_may_take_less_time_than_its_round_asks_for_once_it_knows_its_rate(world: World) -> None:
+    sites = configs(world)
+    sites[0]["max-upload-s"] = "0.0001"
+    CompressedStrategy(FedAvg(**NODES), PLAN, station(world)).start(
+        LoopbackGrid(app_of(obedient), sites), arrays(300), num_rounds=2
+    )
+    (first, second) = (
+        sorted(update_of(world, c.update_digest).coding.compression.density for c in manifest.contributions)
+        for manifest in manifests(world)
+    )
+    assert first[0] == first[1] == second[1]
+    assert second[0] < second[1]
+
+
+def test_both_links_take_the_codec_of_the_plan(world: World) -> None:
+    CompressedStrategy(FedAvg(**NODES), replace(PLAN, codec="rice"), station(world)).start(
+        LoopbackGrid(app_of(obedient), configs(world)), arrays(300), num_rounds=1
+    )
+    (made,) = manifests(world)
+    assert [made.coding.codec, *(update_of(world, c.update_digest).coding.codec for c in made.contributions)] == ["rice"] * 3
+    Versions(world.aggregator, open_store(world.folder / "data"), world.ledger).verify("lora", 1)
+
+
 def update_of(world: World, digest: bytes) -> pb.UpdateManifest:
     submission = world.ledger.submission(digest)
     assert submission is not None

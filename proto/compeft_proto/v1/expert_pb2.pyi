@@ -1057,6 +1057,7 @@ class RoundClosing(_message.Message):
     COMPRESSION_FIELD_NUMBER: _builtins.int
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1065,6 +1066,8 @@ class RoundClosing(_message.Message):
     issued_at_ms: _builtins.int
     merge_method: _builtins.str
     coefficient: _builtins.float
+    codec: _builtins.str
+    """How the composed update is coded: "context" (fewest bytes) or "rice" (fastest)."""
     @_builtins.property
     def compression(self) -> Global___Compression:
         """How the composed update is compressed for the downlink."""
@@ -1089,10 +1092,11 @@ class RoundClosing(_message.Message):
         compression: Global___Compression | None = ...,
         optimizer: Global___ServerOptimizer | None = ...,
         merge_parameters: Global___MergeParameters | None = ...,
+        codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "nonce", b"nonce", "optimizer", b"optimizer", "round", b"round", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "nonce", b"nonce", "optimizer", b"optimizer", "round", b"round", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
