@@ -2,6 +2,9 @@
 
 gRPC shows neither its sockets nor their counters. This finds the socket of a peer among the process's own descriptors and asks
 Linux (TCP_INFO). Elsewhere the counts are 0 and `AVAILABLE` is False; the report says so.
+
+Invariant: no descriptor of anything but a socket is ever closed, not even a copy of it. Closing any descriptor of a file drops all of
+the process's POSIX locks on that file, and the ledger is one: another process would take it for its own and delete its newest facts.
 """
 
 import os
@@ -84,36 +87,35 @@ class Connection:
 
 def _peers_of_this_process() -> dict[str, int]:
     """The descriptors of all connected TCP sockets by the name of their other end."""
-    peers = {}
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        found = _duplicate(descriptor)
-        if found is not None:
-            with found:
-                peers[_peer_of(found)] = descriptor
+    peers = {_peer_at(descriptor): descriptor for descriptor in map(int, os.listdir("/proc/self/fd"))}
     peers.pop("", None)
     return peers
 
 
+def _peer_at(descriptor: int) -> str:
+    """The other end of the socket under this descriptor, which is only borrowed; empty if it is closed or no socket."""
+    try:
+        borrowed = socket.socket(fileno=descriptor)
+    except OSError:
+        return ""
+    try:
+        return _peer_of(borrowed)
+    finally:
+        borrowed.detach()
+
+
 def _socket_at(descriptor: int, peer: str) -> socket.socket | None:
-    """The socket under this descriptor, if its other end is `peer`."""
-    found = _duplicate(descriptor) if descriptor >= 0 else None
-    if found is not None and _peer_of(found) != peer:
+    """The socket under this descriptor, under a second one, if its other end is `peer`."""
+    if descriptor < 0 or _peer_at(descriptor) != peer:
+        return None
+    try:
+        found = socket.socket(fileno=os.dup(descriptor))
+    except OSError:
+        return None  # closed since it was looked at; if it is another file's by now, the copy stays open: see the invariant
+    if _peer_of(found) != peer:
         found.close()
         return None
     return found
-
-
-def _duplicate(descriptor: int) -> socket.socket | None:
-    """The socket under this descriptor, under a second one; None if it is closed or no socket."""
-    try:
-        copy = os.dup(descriptor)
-    except OSError:
-        return None
-    try:
-        return socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        return None
 
 
 def _peer_of(found: socket.socket) -> str:

@@ -1,5 +1,7 @@
 """Wire bytes in the ledger are payload bytes plus framing that docs/protocol.md states, with TLS and without, for each client and way."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,11 @@ import pytest
 
 from compeft_client.exchange import Edge, EdgeClient, Trained
 from compeft_core import Compression, layout_of
+from compeft_proto.keys import new_key
 from compeft_proto.task import RoundTask
 from compeft_server.facts import Transfer
+from compeft_server.serving import open_ledger
+from compeft_server.wire import WireMeter
 from tests.exchange.conftest import ORIGIN, RUN, genesis
 from tests.faults.site import Site, until
 
@@ -56,6 +61,22 @@ def test_wire_bytes_are_payload_bytes_and_the_stated_framing(tmp_path: Path, tls
         assert transfer.payload_bytes <= carried <= most(transfer.payload_bytes, tls), transfer
         assert 0 < back <= most(0, tls) + PER_MB[tls] * (transfer.payload_bytes // MB), transfer
     assert sum(t.payload_bytes > 2 * MB for t in found) == 6
+
+
+def test_looking_for_a_socket_leaves_the_ledger_to_this_process(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    ledger.enrol("before", new_key().public, "edge", 1)
+    WireMeter().connection("ipv4:192.0.2.7:1").settle()
+    assert names_seen_by_another_process(tmp_path) == ["before"]
+    ledger.enrol("after", new_key().public, "edge", 2)
+    assert names_seen_by_another_process(tmp_path) == ["after", "before"]
+    ledger.close()
+
+
+def names_seen_by_another_process(data: Path) -> list[str]:
+    command = [str(Path(sys.executable).parent / "compeft"), "clients", "list", "--data", str(data)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line.split()[0] for line in done.stdout.splitlines()]
 
 
 def _ways(transfer: Transfer) -> tuple[int, int]:
