@@ -192,7 +192,7 @@ class _Stage:
                     return
                 if status.startswith("finished"):
                     raise ProcessError(f"the Flower run ended as {status}: see {self._folder / 'logs' / 'superlink.log'}")
-            time.sleep(0.5)
+            self._processes.pause(0.5)
         raise ProcessError(f"the Flower run took longer than {self._settings.timeout_s:.0f} s")
 
     def _rounds_closed(self) -> tuple[int, str]:

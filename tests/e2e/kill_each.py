@@ -124,13 +124,12 @@ class Federation:
         path.write_bytes(key.to_pem())
         self.ledger.enrol(name, key.public, role, now_ms())
 
-    @staticmethod
-    def _wait(what: str, ready: Callable[[], bool]) -> None:
+    def _wait(self, what: str, ready: Callable[[], bool]) -> None:
         give_up = time.monotonic() + PATIENCE_S
         while not ready():
             if time.monotonic() > give_up:
                 raise TimeoutError(f"{what} did not come within {PATIENCE_S:.0f} s")
-            time.sleep(0.1)
+            self._processes.pause(0.1)
 
 
 def _children(parent: psutil.Process, inside: str) -> Iterator[psutil.Process]:
