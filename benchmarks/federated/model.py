@@ -15,7 +15,7 @@ from compeft_core import Layout, Vector, flatten, layout_of, unflatten
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "sentiment"))
 from sentiment import expert, task  # the example is an app of its own, on no path
 
-DOMAINS, SENTIMENT_DATA, domain_rows, model_folder = task.DOMAINS, task.DATA, task.load_domain, task.model_folder
+DOMAINS, domain_rows, model_folder = task.DOMAINS, task.load_domain, task.model_folder
 HEAD = ("head.bias", "head.weight")
 
 

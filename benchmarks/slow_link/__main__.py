@@ -114,10 +114,6 @@ def _line(link: Link, size: int, kind: str, clients: int) -> Outcome:
     return Outcome(sum(stages.values()), stages, round(up), round(down), processor)
 
 
-def _figures(row: Row) -> dict[str, object]:
-    return {**asdict(row), "alone_s": row.outcome.alone_s}
-
-
 def _tell(row: Row) -> None:
     print(f"... {row.link}, {row.arm}: {row.outcome.seconds:.1f} s", flush=True)
 

@@ -5,7 +5,6 @@ import numpy as np
 from compeft_core import Layout, Vector, layout_of
 
 RANK, WIDTH = 16, 4096
-PAIR = 2 * RANK * WIDTH
 
 
 def lora_layout(size: int) -> Layout:
