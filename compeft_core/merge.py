@@ -77,7 +77,8 @@ def merge(
     `coefficient` multiplies the result of every method. An update of weight 0 has no say.
 
     Errors: InputError on an unknown method, a parameter that it does not take, no updates, or weights that are not one finite
-    number >= 0 an update, one at least above 0; LayoutMismatchError if sizes differ; NotFiniteError if a result is beyond float32.
+    number an update, one at least not 0, and none negative but for a method that does not normalise them; LayoutMismatchError if
+    sizes differ; NotFiniteError if a result is beyond float32.
     """
     return choose_and_merge(method, updates, weights, coefficient=coefficient, parameters=parameters, workers=workers).vector
 
@@ -91,7 +92,7 @@ def choose_and_merge(
     parameters: MergeParameters = USUAL,
     workers: int = 1,
 ) -> Merged:
-    """As `merge`, and which updates the result is made of: all of weight above 0, or those that Krum has chosen."""
+    """As `merge`, and which updates the result is made of: all whose weight is not 0, or those that Krum has chosen."""
     check_parameters(method, parameters)
     chosen = METHODS[method].choose(ordered(updates, weights, parameters, METHODS[method].normalised))
     values, first = METHODS[method].values(chosen), chosen.first

@@ -110,22 +110,29 @@ class Entries:
 
 
 def ordered(updates: Sequence[Encoded], weights: Sequence[float], parameters: MergeParameters, normalised: bool) -> Inputs:
-    """Those of weight above 0 in their order; `normalised`: with weights divided by their sum, which is exact and rounded once.
+    """Those whose weight is not 0 in their order; `normalised`: with weights divided by their sum, which is exact and rounded once.
 
-    Errors: InputError on no updates or weights that are not one finite number >= 0 an update, one at least above 0;
-    LayoutMismatchError if sizes differ.
+    Errors: InputError on no updates, or weights that are not one an update or that `check_weights` refuses; LayoutMismatchError if
+    sizes differ.
     """
     if not updates or len(updates) != len(weights):
         raise InputError(f"{len(updates)} updates and {len(weights)} weights, there must be one each and at least one")
     sizes = {(e.ternary_size, e.dense_size) for e in updates}
     if len(sizes) > 1:
         raise LayoutMismatchError(f"updates have different sizes (ternary, dense): {sorted(sizes)[:2]}")
-    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
-        raise InputError("weights must be finite, none negative, one at least above 0")
+    check_weights(weights, normalised)
     pairs = enumerate(zip(updates, weights, strict=True))
-    found = [Weighted(i, hashlib.sha256(e.blob).digest(), e, float(w)) for i, (e, w) in pairs if w > 0]
+    found = [Weighted(i, hashlib.sha256(e.blob).digest(), e, float(w)) for i, (e, w) in pairs if w]
     found.sort(key=lambda u: (u.digest, u.weight))
     return normal(Inputs(tuple(found), parameters)) if normalised else Inputs(tuple(found), parameters)
+
+
+def check_weights(weights: Sequence[float], normalised: bool) -> None:
+    """Errors: InputError if one is not finite or all are 0; if they are to be divided by their sum, also if one is negative."""
+    if not all(math.isfinite(w) for w in weights) or not any(weights):
+        raise InputError("weights must be finite, one at least not 0")
+    if normalised and min(weights) < 0:
+        raise InputError(f"a weight is {min(weights):g}: only what is not divided by the sum of the weights takes negative ones")
 
 
 def normal(inputs: Inputs) -> Inputs:

@@ -4,7 +4,6 @@ Each part is merged by `compeft_core.merge` without making an update dense, and 
 compressed as `compeft pack` would first.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,14 +141,13 @@ def _exact(
     paths: Sequence[Path], part: Part, payloads: Sequence[bytes], settings: EntrySettings
 ) -> dict[str, NDArray[np.generic]]:
     rows = [list(exact_tensors(part, payload)) for payload in payloads]
-    total = math.fsum(settings.weights)
-    shares, merged = [w / total for w in settings.weights], {}
+    merged = {}
     for same in zip(*rows, strict=True):
         tensor, dtype, _ = same[0]
         values = [_array(dtype, octets).reshape(tensor.shape) for _, _, octets in same]
         if settings.method != "average" and any(not np.array_equal(v, values[0]) for v in values):
             raise InputError(f"{tensor.name} differs between experts and was kept as it is: only average can merge it")
-        merged[tensor.name] = merged_beside(paths, tensor.name, values, shares)
+        merged[tensor.name] = merged_beside(paths, tensor.name, values, settings.weights)
     return merged
 
 

@@ -5,6 +5,7 @@ changed.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def _check(candidate: Candidate) -> None:
 def merged_beside(
     paths: Sequence[Path], name: str, values: Sequence[NDArray[np.generic]], weights: Sequence[float]
 ) -> NDArray[np.generic]:
-    """A tensor that is no factor (a head, a bias): itself if all experts agree, else the weighted mean; weights sum to 1.
+    """A tensor that is no factor (a head, a bias): itself if all experts agree, else the weighted mean.
 
     Errors: InputError if shapes differ, or values do that are not floats.
     """
@@ -129,5 +130,6 @@ def merged_beside(
         return values[0]
     if values[0].dtype != np.float32:
         raise InputError(f"{name} differs between experts and holds {values[0].dtype}: no mean of them")
-    total = sum((w * v.astype(np.float64) for w, v in zip(weights, values, strict=True)), np.zeros(values[0].shape))
-    return total.astype(np.float32)
+    total = math.fsum(weights)
+    mean = sum((w / total * v.astype(np.float64) for w, v in zip(weights, values, strict=True)), np.zeros(values[0].shape))
+    return mean.astype(np.float32)

@@ -1,6 +1,5 @@
 """Merge adapters into one: as products of factors or entry by entry, into a PEFT directory or an expert file."""
 
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from compeft_client.packing import PackSettings, save_compressed
 from compeft_core import METHODS, MergeParameters
 from compeft_core.errors import InputError
 from compeft_core.factors import FACTOR_METHODS, FactorSettings
-from compeft_core.merge_inputs import COUNTS
+from compeft_core.merge_inputs import COUNTS, check_weights
 from compeft_proto.errors import ConflictError
 from compeft_proto.expert_manifest import ADAPTER_CONFIG
 
@@ -64,8 +63,7 @@ def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -
     weights = list(request.weights) or [1.0] * len(request.paths)
     if len(weights) != len(request.paths):
         raise InputError(f"{len(weights)} weights for {len(request.paths)} experts: give one each, or none")
-    if not all(math.isfinite(w) and w >= 0 for w in weights) or not any(weights):
-        raise InputError("weights must be finite, none negative, one at least above 0")
+    check_weights(weights, by_factors or METHODS[request.method].normalised)
     files, config, init = _merged_factors(request, weights) if by_factors else _merged_entries(request, weights)
     size = sum(v.size for tensors in files.values() for v in tensors.values())
     if packs:
@@ -88,8 +86,7 @@ def _merged_factors(request: MergeRequest, weights: Sequence[float]) -> tuple[Fi
     if extra := set(request.told) - {"keep"}:
         raise InputError(f"merge method {request.method} takes keep, not {sorted(extra)[0]}")
     settings = FactorSettings(weights, request.coefficient, request.told.get("keep", 0.2), request.rank)
-    total = math.fsum(weights)
-    files, config = merge_as_factors(request.paths, request.method, settings, [w / total for w in weights], request.pack.init)
+    files, config = merge_as_factors(request.paths, request.method, settings, request.pack.init)
     return files, config, None
 
 

@@ -73,7 +73,8 @@ def test_agrees_with_the_merge_of_dense_vectors(method: str, coefficient: float)
 def test_agrees_with_the_merge_of_small_dense_vectors(method: str, data: st.DataObject) -> None:
     vectors = data.draw(st.lists(st.lists(VALUES, min_size=SMALL.size, max_size=SMALL.size), min_size=1, max_size=5))
     updates = [encoded(np.array(v, np.float32), data.draw(settings), SMALL) for v in vectors]
-    weights = [1.0, *(data.draw(st.sampled_from([0.0, 1.0, 0.1, 7.5])) for _ in updates[1:])]
+    others = [0.0, 1.0, 0.1, 7.5] + ([] if METHODS[method].normalised else [-0.5, -1.0])
+    weights = [1.0, *(data.draw(st.sampled_from(others)) for _ in updates[1:])]
     parameters = parameters_for(method, data.draw(chosen_parameters))
     result = merge(method, updates, weights, parameters=parameters)
     assert same_bits(result + np.float32(0), merged(method, updates, weights, 1.0, parameters) + np.float32(0))
@@ -111,6 +112,10 @@ def test_an_average_divides_by_the_sum_of_the_weights_and_task_arithmetic_does_n
     assert merge("task_arithmetic", updates, [1, 3], coefficient=0.5).tolist() == [5.0, -4.0]
 
 
+def test_task_arithmetic_subtracts_an_update_of_negative_weight() -> None:
+    assert merge("task_arithmetic", [flat(1, 1), flat(3, -3)], [1, -1]).tolist() == [-2.0, 4.0]
+
+
 def test_ties_averages_only_the_entries_that_have_the_elected_sign() -> None:
     updates = [flat(1, 0, -1, 1), flat(1, 0, 1, 1), flat(-3, 0, 3, 0)]
     assert merge("ties", updates, [1, 1, 1]).tolist() == [-3.0, 0.0, 2.0, 1.0]
@@ -137,6 +142,12 @@ def test_updates_of_different_sizes_are_refused() -> None:
 def test_bad_weights_are_refused(weights: list[float]) -> None:
     with pytest.raises(InputError):
         merge("average", [flat(1), flat(2)], weights)
+
+
+def test_weights_that_are_all_zero_are_refused_by_every_method() -> None:
+    for method in METHODS:
+        with pytest.raises(InputError, match="one at least not 0"):
+            merge(method, [flat(1), flat(2)], [0, 0], parameters=ALONE.get(method, MergeParameters()))
 
 
 def test_no_updates_an_unknown_method_and_results_beyond_float32_are_refused() -> None:

@@ -95,6 +95,15 @@ def test_an_average_of_packed_experts_is_the_start_and_the_mean_of_what_they_hol
         np.testing.assert_allclose(found[name], 0.75 * held[0][name] + 0.25 * held[1][name], atol=1e-6)
 
 
+def test_task_arithmetic_takes_away_what_an_expert_of_negative_weight_holds(experts: list[str], untrained: Path) -> None:
+    arguments = ["--method", "task_arithmetic", "--weights", "-0.5,0.5", "--init", str(untrained)]
+    assert run(["merge", *experts, "-o", "out", *arguments]) == 0
+    held = [load_compressed(file, init=str(untrained)).tensors["adapter_model.safetensors"] for file in experts]
+    found = load_file("out/adapter_model.safetensors")
+    for name, start in builders.initial().items():
+        np.testing.assert_allclose(found[name], start - 0.5 * held[0][name] + 0.5 * held[1][name], atol=1e-6)
+
+
 def test_directories_are_compressed_first_and_a_result_can_be_a_file(untrained: Path, experts: list[str]) -> None:
     arguments = ["one", "two", "--method", "ties", "--init", str(untrained), "--density", "0.3"]
     assert run(["merge", *arguments, "-o", "out"]) == 0
@@ -178,7 +187,8 @@ def test_heads_are_not_summed_as_if_they_were_changes(
         (["a", "b", "--method", "mode"], "known are core_average"),
         (["a", "b", "--weights", "1,2,3"], "3 weights for 2 experts"),
         (["a", "b", "--weights", "1,x"], "needed is a number"),
-        (["a", "b", "--weights", "0,0"], "one at least above 0"),
+        (["a", "b", "--weights", "0,0"], "one at least not 0"),
+        (["a", "b", "--weights", "2,-1"], "a weight is -1: only"),
         (["a", "b", "-p", "trim"], "NAME=VALUE"),
         (["a", "b", "-p", "trim=0.2"], "core_average takes keep, not trim"),
         (["a", "b", "--method", "ties", "-p", "trim=0.2"], "ties takes no parameters, not trim"),
