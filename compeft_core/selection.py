@@ -18,6 +18,8 @@ from compeft_core.machine import MAGNITUDE, shares, spread
 SAMPLE = 1 << 16
 MARGIN = 4
 """Half width of the bracket in standard deviations of the sample's rank."""
+LEAST = 1
+"""Bits of the least magnitude that is not zero."""
 Ints = NDArray[np.int64]
 Bits = NDArray[np.uint32]
 
@@ -103,8 +105,8 @@ def survey(bits: Bits, spans: Spans, wanted: int, workers: int) -> Survey:
 
     parts = spread(look, shares(spans.group.size, workers))
     sure, found = sum(p.sure for p in parts), sum(p.found for p in parts)
-    hit = sure < wanted <= found and all(p.is_whole for p in parts)
-    return Survey(sums, squares, parts if hit else [])
+    hit = sure < wanted <= found or (bracket.least == LEAST and found <= wanted)
+    return Survey(sums, squares, parts if hit and all(p.is_whole for p in parts) else [])
 
 
 def select(bits: Bits, parts: list[Part], wanted: int, workers: int) -> tuple[Bits, NDArray[np.bool_]]:
@@ -112,7 +114,9 @@ def select(bits: Bits, parts: list[Part], wanted: int, workers: int) -> tuple[Bi
 
     Never an exact zero, so fewer than `wanted` if there are fewer others. `parts` are those of `survey`.
     """
-    if parts:
+    if parts and sum(p.found for p in parts) <= wanted:
+        threshold = _Threshold(LEAST, wanted, 0)
+    elif parts:
         threshold = _threshold([p.words for p in parts], wanted - sum(p.sure for p in parts))
     else:
         ranges = shares(bits.size, workers)
@@ -177,7 +181,7 @@ def _guess(bits: Bits, wanted: int) -> Bracket:
     margin = MARGIN * math.sqrt(rank * (1 - fraction)) + MARGIN
     upper, lower = math.floor(rank - margin), math.ceil(rank + margin)
     most = int(sample[upper]) if upper >= 0 else MAGNITUDE
-    least = int(sample[lower]) if lower < sample.size else 1
+    least = max(LEAST, int(sample[lower])) if lower < sample.size else LEAST
     scale = bits.size / sample.size
     return Bracket(least, max(least, most), math.ceil((rank + 3 * margin) * scale), math.ceil(4 * margin * scale))
 
@@ -188,7 +192,7 @@ def _threshold(words: list[Bits], wanted: int) -> _Threshold:
     low, between = _cut(spread(_count_low, [(w, high) for w in words]), wanted - above)
     magnitude = high << kernels.LOW_BITS | low
     above += between
-    return _Threshold(magnitude, wanted - above, above) if magnitude else _Threshold(1, above, above)
+    return _Threshold(magnitude, wanted - above, above) if magnitude else _Threshold(LEAST, above, above)
 
 
 def _count_high(words: Bits) -> Ints:
