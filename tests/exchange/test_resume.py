@@ -3,11 +3,11 @@
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,55 +22,40 @@ from compeft_proto.task import RoundTask
 from compeft_server.conductor import Conductor, Station
 from compeft_server.serving import now_ms, open_ledger, own_key
 from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, grant_usual, synced_by, trained
+from tests.relay import Relay, end
 
 LARGE = layout_of({"a.lora_A": (2000, 2000), "a.lora_B": (2000, 1000)})
 HALF = Compression(0.5, "norm")
 FRAMING = 20_000
 
 
-class Cutter:
-    """A TCP proxy to `target` that cuts the next connection after so many bytes in one direction; None lets everything pass."""
+class Cutter(Relay):
+    """A link that cuts the next connection after so many bytes in one direction; None lets everything pass."""
 
     def __init__(self, target: str) -> None:
-        host, port = target.rsplit(":", 1)
-        self._target = (host, int(port))
         self.up_limit: int | None = None
         self.down_limit: int | None = None
-        self._open: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(target)
 
-    def close(self) -> None:
-        """Accept no more, and end what is open."""
-        for one in (self._listener, *self._open):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+    def up(self) -> Callable[[socket.socket, socket.socket], None]:
+        limit, self.up_limit = self.up_limit, None
+        return partial(cut, limit=limit)
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
-                self._open += [client, server]
-                limits, self.up_limit, self.down_limit = (self.up_limit, self.down_limit), None, None
-                for source, sink, limit in ((client, server, limits[0]), (server, client, limits[1])):
-                    threading.Thread(target=self._pass, args=(source, sink, limit), daemon=True).start()
+    def down(self) -> Callable[[socket.socket, socket.socket], None]:
+        limit, self.down_limit = self.down_limit, None
+        return partial(cut, limit=limit)
 
-    @staticmethod
-    def _pass(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
-        passed = 0
-        with suppress(OSError):
-            while data := source.recv(16384):
-                data = data if limit is None else data[: limit - passed]
-                sink.sendall(data)
-                passed += len(data)
-                if limit is not None and passed >= limit:
-                    break
-        for one in (source, sink):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+
+def cut(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
+    """Pass so many bytes, then end both."""
+    passed = 0
+    with suppress(OSError):
+        while (limit is None or passed < limit) and (data := source.recv(16384)):
+            data = data if limit is None else data[: limit - passed]
+            sink.sendall(data)
+            passed += len(data)
+    end(source)
+    end(sink)
 
 
 @pytest.fixture

@@ -3,10 +3,11 @@
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from compeft_server.serving import now_ms
 from compeft_server.store_directory import DirectoryStore
 from compeft_server.versions import Versions
 from tests.exchange.conftest import EXPERT, RUN, World, genesis, running, synced_by, trained
+from tests.relay import Relay
 
 LARGE = layout_of({"a.lora_A": (1000, 2000), "a.lora_B": (1000, 1000)})
 HALF = Compression(0.5, "norm")
@@ -178,45 +180,22 @@ def test_chunks_that_are_claimed_while_they_are_collected_are_never_lost(tmp_pat
     assert lost == []
 
 
-class Halfway:
-    """A TCP proxy to `target` that holds a connection up after so many bytes, until it is told to go on."""
+class Halfway(Relay):
+    """A link that holds a connection up after so many bytes, until it is told to go on."""
 
     def __init__(self, target: str) -> None:
-        host, port = target.rsplit(":", 1)
-        self._target = (host, int(port))
         self.hold_after: int | None = None
         self.holding, self.go_on = threading.Event(), threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(target)
 
-    def close(self) -> None:
-        for one in (self._listener, *self._open):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+    def up(self) -> Callable[[socket.socket, socket.socket], None]:
+        return partial(self._until, hold_after=self.hold_after)
 
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, server = self._listener.accept()[0], socket.create_connection(self._target)
-                self._open += [client, server]
-                threading.Thread(target=self._up, args=(client, server, self.hold_after), daemon=True).start()
-                threading.Thread(target=self._down, args=(server, client), daemon=True).start()
-
-    def _up(self, source: socket.socket, sink: socket.socket, hold_after: int | None) -> None:
+    def _until(self, source: socket.socket, sink: socket.socket, hold_after: int | None) -> None:
         passed = 0
-        with suppress(OSError):
-            while data := source.recv(16384):
-                sink.sendall(data)
-                passed += len(data)
-                if hold_after is not None and passed >= hold_after:
-                    self.holding.set()
-                    self.go_on.wait(30)
-
-    @staticmethod
-    def _down(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
+        while data := source.recv(16384):
+            sink.sendall(data)
+            passed += len(data)
+            if hold_after is not None and passed >= hold_after:
+                self.holding.set()
+                self.go_on.wait(30)
