@@ -13,7 +13,11 @@ from compeft_server.simulated_sites import make_sites
 from tests.e2e.test_demo import processes_of
 
 LINK = "here"
-RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_agent_register_timeout_ms": "120000",
+}
 TIMEOUT_S = 400.0
 
 
@@ -75,5 +79,9 @@ def left_of(folder: Path) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What Flower's processes need to stay on this machine and in this folder."""
-    return ENVIRONMENT | RAY | {"FLWR_HOME": str(folder / "flower")}
+    """What Flower's processes need to stay on this machine and in this folder.
+
+    Ray's server is told its port: it gives up after 30 s of waiting for one that the server chooses, which a busy machine needs.
+    """
+    port = {"RAY_GCS_SERVER_PORT": str(free_ports(1)[0])}
+    return ENVIRONMENT | RAY | port | {"FLWR_HOME": str(folder / "flower")}

@@ -16,8 +16,6 @@ APPS = Path(__file__).parents[2] / "examples" / "flower-existing"
 PARAMETERS, CHANCE = 60_670, 0.1
 NO_RAY = importlib.util.find_spec("ray") is None and os.environ.get("CI") != "true"
 
-NOT_STARTED = "Timed out waiting for file"
-
 
 @pytest.mark.skipif(NO_RAY, reason="Flower's simulation needs ray: pip install 'flwr[simulation]'")
 def test_a_simulation_learns_through_an_aggregator_with_a_key_for_every_simulated_client(tmp_path: Path) -> None:
@@ -25,9 +23,6 @@ def test_a_simulation_learns_through_an_aggregator_with_a_key_for_every_simulate
     with Processes(tmp_path / "logs", environment(tmp_path)) as processes:
         runs = FlowerRuns(processes, tmp_path, clients, simulate=True)
         listed = runs.run(APPS / "compressed", {"num-server-rounds": rounds, "model-file": str(tmp_path / "model.pt")})
-    logs = list((tmp_path / "logs").glob("*.log"))
-    if listed["status"] == "finished:failed" and any(NOT_STARTED in log.read_text() for log in logs):
-        pytest.skip("Ray's own server did not start on this machine in time")
     assert listed["status"] == "finished:completed"
     report = read_report(runs.ledger, "digits")
     assert (report.rounds, len(report.clients), len(report.refusals)) == (rounds, clients, 0)
