@@ -2,9 +2,10 @@
 
 A log of LoRA updates (r = 16, two modules of six layers of all-MiniLM-L6-v2), rows of unequal size, residual carried, as rounds make it.
 
-Run: python -m benchmarks.catch_up
+Run: python -m benchmarks.catch_up [--quick]
 """
 
+import argparse
 import zlib
 
 import numpy as np
@@ -40,8 +41,11 @@ def log(rounds: int, density: float) -> tuple[int, np.ndarray, np.ndarray]:
 
 def main() -> None:
     """Print one line a log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the shortest logs only")
+    logs = [log for log in LOGS if log[0] == min(LOGS)[0]] if parser.parse_args().quick else LOGS
     print("rounds  density      steps   float32  deflated   xor v0, deflated   chosen form   (all but steps: times the steps)")
-    for rounds, density in LOGS:
+    for rounds, density in logs:
         steps, state, start = log(rounds, density)
         sizes = [state.nbytes, planes(state), planes(state.view(np.uint32) ^ start.view(np.uint32))]
         float32, deflated, xor = (size / steps for size in sizes)

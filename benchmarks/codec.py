@@ -57,9 +57,10 @@ print(imported - begin, time.perf_counter() - begin)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two million parameters instead of twenty, no pictures")
+    parser.add_argument("--size", type=int, help="another number of parameters, no pictures")
     parser.add_argument("--experts", type=Path, default=experts.FOLDER, help="folder of PEFT experts and an initial one")
     arguments = parser.parse_args()
-    layout = adapter_layout(2_000_000 if arguments.quick else 20_000_000)
+    layout = adapter_layout(arguments.size or (2_000_000 if arguments.quick else 20_000_000))
     vector = np.random.default_rng(0).standard_normal(layout.size).astype(np.float32)
     figures = {
         "parameters": float(layout.size),
@@ -73,7 +74,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:40} {value:14.4f}")
     figures |= compare_formats("Gaussian", [(layout, vector)], (DENSITY,), 1, None)
-    picture = None if arguments.quick or not importlib.util.find_spec("matplotlib") else PICTURES / "sizes.svg"
+    picture = None if arguments.quick or arguments.size or not importlib.util.find_spec("matplotlib") else PICTURES / "sizes.svg"
     if arguments.experts.is_dir():
         figures |= compare_experts(arguments.experts, (0.05, 0.1, 0.2) if arguments.quick else DENSITIES, picture)
     else:

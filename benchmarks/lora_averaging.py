@@ -66,11 +66,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of each client to train on")
+    parser.add_argument("--test-rows", type=int, help="rows of each domain to test on; all by default")
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures: Figures = {}
     for seed in range(1 if options.quick else 3):
-        federation = federation_of(seed)
+        federation = federation_of(seed, options.rows, options.test_rows)
         for method in METHODS:
             accuracy, octets = rounds(federation, method, seed, options.rounds)
             figures |= {f"{method.name}: seed {seed}": accuracy, f"{method.name}: bytes": octets}
@@ -82,18 +84,19 @@ def main() -> None:
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
-def federation_of(seed: int) -> Federation:
+def federation_of(seed: int, rows: int, test_rows: int | None) -> Federation:
     domains = [task.load_domain(number) for number in range(CLIENTS)]
-    train = [leaning(domain.train, number % 2, seed) for number, domain in enumerate(domains)]
-    test = Examples([row for d in domains for row in d.test.tokens], [label for d in domains for label in d.test.labels])
+    train = [leaning(domain.train, rows, number % 2, seed) for number, domain in enumerate(domains)]
+    tokens = [row for d in domains for row in d.test.tokens[:test_rows]]
+    test = Examples(tokens, [label for d in domains for label in d.test.labels[:test_rows]])
     return Federation(task.load_classifier(RANK, torch.device("cpu")), expert.layout(RANK), train, test)
 
 
-def leaning(examples: Examples, label: int, seed: int) -> Examples:
-    """ROWS rows, LEANING of them with this label."""
+def leaning(examples: Examples, rows: int, label: int, seed: int) -> Examples:
+    """So many rows, LEANING of them with this label."""
     order = np.random.default_rng(seed).permutation(len(examples))
-    many = [row for row in order if examples.labels[row] == label][: round(LEANING * ROWS)]
-    few = [row for row in order if examples.labels[row] != label][: ROWS - len(many)]
+    many = [row for row in order if examples.labels[row] == label][: round(LEANING * rows)]
+    few = [row for row in order if examples.labels[row] != label][: rows - len(many)]
     return Examples([examples.tokens[row] for row in many + few], [examples.labels[row] for row in many + few])
 
 

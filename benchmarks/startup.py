@@ -39,7 +39,6 @@ from compeft_server.storage import LEDGER_FILE, open_ledger, open_store
 
 LAYOUT, EXPERT = layout_of({"a.lora_A": (8, 64), "a.lora_B": (64, 8)}), "long"
 BOUNDS, DENSITY = [0.05, 0.0], Compression(0.05, "mean_magnitude")
-STARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +133,10 @@ def _address(process: subprocess.Popen[str]) -> str:
     raise SystemExit("compeft serve has ended")
 
 
-def start_s(data: Path) -> tuple[float, float]:
-    """Seconds and processor seconds of a start, the medians of several."""
+def start_s(data: Path, starts: int) -> tuple[float, float]:
+    """Seconds and processor seconds of a start, the medians of so many."""
     taken = []
-    for _ in range(STARTS):
+    for _ in range(starts):
         with serving(data) as (_, seconds, used):
             taken.append((seconds, used))
     return statistics.median(s for s, _ in taken), statistics.median(u for _, u in taken)
@@ -156,11 +155,11 @@ def sync_s(data: Path, reader: SigningKey, folder: Path, have: int, want: int) -
         return time.monotonic() - started
 
 
-def measure(folder: Path, versions: int) -> Figures:
+def measure(folder: Path, versions: int, starts: int) -> Figures:
     """All figures, in a folder of their own."""
     reader = fill(folder / "long", versions)
     fill(folder / "one", 1)
-    one, long = start_s(folder / "one"), start_s(folder / "long")
+    one, long = start_s(folder / "one", starts), start_s(folder / "long", starts)
     return Figures(
         versions=versions,
         ledger_bytes=(folder / "long" / LEDGER_FILE).stat().st_size,
@@ -177,9 +176,10 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--versions", type=int, default=10_000, help="length of the log")
-    versions = parser.parse_args().versions
+    parser.add_argument("--starts", type=int, default=3, help="starts of each; their median counts")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="compeft-startup-") as folder:
-        found = measure(Path(folder), versions)
+        found = measure(Path(folder), options.versions, options.starts)
     print(f"{found.versions:,} versions, a ledger of {found.ledger_bytes / 1e6:.1f} MB")
     print(
         f"start to first answer       {found.start_s:7.2f} s, {found.start_s / found.start_one_version_s:.2f} times that of one version"
