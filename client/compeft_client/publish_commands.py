@@ -5,6 +5,7 @@ import shlex
 import signal
 import tempfile
 import threading
+from _thread import start_new_thread
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -157,7 +158,7 @@ def watch(
     )
     if not once:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+            signal.signal(number, lambda *_: start_new_thread(stop.set, ()))  # `set` takes a lock that we may hold just now
         watching.watch(us, job, stop, voice)
         return
     watching.check_directory(output)

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -146,7 +147,7 @@ def serve(
     """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: start_new_thread(stop.set, ()))  # `set` takes a lock that we may hold just now
     ledger = open_ledger(settings.data)
     if (taken_up := take_up(settings.data, now_ms())) is not None:
         ledger.membership.note("take up key", "aggregator", now_ms(), keyid=taken_up.keyid)
