@@ -106,9 +106,10 @@ class Packages:
             self._access.require_name(member, name)
             return None
         decision = self._access.require(member, name, "publish", self._ledger.head(name))
-        if decision.rule is not None and decision.rule.expert == EVERY:
+        owner = self._access.owner(name)
+        if owner != member.name and decision.rule is not None and decision.rule.expert == EVERY:
             raise ForbiddenError(
-                f"{member.name!r} may submit updates to every expert, but {name[:40]} was pushed by another member: "
+                f"{member.name!r} may submit updates to every expert, but {name[:40]} was pushed by {owner!r}: "
                 f"its operator must name it (compeft policy allow {name[:40]} {member.name} --publish)"
             )
         if expert.kind != "package":

@@ -118,6 +118,16 @@ def test_a_file_that_was_tampered_with_is_refused_and_nothing_is_stored(world: W
     assert len(world.ledger.refusals(PACKAGE)) == 5
 
 
+def test_who_may_publish_every_expert_pushes_on_to_its_own_only(world: World, tmp_path: Path) -> None:
+    files = [packed(tmp_path, seed).read_bytes() for seed in (1, 2)]
+    owner, other = (PackageClient(edge_at(world, name, world.enrol(name))) for name in ("owner", "other"))
+    for name in ("owner", "other"):
+        curating.rule(world.ledger, "allow", "*", name, ("publish",), now_ms())
+    assert [owner.push(PACKAGE, data).version for data in files] == [0, 1]
+    with pytest.raises(ForbiddenError, match="tuned was pushed by 'owner': its operator must name it"):
+        other.push(PACKAGE, files[0])
+
+
 def test_only_the_next_version_can_be_pushed(world: World, tmp_path: Path) -> None:
     first, second = packed(tmp_path, 1).read_bytes(), packed(tmp_path, 2).read_bytes()
     publisher(world).push(PACKAGE, first)
