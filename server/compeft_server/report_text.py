@@ -111,7 +111,7 @@ _COLUMNS = ("dense\nfp32", "dense\nbf16", "payload\nup", "payload\ndown", "wire\
 
 
 def to_table(report: Report) -> RenderableType:
-    """What `rich` prints: one row a version, base only beside them, then the totals in words. Reads well from 96 columns on."""
+    """What `rich` prints: one row a version, base only and uncompressed beside them, then the totals in words. From 100 columns on."""
     table = Table(
         title=Text(f"expert {printable(report.expert)}", "bold"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
     )
@@ -119,6 +119,8 @@ def to_table(report: Report) -> RenderableType:
     for name in (printable(report.metric), *_COLUMNS):
         table.add_column(Text(name), justify="right", no_wrap=True, min_width=6)
     table.add_row("base only", human_score(report.metric, report.base), *["0 B"] * 6, "–", "–")
+    if report.uncompressed is not None:
+        table.add_row("uncompressed", human_score(report.metric, report.uncompressed), *["–"] * len(_COLUMNS))
     for row in report.versions:
         name = f"{row.version}" if row.published else f"{row.version} (open)"
         savings = [row_savings(report, row, size) for size in (row.traffic.dense_fp32_bytes, row.traffic.dense_bf16_bytes)]
@@ -150,7 +152,12 @@ def _lines(report: Report) -> list[str]:
     lines = [
         f"clients {len(report.clients)}, rounds {report.rounds}, refused {len(report.refusals)}, {human_seconds(report.seconds)}",
         f"{human_bytes(traffic.wire_bytes)} on the wire: {human_bytes(traffic.wire_received_bytes)} to the aggregator, "
-        f"{human_bytes(traffic.wire_sent_bytes)} from it",
+        f"{human_bytes(traffic.wire_sent_bytes)} from it"
+        + (
+            f"; {human_bytes(report.operator_wire_bytes)} of conductors and readers beside that"
+            if report.operator_wire_bytes
+            else ""
+        ),
         verdict(report),
     ]
     return [*lines, dense_verdict(report)] if report.dense else lines
@@ -165,6 +172,7 @@ def verdict(report: Report) -> str:
     )
     final, base = human_score(report.metric, report.final.score), human_score(report.metric, report.base)
     beside = f"base only {base}" if report.base else "base only not reported"
+    beside += f", uncompressed {human_score(report.metric, report.uncompressed)}" if report.uncompressed else ""
     return f"{fp32} fewer bytes than dense fp32, {bf16} than bf16, at {report.metric} {final} ({beside})"
 
 

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +58,23 @@ def test_since_leaves_out_earlier_bytes_but_not_the_quality(data: Path) -> None:
     assert late.final is not None
     assert late.final.score == everything.versions[-1].score
     ledger.close()
+
+
+def test_the_text_has_base_only_uncompressed_and_compressed_beside_the_saving(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = report(data, capsys)
+    assert [line.split()[:3] for line in said.splitlines() if line.strip().startswith(("base only", "uncompressed"))] == [
+        ["base", "only", "80.3"],
+        ["uncompressed", "85.5", "%"],
+    ]
+    assert "at accuracy 85.2 % (base only 80.3 %, uncompressed 85.5 %)" in said
+
+
+def test_a_locale_without_a_character_of_the_report_gets_a_question_mark(data: Path) -> None:
+    command = [str(Path(sys.executable).with_name("compeft")), "report", "--data", str(data)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, check=True)
+    assert b"?" in done.stdout
 
 
 def test_the_spread_over_clients_and_runs_is_stated(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
