@@ -23,6 +23,8 @@ from compeft_proto.expert_manifest import WIDTHS
 
 MAX_HEADER_BYTES = 100_000_000
 """The cap that safetensors itself has."""
+AGAIN = "save or copy it again"
+"""The way out of a damaged file."""
 PIECE = 2**20
 """Parameters read or written at a time."""
 METADATA = "__metadata__"
@@ -85,10 +87,10 @@ def read_header(file: Path) -> Header:
 def parse_header(prefix: bytes, stream: BinaryIO, total: int, file: Path) -> Header:
     """The header whose length is `prefix` and whose bytes come next, of a file of `total` bytes. Errors: FormatError, LimitError."""
     if len(prefix) < 8:
-        raise FormatError(f"{file} has {len(prefix)} bytes, a safetensors file has at least 8")
+        raise _not_whole(file, f"it has {len(prefix)} bytes, such a file has 8 at least")
     (length,) = struct.unpack("<Q", prefix)
     if length > total - 8:
-        raise FormatError(f"{file} has {total} bytes, its header claims {length}")
+        raise _not_whole(file, f"it has {total} bytes, its header alone claims {length}")
     if length > MAX_HEADER_BYTES:
         raise LimitError(f"{file} has a header of {length} bytes, the cap is {MAX_HEADER_BYTES}")
     entries = _json_object(stream.read(length), file)
@@ -184,11 +186,15 @@ def header_bytes(
     return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + start for name, start in starts.items()}
 
 
+def _not_whole(file: Path, why: str) -> FormatError:
+    return FormatError(f"{file} is no whole safetensors file: {why}; {AGAIN}")
+
+
 def _json_object(data: bytes, file: Path) -> dict[str, object]:
     try:
         found = json.loads(data.decode(), object_pairs_hook=_no_twins)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file} does not hold a JSON object where it should: {str(error)[:80]}") from error
+        raise FormatError(f"{file} does not hold a JSON object where it should: {str(error)[:80]}; {AGAIN}") from error
     if not isinstance(found, dict):
         raise FormatError(f"{file} holds a JSON {type(found).__name__}, needed is an object")
     return found
@@ -235,7 +241,7 @@ def _check_cover(tensors: Sequence[Stored], start: int, total: int, file: Path) 
         if tensor.start != before:
             raise FormatError(f"{file} has {tensor.name[:80]!a} at byte {tensor.start}, the one before ends at {before}")
     if edges[-1] != total:
-        raise FormatError(f"{file} has {total} bytes, its tensors end at {edges[-1]}")
+        raise _not_whole(file, f"it has {total} bytes, its tensors end at {edges[-1]}")
 
 
 def _beside(index: Path, shard: str) -> Path:

@@ -4,13 +4,20 @@ Commands live in the packages that do the work, and are found by the entry point
 none of them, and a machine with only the client's or only the server's dependencies has only the commands that they can run.
 """
 
+import io
 import json
+import os
 import sys
 from importlib.metadata import entry_points
 from typing import Any
 
 import click
 import typer
+import typer.core
+
+os.environ.setdefault(
+    "GRPC_VERBOSITY", "NONE"
+)  # read at grpc's import; what it would log is in our errors, or strangers' handshakes
 
 from compeft_core.errors import CompeftError, FormatError, InputError, LimitError
 from compeft_proto.errors import RefusedError, TransferError, TrustError
@@ -36,6 +43,8 @@ aggregator, 8 transfer failed, 130 interrupted. With --format json an error is o
 
 def main() -> None:
     """Entry point of `compeft`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where the locale has no ×, a ? is better than a traceback
     sys.exit(run(sys.argv[1:]))
 
 
@@ -44,14 +53,16 @@ def run(arguments: list[str]) -> int:
     try:
         result: Any = command()(arguments, prog_name="compeft", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        if isinstance(error, click.UsageError) and (absent := _load()[1]):
-            extras = "pip install 'compeft[client]' or 'compeft[server]'"
-            print(f"Commands that need {', '.join(absent)} are left out: {extras}", file=sys.stderr)
+        _show(error, wants_json(arguments))
         return error.exit_code
     except CompeftError as error:
         print(describe(error, wants_json(arguments)), file=sys.stderr)
         return exit_code(error)
+    except OSError as error:
+        print(describe(of_system(error), wants_json(arguments)), file=sys.stderr)
+        return EXIT_CODES[CompeftError]
+    except (KeyboardInterrupt, click.Abort):
+        result = INTERRUPTED
     code = result if isinstance(result, int) else 0
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
@@ -60,6 +71,7 @@ def run(arguments: list[str]) -> int:
 
 def command() -> click.Command:
     """All commands of the installed packages, as one."""
+    typer.core.HAS_RICH = False  # with it, typer's plain help has a backslash before every [
     app = typer.Typer(help=HELP, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     app.callback()(lambda: None)
     for part in _load()[0]:
@@ -90,6 +102,23 @@ def exit_code(error: CompeftError) -> int:
 def describe(error: CompeftError, as_json: bool) -> str:
     """One line for people, or one JSON object for programs."""
     return json.dumps({"error": error.code, "message": str(error)}) if as_json else f"error: {error}"
+
+
+def of_system(error: OSError) -> CompeftError:
+    """What the operating system refused, where nobody who knows better caught it: a full disk, a folder that may not be written."""
+    why = error.strerror or str(error)
+    return CompeftError(f"{error.filename}: {why}" if error.filename else why)
+
+
+def _show(error: click.ClickException, as_json: bool) -> None:
+    """Wrong usage: click's own lines for people, or one JSON object."""
+    if as_json:
+        print(json.dumps({"error": "usage", "message": error.format_message()}), file=sys.stderr)
+        return
+    error.show()
+    if isinstance(error, click.UsageError) and (absent := _load()[1]):
+        extras = "pip install 'compeft[client]' or 'compeft[server]'"
+        print(f"Commands that need {', '.join(absent)} are left out: {extras}", file=sys.stderr)
 
 
 def wants_json(arguments: list[str]) -> bool:

@@ -74,28 +74,29 @@ def task_vector(planned: PlannedPart, start: Start, progress: Progress = silent)
             progress(piece.size)
     if moved >= length > 0:
         raise InputError(
-            f"the initial values given are not where this expert started: it is {math.sqrt(moved / length):.2f} times its own "
-            "length away from them, further than from zero"
+            f"--init is not where {planned.tensors[0].file} started: it is {math.sqrt(moved / length):.2f} times its own "
+            "length away from there, further than from zero; leave --init out if nobody knows its start"
         )
     return vector, digest
 
 
-def decode_part(part: Part, payload: bytes, start: Start) -> Vector:
-    """The values of a coded part, float32 of shape (layout.size,): its start plus what was coded.
+def decode_part(part: Part, payload: bytes, start: Start, name: str) -> Vector:
+    """The values of a coded part, float32 of shape (layout.size,): its start plus what was coded. `name` of the expert is for errors.
 
     Errors: WrongBaseError if `start` is not the one it needs; FormatError; InputError.
     """
-    vector = start_vector(part, start)
+    vector = start_vector(part, start, name)
     add_to(read_part(part, payload), vector, workers=WORKERS)
     return vector
 
 
-def start_vector(part: Part, start: Start) -> Vector:
+def start_vector(part: Part, start: Start, name: str) -> Vector:
     """Where a coded part started, float32 of shape (layout.size,). Errors: WrongBaseError if `start` is not it; InputError."""
-    vector = initial_vector(part.file, part.layout, start_of(part, start))
+    vector = initial_vector(part.file, part.layout, start_of(part, start, name))
     if part.initial_digest and digest_of(part.layout, vector) != part.initial_digest:
         raise WrongBaseError(
-            f"--init is not what this expert was packed against: state {part.initial_digest.hex()[:16]} is needed"
+            f"--init is not what {name} was packed against: it has state {digest_of(part.layout, vector).hex()[:16]}, needed is "
+            f"{part.initial_digest.hex()[:16]}"
         )
     return vector
 
@@ -123,14 +124,14 @@ def read_part(part: Part, payload: bytes) -> Encoded:
     return read_payload(part.coding, payload, part.layout)
 
 
-def start_of(part: Part, given: Start) -> Start:
+def start_of(part: Part, given: Start, name: str) -> Start:
     """Where a part starts: as its manifest says, which may need what was given. Errors: InputError."""
     if part.seed is not None:
         return Start(seed=part.seed)
     if not part.initial_digest:
         return Start()
     if given.directory is None:
-        raise InputError("this expert was packed against a directory of initial values: give the same one, --init DIR")
+        raise InputError(f"{name} was packed against a directory of initial values: give the same one, --init DIR")
     return given
 
 

@@ -12,10 +12,12 @@ from typing import BinaryIO
 
 from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_proto import envelope as dsse
-from compeft_proto.expert_file import HEAD_FORMAT, MAGIC, MAX_ENVELOPE_BYTES, VERSION, read_start
+from compeft_proto.expert_file import AGAIN, HEAD_FORMAT, MAGIC, MAX_ENVELOPE_BYTES, VERSION, read_start
 from compeft_proto.expert_manifest import Manifest, manifest_to_proto
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.v1 import envelope_pb2
+
+SUFFIX = ".expert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +75,19 @@ def read_payload_of(file: ExpertFile, number: int) -> bytes:
     except OSError as error:
         raise InputError(f"cannot read {file.path}: {error.strerror}") from error
     if hashlib.sha256(payload).digest() != parts[number].payload_sha256:
-        raise FormatError(f"{file.path} is damaged: payload {number} is not the one that its manifest names")
+        raise FormatError(f"{file.path} is damaged: payload {number} is not the one that its manifest names; {AGAIN}")
     return payload
 
 
 def is_expert_file(path: Path) -> bool:
-    """Whether a path is a file that begins like an expert file."""
-    return path.is_file() and read_start_of(path) == MAGIC
+    """Whether a path is a file that is named, or begins, like an expert file."""
+    return path.is_file() and (path.suffix == SUFFIX or begins_like_one(path))
 
 
-def read_start_of(path: Path) -> bytes:
-    """The first bytes of a file. Errors: InputError."""
+def begins_like_one(path: Path) -> bool:
+    """Whether the first bytes of a file are those of an expert file. Errors: InputError if it cannot be read."""
     try:
         with path.open("rb") as stream:
-            return stream.read(len(MAGIC))
+            return stream.read(len(MAGIC)) == MAGIC
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error

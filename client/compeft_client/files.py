@@ -1,8 +1,8 @@
 """Files: read with a typed error; written so that they survive a crash, whole or not at all, and durable when the call returns."""
 
-import os
 from pathlib import Path
 
+from compeft_client.whole_file import written_whole
 from compeft_core.errors import InputError
 from compeft_proto.keys import check_private
 
@@ -23,15 +23,6 @@ def read_private(path: Path) -> bytes:
 
 
 def write_durably(path: Path, data: bytes | memoryview, mode: int = 0o644) -> None:
-    """Replace `path` by `data` at once: temporary file, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """Replace `path` by `data` at once, durably. Errors: InputError; then nothing has changed, and nothing is left behind."""
+    with written_whole(path, mode) as stream:
+        stream.write(data)

@@ -232,7 +232,7 @@ def _tensors(opened: ExpertFile, file: str, start: Start) -> Iterator[tuple[Tens
         if part.coding is None:
             yield from ((tensor, dtype, iter([octets])) for tensor, dtype, octets in exact_tensors(part, payload))
             continue
-        vector, at = decode_part(part, payload, start), 0
+        vector, at = decode_part(part, payload, start, opened.path.name), 0
         for tensor, dtype in zip(part.layout.tensors, part.dtypes, strict=True):
             yield tensor, dtype, _pieces(tensor, dtype, vector[at : at + tensor.size])
             at += tensor.size

@@ -192,9 +192,11 @@ class ExpertPool:
         for number, part in enumerate(opened.manifest.parts):
             if part.file == ADAPTER:
                 if part.initial_digest:
-                    start_vector(part, self._start)  # refuses another directory than the one it was packed against
+                    start_vector(
+                        part, self._start, opened.path.name
+                    )  # refuses another directory than the one it was packed against
                 encoded = read_part(part, read_payload_of(opened, number))
-                parts.append(HeldPart(part.file, part.layout, encoded, start_of(part, self._start)))
+                parts.append(HeldPart(part.file, part.layout, encoded, start_of(part, self._start, opened.path.name)))
         return Held(tuple(parts), sum(part.encoded.held_bytes for part in parts))
 
 

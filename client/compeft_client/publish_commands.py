@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, typer.Argument(metavar="NAME[@VERSION|@CHANNEL]", help="name of the expert; the newest by default")]
 GoBack = Annotated[bool, typer.Option("--go-back", help="follow a channel that its operator rolled back")]
-Patience = Annotated[float, typer.Option(help="seconds to try a failing transfer again")]
+Patience = Annotated[float, typer.Option(min=0, help="seconds to try a failing transfer again")]
 Value = Annotated[float | None, typer.Option(help="the same metric of the bare base model")]
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -80,7 +80,7 @@ def pull(
     packed: Annotated[Path | None, typer.Option(help="write the packed file itself, instead of a folder")] = None,
     publisher: Trusted = None,
     init: Init = None,
-    version: Annotated[int | None, typer.Option(help="the version; the same as NAME@VERSION")] = None,
+    version: Annotated[int | None, typer.Option(min=0, help="the version; the same as NAME@VERSION")] = None,
     go_back: GoBack = False,
     patience: Patience = 30.0,
     format: AsFormat = "text",  # the option's name
@@ -198,11 +198,11 @@ def _measured(metric: str | None, base: float | None, dense: float | None) -> "S
 def _file_or_packed(path: Path, settings: "PackSettings") -> bytes:
     """The bytes of an expert file, or what a directory packs to."""
     from compeft_client.expert_file import is_expert_file, open_expert
-    from compeft_client.packing import save_compressed
+    from compeft_client.packing import check_payloads, save_compressed
     from compeft_client.source import read_source
 
     if is_expert_file(path):
-        open_expert(path)
+        check_payloads(open_expert(path))
         return path.read_bytes()
     with tempfile.TemporaryDirectory() as place, watched("packing", read_source(path).size) as tick:
         file = Path(place) / "packed.expert"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compeft_client.checkpoint import Header, Stored, read_header, read_shards
+from compeft_client.expert_file import begins_like_one
 from compeft_client.files import read_file
 from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_proto.expert_manifest import ADAPTER, ADAPTER_CONFIG, HEAD, MAX_CONFIG_BYTES, MODEL, MODEL_CONFIG
@@ -53,6 +54,8 @@ class Source:
 def read_source(path: Path) -> Source:
     """What lies at `path`. Errors: InputError, naming what is missing; FormatError, LimitError for damaged files."""
     if path.is_file():
+        if begins_like_one(path):
+            raise InputError(f"{path} is an expert file, needed are weights: `compeft unpack` makes a directory of it")
         return Source(path, {MODEL: read_header(path)})
     if (path / ADAPTER).exists():
         config, fields = _config(path / ADAPTER_CONFIG)
@@ -78,7 +81,7 @@ def fields_of(data: bytes, file: Path) -> dict[str, object]:
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file} is not JSON: {error}") from error
+        raise FormatError(f"{file} is not JSON: {error}; save the expert again") from error
     if not isinstance(fields, dict):
         raise FormatError(f"{file} holds a JSON {type(fields).__name__}, needed is an object")
     return fields

@@ -49,10 +49,18 @@ class Believed:
         """
         try:
             return work()
-        except UnknownKeyError:
+        except UnknownKeyError as error:
             if not self._follow():
-                raise
+                raise UnknownKeyError(f"{error}: {self._way_out(error)}") from error
         return work()
+
+    def _way_out(self, error: UnknownKeyError) -> str:
+        if isinstance(error.__cause__, grpc.RpcError):
+            return "the aggregator has revoked this client, or never let it in; its operator does with `compeft clients invite`"
+        return (
+            f"known here is {self._keys[0].keyid}; another aggregator answers, or it has a new key: ask its operator for "
+            "aggregator.pub, or enrol again"
+        )
 
     def _follow(self) -> bool:
         try:

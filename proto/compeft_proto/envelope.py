@@ -111,7 +111,7 @@ def verify(envelope: envelope_pb2.Envelope, lookup: Lookup) -> Verified:
             raise SignatureError(f"signature of key {key.keyid} does not fit the {len(envelope.payload)} sealed bytes") from error
         return Verified(envelope.payload, envelope.payload_type, key.keyid)
     named = ", ".join(ascii(s.keyid[:40]) for s in envelope.signatures) or "none"
-    raise UnknownKeyError(f"no enrolled key signed this envelope (signed by: {named}): enrol it with `compeft clients add`")
+    raise UnknownKeyError(f"no enrolled key signed this envelope (signed by: {named})")
 
 
 def parse(verified: Verified, kind: PayloadType[M]) -> M:

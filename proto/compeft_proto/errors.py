@@ -202,6 +202,16 @@ ERROR_CODE_KEY = "compeft-error-code"
 REQUEST_ID_KEY = "compeft-request-id"
 """Trailing metadata of every call: what the aggregator's log lines of this call are marked with."""
 RETRY_AFTER_KEY = "compeft-retry-after-ms"
+NEVER_CONNECTED = "failed to connect to all addresses; last error: "
+HINTS = {
+    "WRONG_VERSION_NUMBER": "what listens there speaks no TLS: is it the right port?",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not one that the authority in --tls-ca, or in the site's ca.crt, vouches for now: "
+    "is it another aggregator, or is a clock wrong?",
+    "Failed to create security handshaker": "--tls-ca, --tls-cert and --tls-key, or ca.crt and tls.pem of the site, are no PEM files",
+    "Socket closed": "it may want TLS, or another certificate: give --site, or --tls-ca, --tls-cert and --tls-key",
+    "Failed parsing HTTP/2": "what listens there is no aggregator: is it the right port?",
+}
+"""What gRPC says of a connection that it never made -> the way out."""
 BY_CODE: dict[str, type[CompeftError]] = {cls.code: cls for cls in STATUS}
 
 
@@ -224,10 +234,21 @@ def from_rpc(error: grpc.RpcError, peer: str) -> CompeftError:
             found.retry_after_ms = _milliseconds(trailing.get(RETRY_AFTER_KEY, ""))
         return found
     if call.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return UnreachableError(f"aggregator {peer} cannot be reached: {call.details()}; is `compeft serve` running there?")
+        return UnreachableError(f"aggregator {peer} cannot be reached: {_why(call.details() or '')}")
+    if call.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return TransferError(
+            f"aggregator {peer} knows no such call: is this its port for enrolment, or is it older than this client?"
+        )
     request_id = trailing.get(REQUEST_ID_KEY)
     where = f" (request {request_id} in its log)" if isinstance(request_id, str) and request_id.isalnum() else ""
     return TransferError(f"aggregator {peer} ended the call: {call.code().name}: {call.details()}{where}")
+
+
+def _why(details: str) -> str:
+    """What gRPC says, and the way out."""
+    _, never_connected, why = details.partition(NEVER_CONNECTED)
+    hints = HINTS.items() if never_connected else ()
+    return f"{why or details}; {next((hint for sign, hint in hints if sign in why), 'is `compeft serve` running there?')}"
 
 
 def _milliseconds(text: str | bytes) -> int:

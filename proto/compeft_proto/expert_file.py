@@ -26,6 +26,8 @@ VERSION = 1
 HEAD_FORMAT = struct.Struct("<4sBII")
 """Magic, version, length of the envelope, its CRC-32."""
 MAX_ENVELOPE_BYTES = dsse.MAX_PAYLOAD_BYTES + 4096
+AGAIN = "fetch or pack it again"
+"""The way out of a damaged file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,13 @@ def read_start(stream: BinaryIO, total: int, name: str, key: PublicKey | None = 
     try:
         envelope = envelope_pb2.Envelope.FromString(octets)
     except DecodeError as error:
-        raise FormatError(f"{name} holds no signed envelope where it should") from error
+        raise FormatError(f"{name} holds no signed envelope where it should: {AGAIN}") from error
     payload = _verified(name, envelope, key) if key else _unverified(envelope)
     manifest = manifest_from_proto(dsse.parse(payload, dsse.EXPERT))
     start = HEAD_FORMAT.size + len(octets)
     expected = start + sum(part.payload_bytes for part in manifest.parts)
     if total != expected:
-        raise FormatError(f"{name} has {total} bytes, its manifest makes {expected}")
+        raise FormatError(f"{name} has {total} bytes, its manifest makes {expected}: {AGAIN}")
     keyids = [s.keyid[:64] for s in envelope.signatures]
     return Opened(manifest, keyids, key is not None, len(envelope.payload), start)
 
@@ -74,7 +76,7 @@ def check_file(data: bytes, name: str, max_parameters: int) -> Manifest:
     for number, part in enumerate(opened.manifest.parts):
         payload = data[at : at + part.payload_bytes]
         if hashlib.sha256(payload).digest() != part.payload_sha256:
-            raise FormatError(f"{name} is damaged: payload {number} is not the one that its manifest names")
+            raise FormatError(f"{name} is damaged: payload {number} is not the one that its manifest names; {AGAIN}")
         check_payload(part, payload)
         at += part.payload_bytes
     return opened.manifest
@@ -88,19 +90,22 @@ def check_payload(part: Part, payload: bytes) -> None:
 
 def _envelope_bytes(name: str, head: bytes, stream: BinaryIO, total: int) -> bytes:
     if not head.startswith(MAGIC):
-        raise FormatError(f"{name} is no expert file: it begins {head[:4].hex() or 'with nothing'}, not {MAGIC.hex()}")
+        begins = head[:4].hex() or "with nothing"
+        raise FormatError(f"{name} is no expert file: it begins {begins}, not {MAGIC.hex()}; `compeft pack` makes one")
     if len(head) < HEAD_FORMAT.size:
-        raise FormatError(f"{name} ends after {len(head)} bytes, its head has {HEAD_FORMAT.size}")
+        raise FormatError(f"{name} is cut off: it has {len(head)} bytes, its head alone {HEAD_FORMAT.size}; {AGAIN}")
     _, version, length, checksum = HEAD_FORMAT.unpack(head)
     if version != VERSION:
-        raise FormatError(f"{name} is of version {version}, this compeft reads version {VERSION}")
+        raise FormatError(
+            f"{name} is of version {version}, this compeft reads version {VERSION}: it is damaged, or made by a newer one"
+        )
     if length > MAX_ENVELOPE_BYTES:
         raise LimitError(f"{name} has a manifest of {length} bytes, the cap is {MAX_ENVELOPE_BYTES}")
     octets = stream.read(length)
     if len(octets) != length:
-        raise FormatError(f"{name} has {total} bytes, its manifest alone claims {length}")
+        raise FormatError(f"{name} has {total} bytes, its manifest alone claims {length}: {AGAIN}")
     if zlib.crc32(octets) != checksum:
-        raise FormatError(f"{name} is damaged: the checksum of its manifest does not fit")
+        raise FormatError(f"{name} is damaged: the checksum of its manifest does not fit; {AGAIN}")
     return octets
 
 

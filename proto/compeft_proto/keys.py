@@ -83,13 +83,13 @@ def signing_key_from_pem(pem: bytes, name: str, mode: int) -> SigningKey:
 
     Errors: ForbiddenError if group or others may touch the file; InputError if it holds no Ed25519 private key.
     """
-    check_private(name, mode)
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(f"{name} holds no private key in PEM: make one with `compeft keys new`") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise InputError(f"{name} holds a {type(key).__name__}, needed is Ed25519: make one with `compeft keys new`")
+    check_private(name, mode)
     return SigningKey(key)
 
 
@@ -104,7 +104,7 @@ def public_key_from_pem(pem: bytes, name: str) -> PublicKey:
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise InputError(f"{name} holds no public key in PEM") from error
+        raise InputError(f"{name} holds no public key in PEM: the file beside the private key, ending in .pub, does") from error
     if not isinstance(key, Ed25519PublicKey):
         raise InputError(f"{name} holds a {type(key).__name__}, needed is Ed25519")
     return PublicKey(key.public_bytes(Encoding.Raw, PublicFormat.Raw))

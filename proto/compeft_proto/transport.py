@@ -44,7 +44,10 @@ class Tls:
 
 
 def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
-    """A channel to host:port. Errors: InputError if the address is not loopback and there is no TLS."""
+    """A channel to host:port. Errors: InputError if the address is none, or not loopback and there is no TLS."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"{address[:80]!a} is no address: write host:port")
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),

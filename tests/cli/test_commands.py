@@ -2,6 +2,8 @@
 
 import json
 import stat
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,26 @@ def test_an_error_is_one_line_or_one_json_object(tmp_path: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().err)["error"] == "bad_input"
 
 
+def test_wrong_usage_is_one_json_object_too_if_that_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["keys", "show", "--format", "json"]) == 2
+    said = capsys.readouterr()
+    assert json.loads(said.err) == {"error": "usage", "message": "Missing argument 'FILE'."}
+    assert said.out == ""
+
+
+def test_what_the_system_refuses_is_one_line_that_names_the_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert run(["keys", "new", str(tmp_path / "file" / "edge.key")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: File exists\n"
+
+
+def test_help_names_arguments_and_has_plain_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["unpack", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "FILE  an expert file  [required]" in said
+    assert "\\[" not in said
+
+
 def test_a_wrong_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["keys", "show", "--colour"]) == 2
     assert "--colour" in capsys.readouterr().err
@@ -71,6 +93,19 @@ def test_an_aggregator_that_is_not_there_is_a_transfer_failure(tmp_path: Path, c
     assert run(["pull", "x", "-o", str(tmp_path / "out"), *options]) == 8
     assert "127.0.0.1:9 cannot be reached" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_port_where_something_else_listens_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        assert run(["health", address]) == 8
+        server.shutdown()
+    said = capsys.readouterr().err
+    assert f"aggregator {address} cannot be reached" in said
+    assert "what listens there is no aggregator: is it the right port?" in said
+    assert run(["health", "127.0.0.1"]) == 3
+    assert capsys.readouterr().err == "error: '127.0.0.1' is no address: write host:port\n"
 
 
 def test_a_remote_aggregator_without_tls_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

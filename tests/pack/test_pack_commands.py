@@ -113,6 +113,11 @@ def test_diff_names_what_it_could_not_compare(adapter: Path, untrained: Path, ca
         (["pack", "nowhere"], 3, "nowhere does not exist"),
         (["pack", "adapter", "--density", "0"], 3, "density is 0"),
         (["unpack", "adapter/adapter_config.json", "-o", "x"], 4, "no expert file"),
+        (["inspect", "five.expert"], 4, "five.expert is no expert file: it begins 61626364, not 43504658; `compeft pack` makes"),
+        (["inspect", "cut.expert"], 4, "cut.expert has 99 bytes, its manifest alone claims 576: fetch or pack it again"),
+        (["inspect", "page.html"], 4, "page.html is no whole safetensors file: it has 15 bytes, its header alone claims"),
+        (["pack", "a.expert"], 3, "a.expert is an expert file, needed are weights: `compeft unpack`"),
+        (["pack", "adapter", "-o", "b.expert", "--sign", "other.pub"], 3, "other.pub holds no private key in PEM"),
         (["verify", "a.expert", "--key", "other.pub"], 6, "is not signed by"),
         (["pack", "adapter", "-o", "a.expert"], 7, "--force"),
         (["unpack", "a.expert", "-o", "x", "--max-parameters", "5"], 5, "--max-parameters raises it"),
@@ -123,6 +128,9 @@ def test_an_error_is_one_line_and_an_exit_code(
 ) -> None:
     run(["keys", "new", "other.key"])
     run(["pack", "adapter", "-o", "a.expert"])
+    Path("five.expert").write_bytes(b"abcde")
+    Path("cut.expert").write_bytes(Path("a.expert").read_bytes()[:99])
+    Path("page.html").write_text("<!DOCTYPE html>")
     capsys.readouterr()
     assert run(arguments) == code
     error = capsys.readouterr().err

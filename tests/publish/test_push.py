@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,15 @@ def test_who_may_publish_every_expert_pushes_on_to_its_own_only(world: World, tm
     assert [owner.push(PACKAGE, data).version for data in files] == [0, 1]
     with pytest.raises(ForbiddenError, match="tuned was pushed by 'owner': its operator must name it"):
         other.push(PACKAGE, files[0])
+
+
+def test_an_aggregator_with_another_key_and_a_client_that_was_never_let_in_get_each_their_way_out(world: World) -> None:
+    stranger, trusted = new_key(), new_key().public
+    with pytest.raises(UnknownKeyError, match="the aggregator has revoked this client, or never let it in"):
+        PackageClient(edge_at(world, "stranger", stranger)).newest(EXPERT)
+    edge = replace(edge_at(world, "reader", world.enrol("reader")), aggregator=trusted)
+    with pytest.raises(UnknownKeyError, match=f"known here is {trusted.keyid}; another aggregator answers, or it has a new key"):
+        PackageClient(edge).newest(EXPERT)
 
 
 def test_only_the_next_version_can_be_pushed(world: World, tmp_path: Path) -> None:
