@@ -12,7 +12,7 @@ from compeft_server.expert_log import ExpertLog
 from compeft_server.own_keys import earlier_keys
 from compeft_server.policy import retired
 from compeft_server.serving import now_ms, open_ledger, own_key
-from compeft_server.storage import open_store
+from compeft_server.storage import existing, open_store
 from compeft_server.versions import Versions
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
@@ -28,7 +28,7 @@ def experts_list(data: Data, format: AsFormat = "text") -> None:  # the option's
 
     Example: compeft experts list --data /var/lib/compeft
     """
-    ledger = open_ledger(data)
+    ledger = open_ledger(existing(data))
     found = [(name, ledger.head(name), ledger.expert(name)) for name in ledger.experts()]
     rows = [
         {
@@ -54,7 +54,7 @@ def experts_show(name: Name, data: Data, format: AsFormat = "text") -> None:  # 
 
     Example: compeft experts show sentiment --data /var/lib/compeft
     """
-    ledger, store, key, earlier = open_ledger(data), open_store(data), own_key(data), earlier_keys(data)
+    ledger, store, key, earlier = open_ledger(existing(data)), open_store(data), own_key(data), earlier_keys(data)
     lineage = Versions(key, store, ledger, earlier).lineage(name)
     card = read_card(ledger, ExpertLog(key.public, store, ledger, earlier), lineage, name)
     typer.echo(json.dumps(to_json(card)) if format == "json" else to_text(card))
@@ -73,7 +73,7 @@ def experts_retire(
     Examples: compeft experts retire sentiment --data /var/lib/compeft;
     compeft experts retire sentiment --version 3 --undo --data /var/lib/compeft
     """
-    curating.retire(open_ledger(data), name, version, now_ms(), undo)
+    curating.retire(open_ledger(existing(data)), name, version, now_ms(), undo)
     values = {"expert": name, "version": version, "retired": not undo}
     what = name if version is None else f"{name} version {version}"
     typer.echo(json.dumps(values) if format == "json" else f"{what} is {'no longer ' if undo else ''}retired")
@@ -91,6 +91,6 @@ def experts_promote(
 
     Example: compeft experts promote sentiment 3 --channel stable --data /var/lib/compeft
     """
-    curating.promote(open_ledger(data), name, version, channel, now_ms())
+    curating.promote(open_ledger(existing(data)), name, version, channel, now_ms())
     values = {"expert": name, "channel": channel, "version": version}
     typer.echo(json.dumps(values) if format == "json" else f"{name}: {channel} is version {version}")

@@ -18,6 +18,7 @@ from compeft_server.facts import ROLES, Enrolled, Invited, Role
 from compeft_server.files import read_file
 from compeft_server.policy import EVERY
 from compeft_server.serving import now_ms, open_ledger
+from compeft_server.storage import existing
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
@@ -125,7 +126,7 @@ def clients_list(data: Data, format: AsFormat = "text") -> None:  # the option's
 
     Example: compeft clients list --data /var/lib/compeft --format json
     """
-    enrolled = open_ledger(data).membership.enrolled()
+    enrolled = open_ledger(existing(data)).membership.enrolled()
     if format == "json":
         typer.echo(json.dumps([_as_json(e) for e in enrolled]))
         return
@@ -141,7 +142,7 @@ def clients_revoke(name: Annotated[str, typer.Argument(help="the member's name")
 
     Example: compeft clients revoke berlin-1 --data /var/lib/compeft
     """
-    if not open_ledger(data).revoke(name, now_ms()):
+    if not open_ledger(existing(data)).revoke(name, now_ms()):
         raise InputError(f"no enrolled or invited member is named {name!r}: see `compeft clients list`")
     typer.echo(f"{name} is revoked")
 
@@ -154,7 +155,7 @@ def rotate_key(data: Data, format: AsFormat = "text") -> None:  # the option's n
 
     Example: compeft rotate-key --data /var/lib/compeft && systemctl restart compeft-aggregator
     """
-    before, after = own_keys.own_key(data).keyid, own_keys.stage(data).keyid
+    before, after = own_keys.own_key(existing(data)).keyid, own_keys.stage(data).keyid
     open_ledger(data).membership.note("make next key", "aggregator", now_ms(), keyid=after)
     if format == "json":
         typer.echo(json.dumps({"keyid": before, "next_keyid": after}))

@@ -18,7 +18,7 @@ from compeft_server.ledger import Ledger
 from compeft_server.own_keys import earlier_keys
 from compeft_server.policy import ACTIONS, ROLE, Action, Decision, Effect, Rule, as_time, describe, standing
 from compeft_server.serving import now_ms, open_ledger, own_key
-from compeft_server.storage import open_store
+from compeft_server.storage import existing, open_store
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
@@ -88,7 +88,7 @@ def policy_list(
 
     Example: compeft policy list sentiment --data /var/lib/compeft
     """
-    rules = open_ledger(data).terms.rules(expert)
+    rules = open_ledger(existing(data)).terms.rules(expert)
     _print_rules(rules if everything else standing(rules), format)
 
 
@@ -104,7 +104,7 @@ def policy_explain(
 
     Example: compeft policy explain sentiment shop-7 --data /var/lib/compeft
     """
-    ledger = open_ledger(data)
+    ledger = open_ledger(existing(data))
     curating.check_expert(ledger, expert)
     at = ledger.head(expert) if version is None else version
     curating.check_version(ledger, expert, at)
@@ -122,7 +122,7 @@ def policy_explain(
 
 
 def _say(effect: Effect, expert: str, who: str, data: Path, actions: Sequence[Action], format: str) -> None:  # the option's name
-    ledger = open_ledger(data)
+    ledger = open_ledger(existing(data))
     _print_said(ledger, curating.rule(ledger, effect, expert, who, actions, now_ms()), format)
 
 

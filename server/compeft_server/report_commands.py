@@ -17,6 +17,7 @@ from compeft_server.price import price_of
 from compeft_server.report import DenseArm, Report
 from compeft_server.report_extras import Extras
 from compeft_server.serving import open_ledger
+from compeft_server.storage import existing
 
 Format = Literal["text", "html", "md", "json", "csv", "parquet"]
 TABLE_WIDTH = 110
@@ -48,7 +49,7 @@ def report_command(
     """
     from compeft_server.report_json import dense_from_json
 
-    ledger, since_ms = open_ledger(data), None if since is None else moment_of(since)
+    ledger, since_ms = open_ledger(existing(data)), None if since is None else moment_of(since)
     if format in ("csv", "parquet"):
         _write_rows(ledger, data, expert, since_ms, format, output)
         return

@@ -68,6 +68,13 @@ def open_ledger(data: Path) -> Ledger:
     return Ledger(read_storage(data).database or data / LEDGER_FILE)
 
 
+def existing(data: Path) -> Path:
+    """`data`, if a ledger belongs to it. Errors: InputError: a mistyped directory is not made by looking at it."""
+    if not any((data / name).exists() for name in (LEDGER_FILE, STORAGE_FILE)):
+        raise InputError(f"{data} is no data directory, it has no {LEDGER_FILE}: `compeft serve --data {data}` makes one")
+    return data
+
+
 def open_store(data: Path) -> ChunkStore:
     """The store of a data directory, which is made if absent. Errors: InputError."""
     url = read_storage(data).store

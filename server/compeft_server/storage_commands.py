@@ -11,7 +11,7 @@ from compeft_server.backup import Head, back_up
 from compeft_server.garbage import Collected, Grace, collect
 from compeft_server.restore import restore
 from compeft_server.serving import now_ms
-from compeft_server.storage import open_ledger, open_store
+from compeft_server.storage import existing, open_ledger, open_store
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
@@ -32,7 +32,7 @@ def gc_command(
 
     Example: compeft gc --data /var/lib/compeft --dry-run
     """
-    ledger = open_ledger(data)
+    ledger = open_ledger(existing(data))
     grace = Grace(grace_hours * HOUR_MS, part_days * 24 * HOUR_MS)
     done = collect(open_store(data), ledger, now_ms(), grace, dry_run)
     ledger.close()

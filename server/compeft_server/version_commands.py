@@ -14,7 +14,7 @@ from compeft_server.audit import check
 from compeft_server.expert_commands import experts
 from compeft_server.own_keys import earlier_keys
 from compeft_server.serving import now_ms, open_ledger, own_key
-from compeft_server.storage import open_store
+from compeft_server.storage import existing, open_store
 from compeft_server.versions import Origin, Versions
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
@@ -99,7 +99,7 @@ def forget(name: Name, member: Annotated[str, typer.Argument(help="the client's 
 
     Example: compeft forget sentiment berlin-1 --data /var/lib/compeft
     """
-    found = next((m for m in open_ledger(data).members() if m.name == member), None)
+    found = next((m for m in open_ledger(existing(data)).members() if m.name == member), None)
     if found is None:
         raise InputError(f"no enrolled member is named {member!r}: see `compeft clients list`")
     made = _versions(data).forget(name, found.public.keyid, now_ms())
@@ -112,7 +112,7 @@ def audit_log(data: Data, format: AsFormat = "text") -> None:  # the option's na
 
     Example: compeft audit log --data /var/lib/compeft --format json
     """
-    for entry in open_ledger(data).audit_entries():
+    for entry in open_ledger(existing(data)).audit_entries():
         event, when = entry.event, _when(entry.event.at_ms)
         if format == "json":
             fields = {"number": entry.number, "at_ms": event.at_ms, "action": event.action, "subject": event.subject}
@@ -127,12 +127,12 @@ def audit_verify(data: Data) -> None:
 
     Example: compeft audit verify --data /var/lib/compeft
     """
-    entries = open_ledger(data).audit_entries()
+    entries = open_ledger(existing(data)).audit_entries()
     typer.echo(f"{len(entries)} entries hold, the newest is {check(entries).hex()}")
 
 
 def _versions(data: Path) -> Versions:
-    return Versions(own_key(data), open_store(data), open_ledger(data), earlier_keys(data))
+    return Versions(own_key(existing(data)), open_store(data), open_ledger(data), earlier_keys(data))
 
 
 def _when(at_ms: int) -> str:

@@ -38,6 +38,19 @@ def test_members_are_added_listed_and_revoked(tmp_path: Path, capsys: pytest.Cap
     assert run(["clients", "revoke", "nobody", "--data", data]) == 3
 
 
+LOOKING = ["clients list", "experts list", "report", "audit log", "audit verify", "policy list", "gc", "rotate-key"]
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_looking_at_a_mistyped_data_directory_makes_none(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "mistyped"
+    assert run([*command.split(), "--data", str(data)]) == 3
+    assert capsys.readouterr().err.startswith(f"error: {data} is no data directory, it has no ledger.sqlite")
+    assert not data.exists()
+
+
 def test_an_error_is_one_line_or_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = str(tmp_path / "nothing.pub")
     assert run(["keys", "show", missing]) == 3

@@ -14,6 +14,7 @@ import pytest
 
 from compeft_client.cli import run
 from compeft_server.conductor import Conductor, station_of
+from compeft_server.serving import open_ledger
 from tests.exchange.conftest import EXPERT, genesis
 
 
@@ -133,6 +134,7 @@ def test_a_door_for_new_members_needs_the_aggregators_own_authority(tmp_path: Pa
 
 
 def test_the_aggregators_next_key_waits_for_a_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_ledger(tmp_path).close()
     assert run(["rotate-key", "--data", str(tmp_path), "--format", "json"]) == 0
     keys = said(capsys)
     assert keys["keyid"] != keys["next_keyid"]

@@ -117,6 +117,13 @@ def test_no_page_scrolls_sideways_on_a_phone(told: Served, page: Page) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
 
 
+def test_a_long_name_does_not_widen_the_overview(tmp_path: Path, serving: Callable[..., Served], page: Page) -> None:
+    tell(tmp_path / "data", Story("team/" + "x" * 100, rounds=2, measured=False)).close()
+    page.set_viewport_size(PHONE)
+    page.goto(serving(tmp_path / "data").url)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
 def test_everything_is_reached_by_keyboard(told: Served, page: Page) -> None:
     open_live(page, told, "/rounds")
     page.keyboard.press("Tab")
