@@ -53,7 +53,7 @@ def join(
     insecure: Annotated[bool, typer.Option(help="reach the SuperLink without TLS (loopback only)")] = False,
     superlink_ca: Annotated[Path | None, typer.Option(help="PEM of the authority behind the SuperLink's certificate")] = None,
     node_key: Annotated[Path | None, typer.Option(help="private key for Flower's own node authentication")] = None,
-    port: Annotated[int, typer.Option(help="this SuperNode's own runtime port on loopback")] = 9094,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="this SuperNode's own runtime port on loopback")] = 9094,
     max_update: Annotated[
         str | None, typer.Option(help="most bytes of one update, such as 200kB; lowers the density where needed")
     ] = None,

@@ -30,12 +30,13 @@ app = typer.Typer()
 def serve_command(
     data: Data,
     host: Annotated[str, typer.Option(help="address to listen on; anything but loopback needs TLS")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on; 0 takes a free one")] = 9443,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 9443,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM of this server's certificate")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM of its key")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="PEM of the authority behind the clients' certificates")] = None,
     enroll_port: Annotated[
-        int | None, typer.Option(help="a second port, where invited clients enrol; closed by default; 0 takes a free one")
+        int | None,
+        typer.Option(min=0, max=65535, help="a second port, where invited clients enrol; closed by default; 0 takes a free one"),
     ] = None,
     database: Annotated[
         str | None, typer.Option(help="URL of a PostgreSQL for the ledger; noted in the data directory, SQLite there by default")
@@ -43,7 +44,9 @@ def serve_command(
     store: Annotated[
         str | None, typer.Option(help="URL of a bucket for the chunks: s3://, gs:// or az://; noted like --database")
     ] = None,
-    web: Annotated[int | None, typer.Option(help="also serve the live page and /metrics, on this port of loopback")] = None,
+    web: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="also serve the live page and /metrics, on this port of loopback")
+    ] = None,
     price_per_gb: Annotated[float | None, typer.Option(min=0, help="what a GB on the wire costs you, for the live page")] = None,
     currency: Annotated[str, typer.Option(help="the currency of that price")] = "EUR",
     log_format: Annotated[

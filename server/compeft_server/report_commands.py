@@ -11,6 +11,7 @@ from rich.console import Console
 
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
+from compeft_server.files import write_durably
 from compeft_server.ledger import Ledger
 from compeft_server.origins import own_public_keys
 from compeft_server.price import price_of
@@ -132,7 +133,7 @@ def _put(words: str, output: Path | None, end: str = "\n") -> None:
     if output is None:
         typer.echo(words.removesuffix("\n") + end if end else words, nl=False)
     else:
-        output.write_text(words, encoding="utf-8")
+        write_durably(output, words.encode())
         typer.echo(str(output))
 
 

@@ -23,7 +23,7 @@ app = typer.Typer()
 def dashboard(
     data: Data,
     host: Annotated[str, typer.Option(help="address to listen on; anything but loopback needs a password and TLS")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on; 0 takes a free one")] = 8443,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8443,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM of the page's certificate")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM of its key")] = None,
     behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="a proxy in front speaks TLS with the browser")] = False,

@@ -140,6 +140,15 @@ def test_listening_beyond_loopback_without_tls_is_refused(tmp_path: Path, capsys
     assert "needs TLS" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["serve --data {0}", "serve --data {0} --enroll-port", "dashboard --data {0}"])
+def test_a_port_that_is_none_is_wrong_usage_at_once(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command.format(tmp_path / "data").split()
+    words += ["99999"] if words[-1].startswith("--") else ["--port", "99999"]
+    assert run(words) == 2
+    assert "99999" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 def test_every_error_has_an_exit_code() -> None:
     assert all(exit_code(cls("x")) in EXIT_CODES.values() for cls in BY_CODE.values())
     assert exit_code(CompeftError("x")) == 1
