@@ -1,17 +1,15 @@
 """`compeft tune`: raise compression step by step until the task metric says stop. Parses, searches, prints, writes."""
 
 import json
-import os
-import shlex
-import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from compeft_client.measuring import Measure, measure_by
 from compeft_client.merging import MergeRequest, merge_experts
 from compeft_client.options import AsFormat
 from compeft_client.packing import PackSettings, save_compressed
@@ -51,7 +49,7 @@ def tune_command(
     file = output or Path(f"{directory.resolve().name}.expert")
     if file.exists() and not force:
         raise InputError(f"{file} exists already: say --force to replace it, or -o for another name")
-    measure, journal = _measure(evaluate), file.with_suffix(".tune.json")
+    measure, journal = measure_by(evaluate), file.with_suffix(".tune.json")
     search = Search(directory, PackSettings(init=init), floor, measure, journal, evaluate)
     curve = tune(search, _say if format == "text" else lambda _: None)
     file.with_suffix(".svg").write_text(picture(curve, directory.resolve().name), encoding="utf-8")
@@ -62,32 +60,7 @@ def tune_command(
     typer.echo(_json(curve, file, composed) if format == "json" else _text(curve, file, composed))
 
 
-def _measure(command: str) -> Callable[[Path], float]:
-    words = shlex.split(command)
-    if not words:
-        raise InputError("--eval is empty: give the command that measures a directory")
-
-    def measure(directory: Path) -> float:
-        arguments = [word.replace("{dir}", str(directory)) for word in words]
-        environment = os.environ | {"COMPEFT_DIRECTORY": str(directory)}
-        try:
-            done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)  # noqa: S603  # the user's own
-        except OSError as error:
-            raise InputError(f"cannot run {arguments[0]}: {error.strerror}") from error
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise InputError(f"--eval ended with code {done.returncode}: {last[:200]}")
-        try:
-            return float((done.stdout.strip().splitlines() or [""])[-1])
-        except ValueError:
-            raise InputError(f"--eval must print the metric as its last line, it printed {done.stdout[-60:]!a}") from None
-
-    return measure
-
-
-def _composed(
-    directory: Path, file: Path, init: str | None, beside: Sequence[Path], measure: Callable[[Path], float]
-) -> dict[str, float] | None:
+def _composed(directory: Path, file: Path, init: str | None, beside: Sequence[Path], measure: Measure) -> dict[str, float] | None:
     """The metric of the mean with other experts, as products of factors: of this one as it is, and of what packing makes of it."""
     if not beside:
         return None

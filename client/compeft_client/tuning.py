@@ -4,8 +4,6 @@ The metric is measured for the base model (zero bytes) and for the expert as it 
 retained gain falls below the floor, and twice in between. What was measured is kept in a file, so that an interrupted search goes on.
 """
 
-import hashlib
-import json
 import math
 import shutil
 import tempfile
@@ -13,21 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
-
-from compeft_client.checkpoint import read_values
-from compeft_client.files import write_durably
+from compeft_client.measuring import Journal, Measure, digest_of_weights, write_untrained
 from compeft_client.packing import PackSettings, save_compressed, unpack
 from compeft_client.source import read_source
-from compeft_client.treatment import ZERO_FACTORS
-from compeft_core.errors import FormatError, InputError, NotFiniteError
-from compeft_proto.expert_manifest import ADAPTER
+from compeft_core.errors import InputError
 
-Measure = Callable[[Path], float]
 Report = Callable[["Point"], None]
-Tensors = dict[str, NDArray[np.float32]]
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 REFINEMENTS = 2
 BASE, ORIGINAL = "base only", "uncompressed"
@@ -124,23 +113,12 @@ def _packed(search: Search, density: float) -> Point:
 
 
 def _measure_base(search: Search) -> float:
-    """The base model: an adapter with LoRA's B at zero, its head as it is; for a full checkpoint, the model it was tuned from."""
+    """The base model: the adapter untrained, its head as it is; for a full checkpoint, the model it was tuned from."""
     if not read_source(search.directory).is_adapter:
         return search.measure(Path(str(search.settings.init)))
-    tensors = _float32(search.directory)
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(search.directory, folder, dirs_exist_ok=True)
-        start = {n: np.zeros_like(t) if n.endswith(ZERO_FACTORS) else t for n, t in tensors.items()}
-        save_file(start, Path(folder) / ADAPTER, {"format": "pt"})
+        write_untrained(search.directory, Path(folder))
         return search.measure(Path(folder))
-
-
-def _float32(directory: Path) -> Tensors:
-    """The tensors of an adapter, by name. Errors: InputError if it is none; those of reading."""
-    source = read_source(directory)
-    if not source.is_adapter:
-        raise InputError(f"{directory} is a full checkpoint, needed is an adapter")
-    return {n: np.concatenate([*read_values(t)]).reshape(t.shape) for n, t in source.files[ADAPTER].tensors.items() if t.size}
 
 
 def _copy_rest(source: Path, target: Path) -> None:
@@ -151,26 +129,7 @@ def _copy_rest(source: Path, target: Path) -> None:
 
 
 def _remembered(search: Search, key: Sequence[object], measure: Callable[[], float]) -> float:
-    """The answer in the journal, or a new one that is in it when this returns. Errors: FormatError; those of measuring."""
-    name = hashlib.sha256(json.dumps([search.question, _digest(search.directory), *key]).encode()).hexdigest()
-    try:
-        known: dict[str, float] = json.loads(search.journal.read_text()) if search.journal.exists() else {}
-    except ValueError as error:
-        raise FormatError(f"{search.journal} is no journal of measurements: remove it to begin again") from error
-    if name not in known:
-        known[name] = measure()
-        if not math.isfinite(known[name]):
-            raise NotFiniteError(f"the measuring command answered {known[name]}")
-        write_durably(search.journal, json.dumps(known, indent=1).encode())
-    return known[name]
-
-
-def _digest(directory: Path) -> str:
-    """Of the weights, so that another expert in the same place is measured again."""
-    digest = hashlib.sha256()
-    for file in sorted(directory.glob("*.safetensors")) if directory.is_dir() else [directory]:
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    return Journal(search.journal, [search.question, digest_of_weights(search.directory)]).remembered(key, measure)
 
 
 def _reported(report: Report, point: Point) -> Point:
