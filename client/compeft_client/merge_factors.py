@@ -21,9 +21,9 @@ PREFIX = "base_model.model."
 
 
 def merge_as_factors(
-    paths: Sequence[Path], method: str, settings: FactorSettings, init: str | None
+    paths: Sequence[Path], method: str, settings: FactorSettings, weights: Sequence[float], init: str | None
 ) -> tuple[dict[str, dict[str, NDArray[np.generic]]], bytes]:
-    """Tensors by file, and the configuration, of the merged adapter.
+    """Tensors by file, and the configuration, of the merged adapter. `weights` are for what is no factor: its weighted mean.
 
     Errors: InputError that names the tensor or the field that stands in the way; those of reading.
     """
@@ -45,7 +45,7 @@ def merge_as_factors(
             merged[file][module + PAIRS[ending]] = found.b.astype(np.float32)
             ranks[module.removeprefix(PREFIX)] = found.a.shape[0]
         elif not name.endswith(tuple(PAIRS.values())):
-            merged[file][name] = merged_beside(paths, name, values, settings.weights)
+            merged[file][name] = merged_beside(paths, name, values, weights)
     return merged, _config(candidates[0], ranks)
 
 

@@ -86,7 +86,7 @@ def _merged_factors(request: MergeRequest, weights: Sequence[float]) -> tuple[Fi
     if extra := set(request.told) - {"keep"}:
         raise InputError(f"merge method {request.method} takes keep, not {sorted(extra)[0]}")
     settings = FactorSettings(weights, request.coefficient, request.told.get("keep", 0.2), request.rank)
-    files, config = merge_as_factors(request.paths, request.method, settings, request.pack.init)
+    files, config = merge_as_factors(request.paths, request.method, settings, weights, request.pack.init)
     return files, config, None
 
 
