@@ -30,7 +30,9 @@ def merge(
             "trimmed_mean, median, krum, multi_krum"
         ),
     ] = "core_average",
-    weights: Annotated[str, typer.Option(help="equal, or one number an expert: 3,1,1")] = EQUAL,
+    weights: Annotated[
+        str, typer.Option(help="equal, or one number an expert: 3,1,1; task_arithmetic takes negative ones")
+    ] = EQUAL,
     coefficient: Annotated[float, typer.Option(help="multiplies what was merged")] = 1.0,
     parameter: Annotated[
         list[str] | None,

@@ -58,8 +58,7 @@ def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -
         raise InputError(
             f"{request.method} makes new factors, which have no start to pack against: write a directory, -o {output.stem}"
         )
-    if (output if packs else output / ADAPTER_CONFIG).exists() and not force:
-        raise ConflictError(f"{output} exists already: say --force to replace it, or -o for another name")
+    check_free(output, force)
     weights = list(request.weights) or [1.0] * len(request.paths)
     if len(weights) != len(request.paths):
         raise InputError(f"{len(weights)} weights for {len(request.paths)} experts: give one each, or none")
@@ -77,6 +76,12 @@ def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -
         {v.shape[0] for t in files.values() for n, v in t.items() if n.endswith((".lora_A.weight", ".lora_embedding_A"))}
     )
     return MergeResult(output, size, written, ranks if by_factors else ())
+
+
+def check_free(output: Path, force: bool) -> None:
+    """Errors: ConflictError if a merge would replace what is at `output`, and not `force`."""
+    if (output if output.suffix == PACKED else output / ADAPTER_CONFIG).exists() and not force:
+        raise ConflictError(f"{output} exists already: say --force to replace it, or -o for another name")
 
 
 Files = dict[str, dict[str, NDArray[np.generic]]]
