@@ -4,14 +4,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
+from benchmarks.blending import DOMAINS, OTHERS, RANK, task
 from benchmarks.flower_existing import STRATEGIES
 from benchmarks.lora_averaging import METHODS
+from compeft_client.adapter import adapter_arrays, load_adapter
 from tests.web.test_pages import ALL
 
 pytestmark = pytest.mark.xdist_group("benchmarks")
 RUNS: dict[str, tuple[str, list[str]]] = {
+    "blending": ("--quick --steps 2", ["blend, packed", "blend, unpacked", "the task's own expert"]),
     "catch_up": ("--quick", ["chosen form", " 3       5%", " 3      20%"]),
     "codec": ("--quick --size 300000", ["times_faster_than_argpartition", "add_to_over_dense_add", "bf16 safetensors"]),
     "dashboard": ("--rounds 12 --clients 2", [*ALL, "/metrics", "ratio"]),
@@ -23,6 +29,9 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "scale_rule": ("--quick --rows 8", ["base 0.", "expert 0."]),
     "startup": ("--versions 2 --starts 1", ["times that of one version", "sync of the whole log"]),
 }
+
+DATA = {"scale_rule": "tasks", "blending": "experts"}
+"""The fixture with the data of a benchmark that needs some."""
 
 
 @pytest.fixture
@@ -36,10 +45,30 @@ def tasks(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def experts(tmp_path: Path) -> Path:
+    """Experts that learned nothing, and a task of a few sentences, as `blending` reads them."""
+    adapter = task.adapter_of(task.load_classifier(RANK, torch.device("cpu")))
+    adapter.save_pretrained(tmp_path / "experts" / "initial_r16", save_embedding_layers=False)
+    start, random = adapter_arrays(adapter), np.random.default_rng(0)
+    for name in (*(f"sentiment_{domain}" for domain in DOMAINS), *OTHERS):
+        folder = tmp_path / "experts" / name
+        load_adapter(adapter, {n: a + random.normal(0, 0.01, a.shape).astype(np.float32) for n, a in start.items()})
+        adapter.save_pretrained(folder, save_embedding_layers=False)
+        head = {"weight": random.normal(0, 1, (2, task.HIDDEN)).astype(np.float32), "bias": np.zeros(2, np.float32)}
+        save_file(head, folder / "head.safetensors")
+    rows = tmp_path / "sentiment" / DOMAINS[0]
+    rows.mkdir(parents=True)
+    for split in ("train", "test"):
+        (rows / f"{split}.tsv").write_text("label\ttext\npos\tgood\nneg\tbad\npos\tlovely\nneg\tawful\n")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", RUNS)
-def test_a_benchmark_runs_and_prints_its_rows(name: str, tasks: Path) -> None:
+def test_a_benchmark_runs_and_prints_its_rows(name: str, request: pytest.FixtureRequest) -> None:
     options, rows = RUNS[name]
-    data = ["--data", str(tasks)] if name == "scale_rule" else []
+    data = ["--data", str(request.getfixturevalue(DATA[name]))] if name in DATA else []
     command = [sys.executable, "-m", f"benchmarks.{name}", *options.split(), *data]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
