@@ -42,7 +42,7 @@ def tune_command(
 
     The command gets each directory in place of {dir} (and as COMPEFT_DIRECTORY) and prints the metric, higher is better, as its last
     line. What it said is kept in OUTPUT.tune.json: the same call again goes on where it was interrupted. OUTPUT.svg shows the curve.
-    Start with one small task; then compose: --with OTHER.expert measures the mean with others, packed and unpacked.
+    Ends with code 1 where no density keeps enough. Start with one small task; then compose: --with OTHER.expert measures the mean with others, packed and unpacked.
 
     Example: compeft tune ./my-lora --init ./untrained --eval "python measure.py {dir}" --floor 0.98 --with berlin.expert
     """
@@ -58,6 +58,8 @@ def tune_command(
         save_compressed(directory, file, PackSettings(chosen.density, init=init), force=force)
     composed = _composed(directory, file, init, beside or [], measure) if chosen else None
     typer.echo(_json(curve, file, composed) if format == "json" else _text(curve, file, composed))
+    if chosen is None:
+        raise typer.Exit(1)
 
 
 def _composed(directory: Path, file: Path, init: str | None, beside: Sequence[Path], measure: Measure) -> dict[str, float] | None:

@@ -86,7 +86,7 @@ def test_a_floor_nothing_reaches_writes_no_file(
     (tmp_path / "stubborn.py").write_text(
         "import sys; from pathlib import Path; print(float(Path(sys.argv[1]) == Path(sys.argv[2])))"
     )
-    assert tune(adapter, untrained, stubborn, tmp_path / "out.expert") == 0
+    assert tune(adapter, untrained, stubborn, tmp_path / "out.expert") == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["chosen"], found["file"]) == (None, None)
     assert not (tmp_path / "out.expert").exists()
