@@ -99,8 +99,6 @@ class Aggregator:
         self._rounds = Rounds(key, store, ledger, self._log, self._access, limits, now_ms)
         self._catch_up = CatchUp(key, store, ledger, self._log)
         self._packages = Packages(key, ledger, self._log, self._access, limits, now_ms)
-        self._settled: dict[tuple[str, str], int] = {}
-        """By expert and member: numbers up to this one were spoken for. In memory, as are the calls that could still bring one of them."""
         self._gate, self._checks, self._members = Gate(), Turns(), Turns()
         self._pool = ThreadPoolExecutor(SYNCING)
         self._checking = {large: threading.Semaphore(count) for large, count in CHECKERS.items()}
@@ -231,7 +229,6 @@ class Aggregator:
             joins = self._ledger.round(named.same.expert, named.same.run, named.same.round)
         elif joins is not None and joins is not found:
             other = self._ledger.standing(joins.expert, joins.run, joins.round, offer.member.public.keyid, offer.digest).other
-        settled = self._settled.get((update.expert, offer.member.name), 0)
         return Situation(
             member=offer.member,
             expert=expert,
@@ -240,7 +237,7 @@ class Aggregator:
             base_state_digest=self._log.state_digest(update.expert, found.base_version) if found else b"",
             same=named.same,
             other=other,
-            accepted_sequence=max(named.accepted_sequence, settled),
+            accepted_sequence=named.accepted_sequence,
             policy=self._access.decide(offer.member.name, offer.member.role, update.expert, "publish", update.base_version),
             base_model=self._log.base_model(expert) if expert else NO_BASE_MODEL,
         )
@@ -358,9 +355,9 @@ class Aggregator:
         way = Way() if request.statement_only else self._way(expert, have, want)
         if way.versions or way.snapshot:
             self._ledger.terms.record_fetch(expert.name, want, request.keyid, decision.reason, self._now_ms())
-        key = (expert.name, member.name)
-        self._settled[key] = max(self._settled.get(key, 0), request.sequence)
         sequences = self._ledger.sequences(expert.name, request.keyid)
+        if request.sequence > sequences.accepted:
+            self._ledger.settle(expert.name, request.keyid, request.sequence)
         version = self._log.version(expert.name, want)
         parameters = self._packages.parameters(version) if expert.kind == "package" else expert.layout.size
         statement = pb.SyncStatement(

@@ -165,7 +165,7 @@ class Sequences:
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What the ledger knows when an update arrives. `same` is the accepted update with the same digest, `other` any other accepted
-    update of the same client for the same round; `accepted_sequence` is the client's newest accepted number.
+    update of the same client for the same round; `accepted_sequence` is the client's newest number that was accepted or settled.
     """
 
     round: Round | None

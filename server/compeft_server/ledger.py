@@ -46,6 +46,10 @@ INSERTS = {table.name: sa.insert(table) for table in schema.metadata.tables.valu
 """Built once: building a statement takes longer than running it."""
 
 
+MAX_SEQUENCE = 2**63 - 1
+"""The largest number that a column holds."""
+
+
 class Ledger:
     """All tables of one aggregator."""
 
@@ -243,18 +247,25 @@ class Ledger:
         row = self._rows(query.select_from(sub.join(rnd, same)).where(sub.c.expert == expert, mine))[0]
         return Sequences(int(row.merged or 0), int(row.waiting or 0), int(row.accepted or 0))
 
+    def settle(self, expert: str, keyid: str, sequence: int) -> None:
+        """No update of the client with this number or an older one is accepted from now on: it was told so. The same again is nothing."""
+        try:
+            self._insert(schema.settled, {"expert": expert, "keyid": keyid, "sequence": min(sequence, MAX_SEQUENCE)})
+        except sa.exc.IntegrityError:
+            return
+
     def standing(self, expert: str, run: str, number: int, keyid: str, update_digest: bytes) -> Standing:
         """What matters when this update of this client arrives, in as few queries as it takes."""
         asked = {"expert": expert, "run": run, "round": number, "keyid": keyid, "update_digest": update_digest}
         with self._engine.connect() as connection:
             rounds = [dict(row._mapping) for row in connection.execute(standing.ROUND, asked)]
             known = [Submission(**row._mapping) for row in connection.execute(standing.SUBMISSIONS, asked)]
-        accepted = [row.pop("accepted_sequence") for row in rounds]
+        spoken_for = [row.pop(name) or 0 for row in rounds for name in ("accepted_sequence", "settled_sequence")]
         return Standing(
             round=_first([Round(**row) for row in rounds]),
             same=_first([s for s in known if s.update_digest == update_digest]),
             other=_first([s for s in known if s.update_digest != update_digest]),
-            accepted_sequence=int(_first(accepted) or 0),
+            accepted_sequence=max(spoken_for, default=0),
         )
 
     def close_round(self, closing: Round, version: Version | None, merged: Sequence[bytes]) -> None:

@@ -153,6 +153,14 @@ transfers = sa.Table(
     sa.Column("seconds", sa.Float, nullable=False),
 )
 
+settled = sa.Table(
+    "settled",
+    metadata,
+    sa.Column("expert", sa.ForeignKey("experts.expert"), primary_key=True),
+    sa.Column("keyid", sa.ForeignKey("keys.keyid"), primary_key=True),
+    sa.Column("sequence", sa.BigInteger, primary_key=True, autoincrement=False),
+)
+
 quality = sa.Table(
     "quality",
     metadata,

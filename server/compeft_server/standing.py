@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from compeft_server import schema
 
-_rounds, _submissions = schema.rounds, schema.submissions
+_rounds, _submissions, _settled = schema.rounds, schema.submissions, schema.settled
 
 
 def chain(keyid: str | sa.BindParameter[str]) -> sa.Select[tuple[str]]:
@@ -18,20 +18,21 @@ def chain(keyid: str | sa.BindParameter[str]) -> sa.Select[tuple[str]]:
     return sa.select(own.union(before).c.keyid)
 
 
-_mine = _submissions.c.keyid.in_(chain(sa.bindparam("keyid", type_=sa.String)))
+_chain = chain(sa.bindparam("keyid", type_=sa.String))
+_mine = _submissions.c.keyid.in_(_chain)
 
-_accepted = (
-    sa.select(sa.func.max(_submissions.c.sequence))
-    .where(_submissions.c.expert == sa.bindparam("expert"), _mine)
-    .scalar_subquery()
-)
 
-ROUND = sa.select(_rounds, _accepted.label("accepted_sequence")).where(
+def _newest(table: sa.Table) -> sa.ScalarSelect[int]:
+    mine = (table.c.expert == sa.bindparam("expert"), table.c.keyid.in_(_chain))
+    return sa.select(sa.func.max(table.c.sequence)).where(*mine).scalar_subquery()
+
+
+ROUND = sa.select(_rounds, _newest(_submissions).label("accepted_sequence"), _newest(_settled).label("settled_sequence")).where(
     _rounds.c.expert == sa.bindparam("expert"),
     _rounds.c.run == sa.bindparam("run"),
     _rounds.c.round == sa.bindparam("round"),
 )
-"""The round by expert, run and number, and the newest sequence number accepted of the client for the expert."""
+"""The round by expert, run and number, and the client's newest sequence numbers for the expert: accepted, settled."""
 
 STILL_OPEN = sa.select(_rounds.c.round).where(
     _rounds.c.expert == sa.bindparam("expert"),

@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 
 from compeft_client.exchange import Edge, EdgeClient, Trained
+from compeft_client.state import StateDirectory
 from compeft_core import Compression, layout_of
-from compeft_proto.errors import UnreachableError
+from compeft_proto.errors import ExpiredError, ReplayError, UnreachableError
 from compeft_proto.keys import new_key
-from compeft_proto.manifest import CHUNK_BYTES
+from compeft_proto.manifest import CHUNK_BYTES, refs_of
 from compeft_proto.task import RoundTask
+from compeft_proto.transport import SubmitDialogue, open_channel, upload
+from compeft_proto.v1 import exchange_pb2_grpc as rpc
+from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.conductor import Conductor, Station
-from compeft_server.serving import now_ms, open_ledger, own_key
+from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
 from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, grant_usual, synced_by, trained
 from tests.relay import Relay, end
 
@@ -179,3 +183,24 @@ def test_an_aggregator_killed_and_started_again_goes_on_where_it_was(tmp_path: P
     second.result().terminate()
     assert second.result().wait(60) == 0
     ledger.close()
+
+
+def test_an_update_that_its_client_took_back_is_refused_by_the_next_process_of_the_aggregator(world: World) -> None:
+    client, task = world.edge("edge"), world.open_round()
+    client.sync(EXPERT, task.version, RUN, 1)
+    world.offset_ms[0] = 7_200_000
+    with pytest.raises(ExpiredError):
+        client.submit(task, trained(1))
+    world.offset_ms[0] = 0
+    directory = StateDirectory.of(client._edge.state, EXPERT)
+    pending = directory.load().pending
+    assert pending is not None
+    kept, payload = directory.read(pending.envelope), directory.read(pending.payload)
+    client.sync(EXPERT)
+    assert directory.load().pending is None
+    server, port = start(Settings(world.folder / "data"), world.ledger)
+    with open_channel(f"127.0.0.1:{port}", None) as channel:
+        dialogue = SubmitDialogue(rpc.ExpertExchangeStub(channel).Submit, "there").__enter__()
+        with pytest.raises(ReplayError, match="accepted or settled is 1"):
+            upload(dialogue, Envelope.FromString(kept), refs_of(payload), payload)
+    server.stop(None).wait()

@@ -49,6 +49,16 @@ def test_what_was_never_recorded_is_not_there(ledger: Ledger) -> None:
     assert ledger.audit_entries() == []
 
 
+@pytest.mark.parametrize(("settled", "newest"), [((4,), 4), ((4, 2, 4), 4), ((2**64 - 1,), 2**63 - 1)])
+def test_what_a_client_was_told_of_counts_as_what_was_accepted(ledger: Ledger, settled: tuple[int, ...], newest: int) -> None:
+    a, b = with_round(ledger)
+    for sequence in settled:
+        ledger.settle("sentiment", a.keyid, sequence)
+    ledger.accept(submission(b))
+    known = [ledger.standing("sentiment", "run-1", 1, key.keyid, digest("new")).accepted_sequence for key in (a, b)]
+    assert known == [newest, 1]
+
+
 def test_names_come_in_the_order_of_their_bytes(ledger: Ledger) -> None:
     names = ["Zoe", "_x", "a-b", "a.b", "ab", "zoe", "ä"]
     for name in reversed(names):
