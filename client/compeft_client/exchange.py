@@ -5,7 +5,6 @@ back to an older version than the one it has unless told to.
 """
 
 import hashlib
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from compeft_client.carriers import Carrier, Connection, Letters, now_ms
 from compeft_client.files import write_durably
 from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
 from compeft_core import Encoded, Layout, Vector, compress
@@ -23,18 +23,15 @@ from compeft_core.resting import active_places, share_of_active
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto import trust
-from compeft_proto.answer import Answer, Progress, SyncDialogue, fetch, hear, lead, quiet
+from compeft_proto.answer import Answer, Progress, fetch, hear, lead, quiet
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.believed import Believed
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.task import Origin, RoundTask
-from compeft_proto.transport import SubmitDialogue, Tls, open_channel, persist, upload
-from compeft_proto.v1 import exchange_pb2 as xp
-from compeft_proto.v1 import exchange_pb2_grpc as rpc
+from compeft_proto.transport import Tls
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 
-NONCE_BYTES = 16
 PATIENCE_S = 30.0
 LIFETIME_MS = 60 * 60 * 1000
 """How long a sealed update may be under way."""
@@ -96,19 +93,21 @@ class Trained:
 
 
 class EdgeClient:
-    """One edge client of one aggregator; a context manager, because it holds a connection."""
+    """One edge client of one aggregator; a context manager, because it holds a connection. With `letters` it has none, and others carry
+    what it asks and answers; all checks are the same.
+    """
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: Edge, letters: Letters | None = None) -> None:
         self._edge = edge
-        self._channel = open_channel(edge.address, edge.tls)
-        self._stub = rpc.ExpertExchangeStub(self._channel)
-        self._believed = Believed((edge.aggregator, *edge.older), self._channel, edge.learned)
+        self._carrier: Carrier = letters or Connection(edge.key, edge.address, edge.tls, edge.patience_s)
+        self._believed = Believed((edge.aggregator, *edge.older), self._carrier.handovers, edge.learned)
+        self._relay_key = b""
 
     def __enter__(self) -> "EdgeClient":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._channel.close()
+        self._carrier.close()
 
     def sync(
         self,
@@ -139,15 +138,10 @@ class EdgeClient:
             trust.check_goal(expert, memory.version, version, go_back)
             if version is not None and version < memory.version:
                 memory = _rewound(memory)
-            request = pb.SyncRequest(
-                expert=expert,
-                keyid=self._edge.key.keyid,
-                want_version=version,
-                run=run,
-                round=round_number,
-                channel=channel,
-                sequence=memory.sequence,
-            )
+            request = self._request(expert, memory, run, round_number)
+            if version is not None:
+                request.want_version = version
+            request.channel = channel
             answer, payloads = self._answered(directory, request, memory, progress)
             statement = answer.statement
             trust.check_channel(statement, memory.version, go_back)
@@ -164,20 +158,29 @@ class EdgeClient:
         self, directory: StateDirectory, request: pb.SyncRequest, memory: Memory, progress: Progress
     ) -> tuple[Answer, list[bytes]]:
         """The signed answer to `request` from what `memory` has, and the payloads of the steps that are needed of it."""
-        request.ClearField("have_version")
-        if memory.version >= 0:
-            request.have_version = memory.version
-        request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), _now_ms()
+        _place(request, memory)
+        self._carrier.date(request)
 
         def attempt() -> tuple[Answer, list[bytes]]:
-            with SyncDialogue(self._stub.Sync, self._edge.address) as dialogue:
-                dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
+            with self._carrier.ask(request) as dialogue:
                 answer = hear(dialogue, self._believed.newest, self._believed.any)
                 trust.check_statement(answer.statement, request, memory.version)
                 trust.check_steps(answer.steps, answer.statement)
                 return answer, fetch(dialogue, directory, answer.needed, progress)
 
-        return persist(lambda: self._believed.trusting(attempt), self._edge.patience_s)
+        answer, payloads = self._carrier.persist(lambda: self._believed.trusting(attempt))
+        self._relay_key = answer.statement.relay_key
+        return answer, payloads
+
+    def next_request(self, expert: str, run: str, round_number: int) -> pb.SyncRequest:
+        """What a sync to the newest version would ask now, for others to carry."""
+        directory = self._memory_of(expert)
+        with directory.lock():
+            return self._request(expert, directory.load(), run, round_number)
+
+    def _request(self, expert: str, memory: Memory, run: str, round_number: int) -> pb.SyncRequest:
+        request = pb.SyncRequest(expert=expert, keyid=self._edge.key.keyid, run=run, round=round_number, sequence=memory.sequence)
+        return _place(request, memory)
 
     def check_ready(self, task: RoundTask) -> None:
         """Raise now, before anybody trains, what `submit` would raise of this client's memory. Errors: WrongBaseError, ConflictError."""
@@ -186,8 +189,9 @@ class EdgeClient:
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
 
-    def submit(self, task: RoundTask, trained: Trained) -> pb.Receipt:
-        """Compress the task vector plus the residual, seal it and send it for one round; the aggregator's receipt.
+    def submit(self, task: RoundTask, trained: Trained) -> pb.Receipt | None:
+        """Compress the task vector plus the residual, seal it and send it for one round; the aggregator's receipt, or None where others
+        carry it: then the next `sync` says what became of it.
 
         What compression leaves behind is kept for the next round, and so is all that earlier rounds left of tensors that rest in
         this one. Errors: WrongBaseError if another version was synced last; ConflictError while an earlier update waits for its
@@ -224,7 +228,7 @@ class EdgeClient:
             directory.save(memory)
             started = time.monotonic()
             receipt = self._send(sealed, encoded.blob)
-            if self._edge.max_upload_s is not None:
+            if self._edge.max_upload_s is not None and receipt is not None:
                 directory.save(replace(memory, upload_bytes_per_s=len(encoded.blob) / (time.monotonic() - started)))
             return receipt
 
@@ -237,15 +241,11 @@ class EdgeClient:
                 return None
             return self._send(Envelope.FromString(directory.read(pending.envelope)), directory.read(pending.payload))
 
-    def _send(self, sealed: Envelope, payload: bytes) -> pb.Receipt:
-        """Submit until the aggregator has answered; its receipt, checked."""
-        refs = mf.refs_of(payload)
-
-        def attempt() -> Envelope:
-            with SubmitDialogue(self._stub.Submit, self._edge.address) as dialogue:
-                return upload(dialogue, sealed, refs, payload)
-
-        answer = persist(attempt, self._edge.patience_s)
+    def _send(self, sealed: Envelope, payload: bytes) -> pb.Receipt | None:
+        """Bring a sealed update on its way; the aggregator's receipt, checked, if there is one yet."""
+        answer = self._carrier.hand_in(sealed, payload, self._relay_key)
+        if answer is None:
+            return None
         receipt = self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
         trust.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
         return receipt
@@ -254,7 +254,7 @@ class EdgeClient:
         return StateDirectory.of(self._edge.state, expert)
 
     def _update(self, task: RoundTask, trained: Trained, encoded: Encoded, layout: Layout) -> pb.UpdateManifest:
-        now = _now_ms()
+        now = now_ms()
         return pb.UpdateManifest(
             expert=task.expert,
             base_version=task.version,
@@ -277,6 +277,14 @@ class EdgeClient:
 
 def _genesis(directory: StateDirectory, memory: Memory) -> pb.Genesis:
     return pb.Genesis.FromString(directory.read(memory.genesis))
+
+
+def _place(request: pb.SyncRequest, memory: Memory) -> pb.SyncRequest:
+    """The request, from the version that `memory` has."""
+    request.ClearField("have_version")
+    if memory.version >= 0:
+        request.have_version = memory.version
+    return request
 
 
 def _rewound(memory: Memory) -> Memory:
@@ -325,7 +333,3 @@ def _task_vector(directory: StateDirectory, memory: Memory, layout: Layout, task
             "freeze them (compeft_client.adapter.rest)"
         )
     return np.where(active, vector, np.float32(0))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

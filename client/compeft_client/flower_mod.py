@@ -6,21 +6,27 @@ Who this client is and which aggregator it believes stands in the node configura
 it from elsewhere (`config`); nothing that a server sends decides it.
 
 Incoming: a message with a task instead of arrays gets its arrays from the aggregator, checked. The app trains as ever. Outgoing: its
-arrays become a compressed, signed update at the aggregator, and the reply carries a receipt. If tensors rest in a round, the app finds
-the endings of their names in the record `resting`, and must leave them as they are. A message without a task passes
-through untouched, so the same app also runs without the strategy's other half. Put it first in the list: what comes after it
-(clipping, noise) then works on plain arrays.
+arrays become a compressed, signed update at the aggregator, and the reply carries a receipt. Whether this client reaches the aggregator
+itself, or a letter in Flower's message carries all of that, is the server's to say (`Plan(relay=True)`) and changes no check. If tensors
+rest in a round, the app finds the endings of their names in the record `resting`, and must leave them as they are. A message without a
+task passes through untouched, so the same app also runs without the strategy's other half. Put it first in the list: what comes after
+it (clipping, noise) then works on plain arrays.
 """
 
 from collections.abc import Callable, Mapping
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from google.protobuf.message import DecodeError
 
+from compeft_client.carriers import Letters
 from compeft_client.exchange import EdgeClient, Synced, Trained
 from compeft_client.node import edge_of
 from compeft_core import flatten, unflatten
 from compeft_core.errors import FormatError
+from compeft_proto import letter
+from compeft_proto.keys import SigningKey
 from compeft_proto.task import ORDER, RECORD, RESTING, Origin, RoundTask, task_from_values
+from compeft_proto.v1 import exchange_pb2 as xp
 
 App = Callable[[Message, Context], Message]
 
@@ -45,8 +51,11 @@ class CompressionMod:
         if record is None:
             return call_next(message, context)
         task, key, edge = task_from_values(record), str(record["arrays-key"]), edge_of(self._config(context))
+        letters = _letters(message, edge.key)
         del message.content[RECORD]
-        with EdgeClient(edge) as client:
+        with EdgeClient(edge, letters) as client:
+            if letters is not None and not letters.answers:
+                return _enclosed(Message(RecordDict(), reply_to=message), client, task, letters)
             synced = client.sync(task.expert, task.version, task.run, task.round, origin=self._origin(context))
             message.content[key] = _arrays(synced, record.get(ORDER))
             if message.metadata.message_type == MessageType.TRAIN:
@@ -58,6 +67,8 @@ class CompressionMod:
                 return reply
             if message.metadata.message_type == MessageType.TRAIN:
                 self._submit(client, task, synced, reply, context)
+            if letters is not None:
+                _enclosed(reply, client, task, letters)
         reply.content[RECORD] = ConfigRecord({"keyid": edge.key.keyid, "version": synced.version})
         return reply
 
@@ -73,6 +84,26 @@ class CompressionMod:
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
         count = int(numbers.get("num-examples", 1))
         client.submit(task, Trained(tuned - synced.vector, count, numbers, self._origin(context)))
+
+
+def _letters(message: Message, key: SigningKey) -> Letters | None:
+    """Those of a message that carries one; it is taken out. None if this client is to reach the aggregator itself. Errors: FormatError."""
+    record = message.content.array_records.get(letter.RECORD)
+    if record is None:
+        return None
+    del message.content[letter.RECORD]
+    try:
+        return Letters(key, xp.Letter.FromString(record[letter.RECORD].data))
+    except (KeyError, DecodeError) as error:
+        raise FormatError("the message's letter is none") from error
+
+
+def _enclosed(reply: Message, client: EdgeClient, task: RoundTask, letters: Letters) -> Message:
+    """The reply with a letter: the update, if there is one, and what is to be answered next."""
+    letters.enclose(client.next_request(task.expert, task.run, task.round))
+    data = letters.reply.SerializeToString()
+    reply.content[letter.RECORD] = ArrayRecord({letter.RECORD: Array("uint8", (len(data),), letter.KIND, data)})
+    return reply
 
 
 def _arrays(synced: Synced, order: object) -> ArrayRecord:

@@ -10,14 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compeft_client.exchange import NONCE_BYTES, Edge
+from compeft_client.carriers import NONCE_BYTES
+from compeft_client.exchange import Edge
 from compeft_client.state import Memory, StateDirectory
 from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto import trust
 from compeft_proto.answer import Answer, Progress, SyncDialogue, fetch, hear, quiet
-from compeft_proto.believed import Believed
+from compeft_proto.believed import Believed, listed
 from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey
 from compeft_proto.transport import SubmitDialogue, open_channel, persist, upload
@@ -78,7 +79,7 @@ class PackageClient:
         self._edge = edge
         self._channel = open_channel(edge.address, edge.tls)
         self._stub = rpc.ExpertExchangeStub(self._channel)
-        self._believed = Believed((edge.aggregator, *edge.older), self._channel, edge.learned)
+        self._believed = Believed((edge.aggregator, *edge.older), lambda: listed(self._channel), edge.learned)
 
     def __enter__(self) -> "PackageClient":
         return self

@@ -26,6 +26,16 @@ Progress = Callable[[int], AbstractContextManager[Tick]]
 """Given the bytes to come: what to tell how many have just come."""
 
 
+class Talk(Protocol):
+    """A Sync call: one over a connection, or one that others have carried."""
+
+    def send(self, message: xp.SyncCall) -> None:
+        """Want a chunk."""
+
+    def receive(self) -> xp.SyncReply:
+        """The next of what the aggregator says."""
+
+
 class Kept(Protocol):
     """Where chunks wait while a fetch that broke is tried again, by their SHA-256 in hexadecimal."""
 
@@ -63,8 +73,13 @@ class Answer:
     @property
     def needed(self) -> tuple[Step, ...]:
         """The steps whose bytes are needed: from the last whole state on."""
-        whole = [number for number, step in enumerate(self.steps) if _is_whole(step)]
-        return self.steps[whole[-1] if whole else 0 :]
+        return needed(self.steps)
+
+
+def needed(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """The steps whose bytes are needed: from the last whole state on."""
+    whole = [number for number, step in enumerate(steps) if _is_whole(step)]
+    return steps[whole[-1] if whole else 0 :]
 
 
 @contextmanager
@@ -73,7 +88,7 @@ def quiet(_total: int) -> Iterator[Tick]:
     yield lambda _done: None
 
 
-def hear(dialogue: SyncDialogue, current: dsse.Lookup, ever: dsse.Lookup) -> Answer:
+def hear(dialogue: Talk, current: dsse.Lookup, ever: dsse.Lookup) -> Answer:
     """What the aggregator says, before any chunk. `current` knows its key of today, `ever` also those it had before.
 
     Errors: SignatureError, UnknownKeyError, PayloadTypeError, FormatError; those of the call.
@@ -88,7 +103,7 @@ def hear(dialogue: SyncDialogue, current: dsse.Lookup, ever: dsse.Lookup) -> Ans
     return Answer(statement, tuple(steps))
 
 
-def fetch(dialogue: SyncDialogue, kept: Kept, steps: Sequence[Step], progress: Progress = quiet) -> list[bytes]:
+def fetch(dialogue: Talk, kept: Kept, steps: Sequence[Step], progress: Progress = quiet) -> list[bytes]:
     """The payload of each step. Chunks that an earlier, broken call brought are in `kept`, the others come from the aggregator.
 
     Errors: ChunkMismatchError, FormatError; those of the call.
@@ -127,7 +142,7 @@ def _is_whole(step: Step) -> bool:
     return isinstance(step, pb.SnapshotManifest) or step.version == 0 or step.snapshot
 
 
-def _chunk(dialogue: SyncDialogue, kept: Kept, ref: pb.ChunkRef, one_of_many: bool, tick: Tick) -> bytes:
+def _chunk(dialogue: Talk, kept: Kept, ref: pb.ChunkRef, one_of_many: bool, tick: Tick) -> bytes:
     """One chunk; one of many is kept, so that it is not fetched again if the call breaks before the last."""
     chunk = kept.held(ref.sha256.hex())
     if chunk is None:
@@ -138,7 +153,7 @@ def _chunk(dialogue: SyncDialogue, kept: Kept, ref: pb.ChunkRef, one_of_many: bo
     return chunk
 
 
-def _fetched(dialogue: SyncDialogue, ref: pb.ChunkRef) -> bytes:
+def _fetched(dialogue: Talk, ref: pb.ChunkRef) -> bytes:
     """One chunk, checked."""
     dialogue.send(xp.SyncCall(want=xp.NeededChunk(sha256=ref.sha256)))
     data = bytearray()

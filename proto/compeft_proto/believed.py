@@ -1,11 +1,11 @@
-"""Which keys of its aggregator a client believes, over one connection. When the aggregator has changed its key, the statement by which
-the old key introduced the new one is fetched and followed.
+"""Which keys of its aggregator a client believes. When the aggregator has changed its key, the statement by which the old key introduced
+the new one is asked for and followed.
 
 Invariant: statements and commands' answers must be signed by the newest key; what was signed to last (versions, receipts) may be by an
 earlier one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import grpc
@@ -19,6 +19,16 @@ from compeft_proto.v1 import enrolment_pb2_grpc as rpc
 
 T = TypeVar("T")
 WAIT_S = 30.0
+Handovers = Callable[[], Iterable[ep.Introduction]]
+"""Where the aggregator's changes of key are to be had, oldest first; none if it cannot be asked."""
+
+
+def listed(channel: grpc.Channel) -> Iterable[ep.Introduction]:
+    """Those that the aggregator itself lists."""
+    try:
+        return rpc.MembershipStub(channel).ListHandovers(ep.HandoversRequest(), timeout=WAIT_S).statements
+    except grpc.RpcError:
+        return ()
 
 
 class Believed:
@@ -27,10 +37,10 @@ class Believed:
     def __init__(
         self,
         keys: tuple[PublicKey, ...],
-        channel: grpc.Channel,
+        handovers: Handovers,
         learned: Callable[[tuple[PublicKey, ...]], None] = lambda _: None,
     ) -> None:
-        self._keys, self._channel, self._learned = keys, channel, learned
+        self._keys, self._handovers, self._learned = keys, handovers, learned
 
     @property
     def newest(self) -> dsse.Lookup:
@@ -63,11 +73,7 @@ class Believed:
         )
 
     def _follow(self) -> bool:
-        try:
-            found = rpc.MembershipStub(self._channel).ListHandovers(ep.HandoversRequest(), timeout=WAIT_S)
-        except grpc.RpcError:
-            return False
-        keys = follow(self._keys, found.statements)
+        keys = follow(self._keys, self._handovers())
         if keys == self._keys:
             return False
         self._keys = keys

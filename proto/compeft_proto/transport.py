@@ -148,22 +148,35 @@ def upload(
 ) -> Envelope:
     """Offer a sealed manifest, send the chunks of `payload` that are asked for, return the sealed answer. `tick` is told how many bytes
     have just left.
+    """
+    starts = {ref.sha256: CHUNK_BYTES * number for number, ref in enumerate(refs)}
+
+    def parts(wanted: xp.NeededChunk) -> Iterator[xp.SubmitRequest]:
+        if wanted.sha256 not in starts:
+            raise FormatError(f"the aggregator asks for chunk {wanted.sha256.hex()[:16]}, which the manifest does not name")
+        start = starts[wanted.sha256]
+        chunk = memoryview(payload)[start : start + CHUNK_BYTES]
+        for at in range(wanted.offset, len(chunk), DATA_BYTES):
+            part = bytes(chunk[at : at + DATA_BYTES])
+            yield xp.SubmitRequest(data=part)
+            tick(len(part))
+
+    return offer(dialogue, xp.SubmitRequest(envelope=sealed), parts)
+
+
+def offer(
+    dialogue: SubmitDialogue, first: xp.SubmitRequest, parts: Callable[[xp.NeededChunk], Iterable[xp.SubmitRequest]]
+) -> Envelope:
+    """Send `first`, then the `parts` of each chunk that is asked for; the sealed answer.
 
     A chunk is sent once the one before it is confirmed, so no more than one is lost when the connection breaks.
     """
-    dialogue.send(xp.SubmitRequest(envelope=sealed))
+    dialogue.send(first)
     reply = dialogue.receive()
     if reply.HasField("needed"):
-        starts = {ref.sha256: CHUNK_BYTES * number for number, ref in enumerate(refs)}
         for wanted in reply.needed.chunks:
-            if wanted.sha256 not in starts:
-                raise FormatError(f"the aggregator asks for chunk {wanted.sha256.hex()[:16]}, which the manifest does not name")
-            start = starts[wanted.sha256]
-            chunk = memoryview(payload)[start : start + CHUNK_BYTES]
-            for at in range(wanted.offset, len(chunk), DATA_BYTES):
-                part = bytes(chunk[at : at + DATA_BYTES])
-                dialogue.send(xp.SubmitRequest(data=part))
-                tick(len(part))
+            for part in parts(wanted):
+                dialogue.send(part)
             if dialogue.receive().received != wanted.sha256:
                 raise FormatError(f"the aggregator has not confirmed chunk {wanted.sha256.hex()[:16]}")
         reply = dialogue.receive()

@@ -10,10 +10,13 @@ from compeft_core.errors import FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto.answer import Answer, Step
 from compeft_proto.base_model import base_model_of, check_base_model, stated
-from compeft_proto.errors import ChunkMismatchError, ConflictError, ReplayError, UnknownKeyError, WrongBaseError
+from compeft_proto.errors import ChunkMismatchError, ConflictError, ExpiredError, ReplayError, UnknownKeyError, WrongBaseError
 from compeft_proto.keys import PUBLIC_BYTES, PublicKey
 from compeft_proto.task import Origin
 from compeft_proto.v1 import expert_pb2 as pb
+
+MAX_CARRIED_MS = 60 * 60 * 1000
+"""How old a request may be whose answer others have carried; on this client's own clock."""
 
 
 def check_goal(expert: str, have: int, want: int | None, go_back: bool = False) -> None:
@@ -36,6 +39,28 @@ def check_statement(statement: pb.SyncStatement, request: pb.SyncRequest, have: 
         raise WrongBaseError(f"the aggregator offers channel {statement.channel[:20]!a}, asked was for {request.channel!a}")
     if request.HasField("want_version") and statement.want_version != request.want_version:
         raise WrongBaseError(f"the aggregator offers version {statement.want_version}, asked was for {request.want_version}")
+
+
+def check_carried(carried: pb.SyncRequest, now: pb.SyncRequest, now_ms: int) -> None:
+    """The request that others have carried is what this client would ask `now`, so its answer is the last word on what is here.
+
+    Errors: ReplayError if the client has synced or used a sequence number since; WrongBaseError for another expert; ExpiredError.
+    """
+    if carried.expert != now.expert:
+        raise WrongBaseError(f"the letter answers a request for {carried.expert[:40]!a}, the task is of {now.expert!r}")
+    made, here = (_place(request) for request in (carried, now))
+    if made != here:
+        raise ReplayError(
+            f"the letter answers a request made at {made}, {now.expert} is at {here} here: somebody may be replaying old answers"
+        )
+    age_ms = now_ms - carried.issued_at_ms
+    if abs(age_ms) > MAX_CARRIED_MS:
+        raise ExpiredError(f"the letter answers a request of {age_ms / 1000:.0f} s ago, allowed are {MAX_CARRIED_MS // 1000}")
+
+
+def _place(request: pb.SyncRequest) -> str:
+    have = f"version {request.have_version}" if request.HasField("have_version") else "no version"
+    return f"{have}, sequence number {request.sequence}"
 
 
 def check_channel(statement: pb.SyncStatement, have: int, go_back: bool) -> None:

@@ -24,9 +24,11 @@ class Access:
         self._ledger, self._log, self._now_ms = ledger, log, now_ms
         self._owners: dict[str, str] = {}
 
-    def expert(self, member: Member, name: str) -> Expert:
-        """The expert of this name. Errors: UnknownExpertError, which names those that the member may fetch."""
+    def expert(self, member: Member, name: str, *, carried: bool) -> Expert:
+        """The expert of this name. Errors: UnknownExpertError, which names those that the member may fetch, unless others carry it."""
         found = self._ledger.expert(name)
+        if found is None and carried:
+            raise UnknownExpertError(f"no expert {name[:40]!a} here")
         if found is None:
             raise UnknownExpertError(f"no expert {name[:40]!a} here; yours are: {', '.join(self._fetchable(member)) or 'none'}")
         return found

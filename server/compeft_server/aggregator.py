@@ -14,9 +14,11 @@ from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.base_model import NO_BASE_MODEL
+from compeft_proto.box import open_box, relay_key_of
 from compeft_proto.errors import ConflictError, ForbiddenError, UnknownExpertError, UnknownKeyError
 from compeft_proto.expert_manifest import Manifest
 from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server import admission
@@ -99,6 +101,7 @@ class Aggregator:
         self._rounds = Rounds(key, store, ledger, self._log, self._access, limits, now_ms)
         self._catch_up = CatchUp(key, store, ledger, self._log)
         self._packages = Packages(key, ledger, self._log, self._access, limits, now_ms)
+        self._relay_key = relay_key_of(key)
         self._gate, self._checks, self._members = Gate(), Turns(), Turns()
         self._pool = ThreadPoolExecutor(SYNCING)
         self._checking = {large: threading.Semaphore(count) for large, count in CHECKERS.items()}
@@ -112,6 +115,10 @@ class Aggregator:
         kind = OFFERS.get(verified.payload_type, dsse.UPDATE)
         message: Message = dsse.parse(verified, kind)
         return Offer(member, message, verified.digest, envelope.SerializeToString())
+
+    def unbox(self, box: bytes) -> xp.SubmitRequest:
+        """What a client closed to the relay key of a statement. Errors: FormatError."""
+        return open_box(self._relay_key, xp.SubmitRequest, box)
 
     def admit(self, offer: Offer) -> Upload | Envelope:
         """Steps 5 and 6, by the manifest alone; the answer again if this very update is in already."""
@@ -178,7 +185,7 @@ class Aggregator:
         request = dsse.parse(verified, dsse.SYNC_REQUEST)
         admission.admit_time(request.issued_at_ms, request.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
         member = admission.admit_member(member, request.keyid, "edge", "conductor", "reader")
-        expert = self._access.expert(member, request.expert)
+        expert = self._access.expert(member, request.expert, carried=bool(request.relay_key))
         with self._gate.shared(), self._members.take(member.name):
             return self._answer(member, expert, request)
 
@@ -373,6 +380,7 @@ class Aggregator:
             channel_moved_back_from=channel.moved_back_from if channel else None,
             state_digest=version.state_digest,
             package=expert.kind == "package",
+            relay_key=self._relay_key.public if request.relay_key else b"",
         )
         return SyncAnswer(
             member=member,

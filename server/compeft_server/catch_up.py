@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.answer import Step as Answered
+from compeft_proto.answer import needed
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.keys import SigningKey
 from compeft_proto.snapshot import encode_snapshot, least_bytes, reference_of
@@ -43,6 +45,14 @@ class Way:
     versions: tuple[Envelope, ...] = ()
     snapshot: Envelope | None = None
     chunks: frozenset[bytes] = frozenset()
+
+    @property
+    def needed(self) -> list[pb.ChunkRef]:
+        """The chunks that a client needs of it, in order and each once. It is our own, and signed: whoever fetches it checks that."""
+        steps: list[Answered] = [pb.VersionManifest.FromString(version.payload) for version in self.versions]
+        if self.snapshot is not None:
+            steps.append(pb.SnapshotManifest.FromString(self.snapshot.payload))
+        return list({ref.sha256: ref for step in needed(tuple(steps)) for ref in step.chunks}.values())
 
 
 def cheapest(steps: Sequence[Step], known: Mapping[bytes, int], goal: bytes) -> tuple[int, list[Step]] | None:

@@ -10,18 +10,18 @@ from pathlib import Path
 import grpc
 
 from compeft_core import Codec, Compression, MergeParameters
-from compeft_core.errors import InputError
+from compeft_core.errors import FormatError, InputError
 from compeft_core.merge_inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import envelope as dsse
 from compeft_proto import trust
 from compeft_proto.answer import Answer, InMemory, SyncDialogue, fetch, hear
-from compeft_proto.believed import Believed
+from compeft_proto.believed import Believed, listed
 from compeft_proto.errors import from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, check_private, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.manifest import compression_to_proto, optimizer_to_proto, parameters_to_proto, refs_of
 from compeft_proto.site import FILES, INDEX
-from compeft_proto.transport import SubmitDialogue, Tls, open_channel, persist, upload
+from compeft_proto.transport import SubmitDialogue, Tls, offer, open_channel, persist, upload
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -94,7 +94,7 @@ class Conductor:
         self._station = station
         channel = open_channel(station.address, station.tls)
         self._stub = rpc.ExpertExchangeStub(channel)
-        self._believed = Believed((station.aggregator, *station.older), channel)
+        self._believed = Believed((station.aggregator, *station.older), lambda: listed(channel))
 
     def publish(self, genesis: pb.Genesis, snapshot: bytes = b"") -> pb.VersionManifest:
         """Create an expert with this version 0. Errors: ConflictError if the name is taken."""
@@ -165,6 +165,38 @@ class Conductor:
                 return answer, fetch(dialogue, kept, answer.needed)
 
         return persist(lambda: self._believed.trusting(attempt), PATIENCE_S)
+
+    def carry_request(self, request: Envelope) -> list[bytes]:
+        """The aggregator's answer to a client's sealed request, in boxes that only this client opens.
+
+        Errors: those of a client's sync; LimitError if the answer is too large for a letter.
+        """
+
+        def attempt() -> list[bytes]:
+            boxes = []
+            with SyncDialogue(self._stub.Sync, self._station.address) as dialogue:
+                dialogue.send(xp.SyncCall(envelope=request))
+                while not (reply := dialogue.receive()).listed:
+                    boxes.append(reply.box)
+            return boxes
+
+        return persist(attempt, PATIENCE_S)
+
+    def carry_update(self, letter: xp.Letter) -> pb.Receipt:
+        """Hand in the update of a client's letter; the receipt. Errors: those of a client's submit."""
+        boxes = {chunk.sha256: chunk.box for chunk in letter.chunks}
+
+        def part(wanted: xp.NeededChunk) -> list[xp.SubmitRequest]:
+            if wanted.sha256 not in boxes:
+                raise FormatError(f"the letter lacks chunk {wanted.sha256.hex()[:16]}")
+            return [xp.SubmitRequest(box=boxes[wanted.sha256])]
+
+        def attempt() -> Envelope:
+            with SubmitDialogue(self._stub.Submit, self._station.address) as dialogue:
+                return offer(dialogue, xp.SubmitRequest(box=letter.update), part)
+
+        answer = persist(attempt, PATIENCE_S)
+        return self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
 
     def report(self, expert: str, measured: Measured) -> None:
         """Put a task metric beside the bytes. The same again is nothing."""

@@ -178,7 +178,8 @@ class Standing:
 class Transfer:
     """Bytes that one call moved, refused and broken-off calls included (those have a wire, but no payload or dense bytes).
 
-    dense: the same parameters as fp32 (bf16 is half); wire: counted by the kernel on the socket. What a call never said is empty.
+    dense: the same parameters as fp32 (bf16 is half); wire: counted by the kernel on the socket; relayed: boxes that others carry between
+    this call and the client, inside their own messages. What a call never said is empty.
     """
 
     at_ms: int
@@ -193,6 +194,7 @@ class Transfer:
     wire_received_bytes: int = 0
     wire_sent_bytes: int = 0
     seconds: float = 0.0
+    relayed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

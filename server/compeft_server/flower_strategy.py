@@ -32,6 +32,7 @@ from compeft_server.conductor import Conductor, Measured, Station
 from compeft_server.facts import Arm
 from compeft_server.flower_equivalents import merging_of
 from compeft_server.flower_quorum import QuorumGrid
+from compeft_server.flower_relay import RelayGrid
 from compeft_server.following import Follower
 
 FLOATING = ("float", "bfloat")
@@ -53,6 +54,8 @@ class Plan:
 
     fetch: each new version is fetched from the aggregator too, so that `start` returns arrays and can evaluate them; without it they
     lie at the aggregator only.
+    relay: clients need not reach the aggregator: what they ask, get and send travels inside Flower's messages, signed and encrypted end to
+    end, and this program hands it to the aggregator.
     budget_bytes: most payload bytes of a round, both directions, all clients together; `uplink` and `downlink` are then the highest
     densities that it may use, and each round takes what fits the number of its clients.
     codec: of both links: `context` takes the fewest bytes, `rice` the least time where a link is faster than some 10 Mbit/s.
@@ -75,6 +78,7 @@ class Plan:
     deadline_s: float | None = None
     max_staleness: int = 0
     fetch: bool = True
+    relay: bool = False
     budget_bytes: int | None = None
     codec: Codec = "context"
 
@@ -113,6 +117,8 @@ class CompressedStrategy(Strategy):
         self._layout_of(initial_arrays)  # refuses now what would be refused once the nodes are there
         self._run = str(grid.run.run_id)
         self._deadline_s = min(timeout, self.plan.deadline_s or timeout)
+        if self.plan.relay:
+            grid = RelayGrid(grid, self._conductor)
         if self.plan.min_updates is not None or self.plan.deadline_s is not None:
             grid = QuorumGrid(grid, self.plan.min_updates, self._deadline_s)
         return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)

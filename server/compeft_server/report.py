@@ -33,13 +33,16 @@ LINKS = (
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """A sum of transfers. dense: the same parameters uncompressed; received and sent are seen from the aggregator."""
+    """A sum of transfers. dense: the same parameters uncompressed; received and sent are seen from the aggregator; relayed: of these, what
+    others carried to and from clients inside their own messages.
+    """
 
     dense_fp32_bytes: int = 0
     payload_bytes: int = 0
     wire_received_bytes: int = 0
     wire_sent_bytes: int = 0
     seconds: float = 0.0
+    relayed_bytes: int = 0
 
     @property
     def dense_bf16_bytes(self) -> int:

@@ -106,6 +106,7 @@ def _traffic_json(traffic: Traffic) -> dict[str, object]:
         "wire_bytes": traffic.wire_bytes,
         "wire_to_aggregator_bytes": traffic.wire_received_bytes,
         "wire_from_aggregator_bytes": traffic.wire_sent_bytes,
+        "relayed_bytes": traffic.relayed_bytes,
         "transfer_seconds": traffic.seconds,
     }
 

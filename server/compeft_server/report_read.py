@@ -95,7 +95,8 @@ def build_report(records: Records, dense: DenseArm | None = None, seconds: float
 
 def _sum(transfers: Iterable[Transfer]) -> Traffic:
     return add(
-        Traffic(t.dense_fp32_bytes, t.payload_bytes, t.wire_received_bytes, t.wire_sent_bytes, t.seconds) for t in transfers
+        Traffic(t.dense_fp32_bytes, t.payload_bytes, t.wire_received_bytes, t.wire_sent_bytes, t.seconds, t.relayed_bytes)
+        for t in transfers
     )
 
 

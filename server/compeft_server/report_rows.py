@@ -45,6 +45,7 @@ COLUMNS = (
     Column("payload_bytes", "count", "encoded parameters"),
     Column("wire_received_bytes", "count", "counted on the socket, to the aggregator"),
     Column("wire_sent_bytes", "count", "counted on the socket, from the aggregator"),
+    Column("relayed_bytes", "count", "of these, what others carried on inside their own messages"),
     Column("seconds", "number", "how long the call lasted, waiting included"),
     Column("metric", "text", "the expert's task metric"),
     Column("quality", "number", "that metric at this version, mean over clients weighted by their examples"),

@@ -158,9 +158,18 @@ def _lines(report: Report) -> list[str]:
             if report.operator_wire_bytes
             else ""
         ),
+        *_relayed(traffic),
         verdict(report),
     ]
     return [*lines, dense_verdict(report)] if report.dense else lines
+
+
+def _relayed(traffic: Traffic) -> list[str]:
+    if not traffic.relayed_bytes:
+        return []
+    return [
+        f"{human_bytes(traffic.relayed_bytes)} of the clients' bytes travelled on inside Flower's messages (Plan(relay=True))"
+    ]
 
 
 def verdict(report: Report) -> str:

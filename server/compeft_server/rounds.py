@@ -57,7 +57,7 @@ class Rounds:
         command = dsse.parse(verified, kind)
         admission.admit_time(command.issued_at_ms, command.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
         admission.admit_member(member, command.keyid, "conductor")
-        expert = self._access.expert(member, command.expert)
+        expert = self._access.expert(member, command.expert, carried=False)
         self._access.require(member, expert.name, "publish", self._ledger.head(expert.name))
         return command
 

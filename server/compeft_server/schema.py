@@ -151,6 +151,7 @@ transfers = sa.Table(
     sa.Column("wire_received_bytes", sa.BigInteger, nullable=False),
     sa.Column("wire_sent_bytes", sa.BigInteger, nullable=False),
     sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("relayed_bytes", sa.BigInteger, nullable=False, server_default=sa.text("0")),
 )
 
 settled = sa.Table(

@@ -4,13 +4,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import NoReturn
 
 import grpc
 import structlog
 
 from compeft_core.errors import CompeftError, FormatError, LimitError
+from compeft_proto.box import close_box
 from compeft_proto.errors import STATUS, StorageFullError, TruncatedError, TrustError, WaitError, trailing_metadata
+from compeft_proto.letter import check_size
+from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -38,8 +42,10 @@ class _Call:
 class ExchangeService(rpc.ExpertExchangeServicer):
     """ExpertExchange over an Aggregator."""
 
-    def __init__(self, aggregator: Aggregator, ledger: Ledger, limits: Limits, now_ms: Callable[[], int]) -> None:
-        self._aggregator, self._ledger, self._now_ms = aggregator, ledger, now_ms
+    def __init__(
+        self, aggregator: Aggregator, ledger: Ledger, limits: Limits, now_ms: Callable[[], int], handovers: ep.Handovers
+    ) -> None:
+        self._aggregator, self._ledger, self._now_ms, self._handovers = aggregator, ledger, now_ms, handovers
         self._meter = WireMeter()
         self._slots = Slots(limits.max_calls_per_client, limits.max_calls)
         self._rates = Rates(limits)
@@ -84,6 +90,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
     def _submit(
         self, requests: Iterator[xp.SubmitRequest], context: grpc.ServicerContext, call: _Call
     ) -> Iterator[xp.SubmitReply]:
+        requests = self._unboxed(requests, call)
         offer = self._aggregator.open(_envelope(next(requests, xp.SubmitRequest())))
         call.transfer = _of_offer(call.transfer, offer)
         keyid = call.transfer.keyid
@@ -112,19 +119,42 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         keyid = call.transfer.keyid
         self._rates.admit(keyid)
         with self._slots.take(keyid):
-            yield xp.SyncReply(statement=answer.statement)
-            for version in answer.way.versions:
-                yield xp.SyncReply(version=version)
-            if answer.way.snapshot is not None:
-                yield xp.SyncReply(snapshot=answer.way.snapshot)
-            yield xp.SyncReply(listed=True)
-            for wanted in requests:
-                for data in self._aggregator.stream(answer, wanted.want.sha256, wanted.want.offset):
-                    self._watchdog.moved(context)
-                    self._rates.spend(keyid, len(data))
-                    call.transfer = replace(call.transfer, payload_bytes=call.transfer.payload_bytes + len(data))
-                    yield xp.SyncReply(data=data)
+            if answer.request.relay_key:
+                yield from self._boxed(answer, context, call)
+            else:
+                yield from _told(answer)
+                for wanted in requests:
+                    for data in self._chunk(answer, wanted.want, context, call):
+                        yield xp.SyncReply(data=data)
             call.transfer = replace(call.transfer, dense_fp32_bytes=answer.dense_fp32_bytes)
+
+    def _chunk(self, answer: SyncAnswer, wanted: xp.NeededChunk, context: grpc.ServicerContext, call: _Call) -> Iterator[bytes]:
+        for data in self._aggregator.stream(answer, wanted.sha256, wanted.offset):
+            self._watchdog.moved(context)
+            self._rates.spend(call.transfer.keyid, len(data))
+            call.transfer = replace(call.transfer, payload_bytes=call.transfer.payload_bytes + len(data))
+            yield data
+
+    def _boxed(self, answer: SyncAnswer, context: grpc.ServicerContext, call: _Call) -> Iterator[xp.SyncReply]:
+        """The whole answer, unasked, each message in a box for the client that the caller carries it to."""
+        refs = answer.way.needed
+        check_size(sum(ref.size for ref in refs), f"the way to {answer.request.expert} version {answer.want_version}")
+        chunks = (xp.NeededChunk(sha256=ref.sha256) for ref in refs)
+        data = (xp.SyncReply(data=b"".join(self._chunk(answer, chunk, context, call))) for chunk in chunks)
+        for reply in chain((xp.SyncReply(handovers=self._handovers),), _told(answer), data):
+            box = close_box(answer.request.relay_key, reply)
+            call.transfer = replace(call.transfer, relayed_bytes=call.transfer.relayed_bytes + len(box))
+            yield xp.SyncReply(box=box)
+        yield xp.SyncReply(listed=True)
+
+    def _unboxed(self, requests: Iterator[xp.SubmitRequest], call: _Call) -> Iterator[xp.SubmitRequest]:
+        """The messages of a submission, those out of their boxes that a caller carries for a client."""
+        for request in requests:
+            if request.HasField("box"):
+                call.transfer = replace(call.transfer, relayed_bytes=call.transfer.relayed_bytes + len(request.box))
+                yield self._aggregator.unbox(request.box)
+            else:
+                yield request
 
     def _begin(self, context: grpc.ServicerContext, direction: Direction) -> _Call:
         """Start counting and watching; when the call is over, however it ends, what it moved is recorded."""
@@ -180,6 +210,16 @@ def _abort(context: grpc.ServicerContext, error: CompeftError) -> NoReturn:
     log.warning("refused", peer=context.peer(), code=error.code, reason=str(error))
     context.set_trailing_metadata((*(context.trailing_metadata() or ()), *trailing_metadata(error)))
     context.abort(STATUS[type(error)], str(error))
+
+
+def _told(answer: SyncAnswer) -> Iterator[xp.SyncReply]:
+    """What a client hears before any chunk."""
+    yield xp.SyncReply(statement=answer.statement)
+    for version in answer.way.versions:
+        yield xp.SyncReply(version=version)
+    if answer.way.snapshot is not None:
+        yield xp.SyncReply(snapshot=answer.way.snapshot)
+    yield xp.SyncReply(listed=True)
 
 
 def _envelope(request: xp.SubmitRequest | xp.SyncCall) -> Envelope:

@@ -28,7 +28,7 @@ from compeft_server.credentials import from_authority, from_files, server_creden
 from compeft_server.enrolment_service import MembershipService, enrolment_server
 from compeft_server.ledger import Ledger
 from compeft_server.own_keys import KEY_FILE as KEY_FILE
-from compeft_server.own_keys import earlier_keys, take_up
+from compeft_server.own_keys import earlier_keys, handovers, take_up
 from compeft_server.own_keys import own_key as own_key
 from compeft_server.registrar import Registrar
 from compeft_server.service import ExchangeService
@@ -87,7 +87,8 @@ def start(
         options=options,
         compression=grpc.Compression.NoCompression,
     )
-    exchange_pb2_grpc.add_ExpertExchangeServicer_to_server(ExchangeService(aggregator, ledger, settings.limits, clock), server)
+    service = ExchangeService(aggregator, ledger, settings.limits, clock, handovers(settings.data))
+    exchange_pb2_grpc.add_ExpertExchangeServicer_to_server(service, server)
     checks = health.HealthServicer()
     checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -23,7 +23,7 @@ LARGEST = 1e300
 
 SUMS = tuple(
     sa.func.coalesce(sa.func.sum(transfers.c[name]), 0).label(name)
-    for name in ("dense_fp32_bytes", "payload_bytes", "wire_received_bytes", "wire_sent_bytes", "seconds")
+    for name in ("dense_fp32_bytes", "payload_bytes", "wire_received_bytes", "wire_sent_bytes", "seconds", "relayed_bytes")
 )
 OF_EDGES = transfers.join(keys, sa.and_(keys.c.keyid == transfers.c.keyid, keys.c.role == "edge"))
 
@@ -239,4 +239,4 @@ class Summaries:
 
 def _traffic(row: sa.Row[Any]) -> Traffic:
     dense, payload, received, sent = (int(row._mapping[column.name]) for column in SUMS[:4])
-    return Traffic(dense, payload, received, sent, float(row.seconds))
+    return Traffic(dense, payload, received, sent, float(row.seconds), int(row.relayed_bytes))

@@ -22,14 +22,19 @@ TIMEOUT_S = 400.0
 
 
 class FlowerRuns:
-    """`clients` SuperNodes with a site folder each; or, `simulate`, as many clients in Ray, with the same folders."""
+    """`clients` SuperNodes with a site folder each; or, `simulate`, as many clients in Ray, with the same folders. `cut_off`: nobody
+    listens at the aggregator's address that the SuperNodes know.
+    """
 
-    def __init__(self, processes: Processes, folder: Path, clients: int, *, simulate: bool) -> None:
+    def __init__(
+        self, processes: Processes, folder: Path, clients: int, *, simulate: bool, expert: str = "digits", cut_off: bool = False
+    ) -> None:
         self._processes, self._clients, self._simulate = processes, clients, simulate
         self._sites, self._folder = folder / "sites", folder
         self.ledger = open_ledger(folder / "aggregator")
-        aggregator, self._link, *self._ports = free_ports(2 + clients)
-        make_sites(folder / "aggregator", self._sites, clients, f"127.0.0.1:{aggregator}", ["digits"])
+        aggregator, nobody, self._link, *self._ports = free_ports(3 + clients)
+        self._known = ["--aggregator", f"127.0.0.1:{nobody}"] if cut_off else []
+        make_sites(folder / "aggregator", self._sites, clients, f"127.0.0.1:{aggregator}", [expert])
         self._start(aggregator)
 
     def _start(self, port: int) -> None:
@@ -50,7 +55,7 @@ class FlowerRuns:
 
     def _join(self, number: int) -> None:
         command = ["compeft", "join", "--superlink", f"127.0.0.1:{self._link}", "--insecure"]
-        command += ["--port", str(self._ports[number]), "--site", str(self._sites / simulated(number))]
+        command += ["--port", str(self._ports[number]), "--site", str(self._sites / simulated(number)), *self._known]
         command += ["-c", f"partition-id={number}", "-c", f"num-partitions={self._clients}"]
         self._processes.start(f"node-{number}", command)
 

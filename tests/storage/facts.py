@@ -39,6 +39,6 @@ def with_round(ledger: Ledger) -> tuple[PublicKey, PublicKey]:
     return keys
 
 
-TRANSFER = Transfer(5, "up", "k" * 32, "sentiment", "run-1", 1, 1, 1000, 50, 70, 7, 0.25)
+TRANSFER = Transfer(5, "up", "k" * 32, "sentiment", "run-1", 1, 1, 1000, 50, 70, 7, 0.25, 60)
 REFUSAL = Refusal(6, "ipv4:127.0.0.1:1", "sentiment", 1, "expired", "issued too long ago")
 QUALITY = Quality(7, "sentiment", "run-1", 1, 1, "synced", "", "accuracy", 0.5, 300)

@@ -4,6 +4,7 @@ isort:skip_file
 The data plane: sealed envelopes and the chunks they name. See docs/protocol.md."""
 
 from collections import abc as _abc
+from compeft_proto.v1 import enrolment_pb2 as _enrolment_pb2
 from compeft_proto.v1 import envelope_pb2 as _envelope_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -25,8 +26,11 @@ class SubmitRequest(_message.Message):
 
     ENVELOPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """The next bytes of the chunk being sent, in the order of `needed`."""
+    box: _builtins.bytes
+    """One of the above that a relay has carried, as a box; a chunk comes whole. docs/protocol.md, "Relay"."""
     @_builtins.property
     def envelope(self) -> _envelope_pb2.Envelope: ...
     def __init__(
@@ -34,12 +38,13 @@ class SubmitRequest(_message.Message):
         *,
         envelope: _envelope_pb2.Envelope | None = ...,
         data: _builtins.bytes = ...,
+        box: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "envelope", b"envelope", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "data", b"data", "envelope", b"envelope", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "envelope", b"envelope", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "data", b"data", "envelope", b"envelope", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["envelope", "data"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["envelope", "data", "box"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -154,9 +159,13 @@ class SyncReply(_message.Message):
     LISTED_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    HANDOVERS_FIELD_NUMBER: _builtins.int
     listed: _builtins.bool
     """No more versions: the client may now ask for chunks."""
     data: _builtins.bytes
+    box: _builtins.bytes
+    """One of the above, or the next below, as a box, because the request names a relay key; `listed` outside of any box ends them."""
     @_builtins.property
     def statement(self) -> _envelope_pb2.Envelope: ...
     @_builtins.property
@@ -167,6 +176,10 @@ class SyncReply(_message.Message):
     def snapshot(self) -> _envelope_pb2.Envelope:
         """A sealed SnapshotManifest of want_version, instead of steps."""
 
+    @_builtins.property
+    def handovers(self) -> _enrolment_pb2.Handovers:
+        """The aggregator's changes of key, for a client that cannot ask for them."""
+
     def __init__(
         self,
         *,
@@ -175,13 +188,76 @@ class SyncReply(_message.Message):
         listed: _builtins.bool = ...,
         data: _builtins.bytes = ...,
         snapshot: _envelope_pb2.Envelope | None = ...,
+        box: _builtins.bytes = ...,
+        handovers: _enrolment_pb2.Handovers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "listed", b"listed", "part", b"part", "snapshot", b"snapshot", "statement", b"statement", "version", b"version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "data", b"data", "handovers", b"handovers", "listed", b"listed", "part", b"part", "snapshot", b"snapshot", "statement", b"statement", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "listed", b"listed", "part", b"part", "snapshot", b"snapshot", "statement", b"statement", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "data", b"data", "handovers", b"handovers", "listed", b"listed", "part", b"part", "snapshot", b"snapshot", "statement", b"statement", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["statement", "version", "listed", "data", "snapshot"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["statement", "version", "listed", "data", "snapshot", "box", "handovers"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___SyncReply: _TypeAlias = SyncReply  # noqa: Y015
+
+@_typing.final
+class Letter(_message.Message):
+    """What others carry between a client and its aggregator, in one piece: docs/protocol.md, "Relay"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    update: _builtins.bytes
+    """From the client: the box of its sealed UpdateManifest, and those of the chunks."""
+    @_builtins.property
+    def request(self) -> _envelope_pb2.Envelope:
+        """A sealed SyncRequest. To the client: the one that is answered; absent if one is asked for. From it: the next one."""
+
+    @_builtins.property
+    def answer(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """To the client: the boxes of the Sync call, in order."""
+
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CarriedChunk]: ...
+    def __init__(
+        self,
+        *,
+        request: _envelope_pb2.Envelope | None = ...,
+        answer: _abc.Iterable[_builtins.bytes] | None = ...,
+        update: _builtins.bytes = ...,
+        chunks: _abc.Iterable[Global___CarriedChunk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "chunks", b"chunks", "request", b"request", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Letter: _TypeAlias = Letter  # noqa: Y015
+
+@_typing.final
+class CarriedChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    BOX_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """Of the chunk in the box."""
+    box: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        box: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CarriedChunk: _TypeAlias = CarriedChunk  # noqa: Y015

@@ -888,6 +888,7 @@ class SyncRequest(_message.Message):
     CHANNEL_FIELD_NUMBER: _builtins.int
     STATEMENT_ONLY_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    RELAY_KEY_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     keyid: _builtins.str
     have_version: _builtins.int
@@ -905,6 +906,8 @@ class SyncRequest(_message.Message):
     """Only the statement is asked for: nothing is listed."""
     sequence: _builtins.int
     """The newest sequence number the client has used: from now on none up to it is accepted, so the answer is the last word on them."""
+    relay_key: _builtins.bytes
+    """The X25519 public key (32 bytes) that the answer is encrypted to, because others carry it; empty for a client that asks by itself."""
     def __init__(
         self,
         *,
@@ -919,10 +922,11 @@ class SyncRequest(_message.Message):
         channel: _builtins.str = ...,
         statement_only: _builtins.bool = ...,
         sequence: _builtins.int = ...,
+        relay_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "have_version", b"have_version", "want_version", b"want_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "channel", b"channel", "expert", b"expert", "have_version", b"have_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "round", b"round", "run", b"run", "sequence", b"sequence", "statement_only", b"statement_only", "want_version", b"want_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "channel", b"channel", "expert", b"expert", "have_version", b"have_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "relay_key", b"relay_key", "round", b"round", "run", b"run", "sequence", b"sequence", "statement_only", b"statement_only", "want_version", b"want_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__have_version: _TypeAlias = _typing.Literal["have_version"]  # noqa: Y015
     _WhichOneofArgType__have_version: _TypeAlias = _typing.Literal["_have_version", b"_have_version"]  # noqa: Y015
@@ -953,6 +957,7 @@ class SyncStatement(_message.Message):
     CHANNEL_MOVED_BACK_FROM_FIELD_NUMBER: _builtins.int
     STATE_DIGEST_FIELD_NUMBER: _builtins.int
     PACKAGE_FIELD_NUMBER: _builtins.int
+    RELAY_KEY_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     nonce: _builtins.bytes
     keyid: _builtins.str
@@ -971,6 +976,8 @@ class SyncStatement(_message.Message):
     """Where what follows must lead: the state digest of want_version, of a package the SHA-256 of its file."""
     package: _builtins.bool
     """The expert's versions are packed files, not steps."""
+    relay_key: _builtins.bytes
+    """If the request named one: the X25519 public key that an update is encrypted to which others carry."""
     def __init__(
         self,
         *,
@@ -986,10 +993,11 @@ class SyncStatement(_message.Message):
         channel_moved_back_from: _builtins.int | None = ...,
         state_digest: _builtins.bytes = ...,
         package: _builtins.bool = ...,
+        relay_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel_moved_back_from", b"channel_moved_back_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel", b"channel", "channel_moved_back_from", b"channel_moved_back_from", "expert", b"expert", "head_version", b"head_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merged_sequence", b"merged_sequence", "nonce", b"nonce", "package", b"package", "state_digest", b"state_digest", "waiting_sequence", b"waiting_sequence", "want_version", b"want_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel", b"channel", "channel_moved_back_from", b"channel_moved_back_from", "expert", b"expert", "head_version", b"head_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merged_sequence", b"merged_sequence", "nonce", b"nonce", "package", b"package", "relay_key", b"relay_key", "state_digest", b"state_digest", "waiting_sequence", b"waiting_sequence", "want_version", b"want_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__channel_moved_back_from: _TypeAlias = _typing.Literal["channel_moved_back_from"]  # noqa: Y015
     _WhichOneofArgType__channel_moved_back_from: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from"]  # noqa: Y015

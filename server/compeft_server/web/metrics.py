@@ -134,6 +134,7 @@ TRAFFIC: Mapping[str, tuple[str, Callable[[Moved], tuple[float, float]]]] = {
         lambda m: (m.up.wire_received_bytes, m.down.wire_received_bytes),
     ),
     "compeft_wire_sent_bytes": ("Sent on the wire", lambda m: (m.up.wire_sent_bytes, m.down.wire_sent_bytes)),
+    "compeft_relayed_bytes": ("Of these, carried on by others", lambda m: (m.up.relayed_bytes, m.down.relayed_bytes)),
     "compeft_payload_bytes": ("Encoded parameters moved", lambda m: (m.up.payload_bytes, m.down.payload_bytes)),
     "compeft_dense_fp32_bytes": ("What the same would be as fp32", lambda m: (m.up.dense_fp32_bytes, m.down.dense_fp32_bytes)),
     "compeft_transfer_seconds": ("Time in transfers, waiting included", lambda m: (m.up.seconds, m.down.seconds)),

@@ -20,7 +20,7 @@ def main(grid: Grid, context: Context) -> None:
     run = context.run_config
     torch.manual_seed(0)
     inner = make_strategy(str(run["strategy"]), float(run["fraction-evaluate"]))
-    strategy = CompressedStrategy(inner, plan(), station_of(run))
+    strategy = CompressedStrategy(inner, plan(relay=bool(run["relay"])), station_of(run))
     result = strategy.start(
         grid=grid,
         initial_arrays=strategy.seeded_arrays(ArrayRecord(Net().state_dict())),
@@ -32,11 +32,12 @@ def main(grid: Grid, context: Context) -> None:
         torch.save(result.arrays.to_torch_state_dict(), str(run["model-file"]))
 
 
-def plan() -> Plan:
+def plan(*, relay: bool = False) -> Plan:
     """5 % of each update up, 10 % of each merged one down; and the start is a seed instead of 243 kB for each client."""
     fans = {name: layer.weight[0].numel() for name, layer in Net().named_children()}
     bounds = {f"{name}.{kind}": fan**-0.5 for name, fan in fans.items() for kind in ("weight", "bias")}  # as PyTorch draws them
-    return Plan("digits", Origin(), uplink=Compression(0.05), downlink=Compression(0.1), seed=0, bounds=bounds)
+    up, down = Compression(0.05), Compression(0.1)
+    return Plan("digits", Origin(), uplink=up, downlink=down, seed=0, bounds=bounds, relay=relay)
 
 
 def make_strategy(name: str, fraction_evaluate: float) -> Strategy:

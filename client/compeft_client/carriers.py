@@ -1,0 +1,157 @@
+"""How the requests and updates of one client reach the aggregator, and its answers come back: over a connection of its own, or in
+letters that others carry. Bytes only: what an answer says is checked by whoever asked, the same way for both.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, TypeVar
+
+from compeft_proto import envelope as dsse
+from compeft_proto import letter as letters
+from compeft_proto import manifest as mf
+from compeft_proto import trust
+from compeft_proto.answer import SyncDialogue, Talk
+from compeft_proto.believed import listed
+from compeft_proto.box import close_box, open_box, relay_key_of
+from compeft_proto.errors import ReplayError, UnknownKeyError
+from compeft_proto.keys import SigningKey
+from compeft_proto.transport import SubmitDialogue, Tls, open_channel, persist, upload
+from compeft_proto.v1 import enrolment_pb2 as ep
+from compeft_proto.v1 import exchange_pb2 as xp
+from compeft_proto.v1 import exchange_pb2_grpc as rpc
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
+
+NONCE_BYTES = 16
+
+T = TypeVar("T")
+
+
+class Carrier(Protocol):
+    """One of the two ways."""
+
+    def date(self, request: pb.SyncRequest) -> None:
+        """Give `request` its nonce and time. Errors: as `trust.check_carried`, if it was made before and others have carried it."""
+
+    def ask(self, request: pb.SyncRequest) -> AbstractContextManager[Talk]:
+        """The call that answers `request`."""
+
+    def hand_in(self, sealed: Envelope, payload: bytes, relay_key: bytes) -> Envelope | None:
+        """Bring an update on its way; the aggregator's sealed answer, or None if only the next sync says what became of it.
+
+        `relay_key` is what the aggregator's last statement named.
+        """
+
+    def persist(self, attempt: Callable[[], T]) -> T:
+        """`attempt`, again and again where that helps."""
+
+    def handovers(self) -> Iterable[ep.Introduction]:
+        """The aggregator's changes of key."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class Connection:
+    """A client's own connection. Without TLS the address must be loopback."""
+
+    def __init__(self, key: SigningKey, address: str, tls: Tls | None, patience_s: float) -> None:
+        self._key, self._address, self._patience_s = key, address, patience_s
+        self._channel = open_channel(address, tls)
+        self._stub = rpc.ExpertExchangeStub(self._channel)
+
+    def date(self, request: pb.SyncRequest) -> None:
+        """A fresh nonce, and now."""
+        request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
+
+    @contextmanager
+    def ask(self, request: pb.SyncRequest) -> Iterator[Talk]:
+        """A call of its own."""
+        with SyncDialogue(self._stub.Sync, self._address) as dialogue:
+            dialogue.send(xp.SyncCall(envelope=dsse.seal(self._key, dsse.SYNC_REQUEST, request)))
+            yield dialogue
+
+    def hand_in(self, sealed: Envelope, payload: bytes, _relay_key: bytes) -> Envelope:
+        """Submit until the aggregator has answered."""
+        refs = mf.refs_of(payload)
+
+        def attempt() -> Envelope:
+            with SubmitDialogue(self._stub.Submit, self._address) as dialogue:
+                return upload(dialogue, sealed, refs, payload)
+
+        return self.persist(attempt)
+
+    def persist(self, attempt: Callable[[], T]) -> T:
+        """For as long as its patience lasts."""
+        return persist(attempt, self._patience_s)
+
+    def handovers(self) -> Iterable[ep.Introduction]:
+        """Asked for."""
+        return listed(self._channel)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+
+class Letters:
+    """The letter that came with a message, and the one that goes back with the reply to it.
+
+    Errors of the constructor: FormatError for an answer that is not for this client's key.
+    """
+
+    def __init__(self, key: SigningKey, letter: xp.Letter) -> None:
+        self._key, self._box, self._came = key, relay_key_of(key), letter
+        self._read = letters.ReadSync(open_box(self._box, xp.SyncReply, box) for box in letter.answer)
+        self.reply = xp.Letter()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the letter brings an answer. If not, a request for one is all that is asked for."""
+        return self._came.HasField("request")
+
+    def enclose(self, request: pb.SyncRequest) -> None:
+        """Put the request that is to be answered next into the reply."""
+        request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
+        request.relay_key = self._box.public
+        self.reply.request.CopyFrom(dsse.seal(self._key, dsse.SYNC_REQUEST, request))
+
+    def date(self, request: pb.SyncRequest) -> None:
+        """Those of the request that the letter answers."""
+        try:
+            carried = dsse.open_envelope(self._came.request, dsse.only(self._key.public), dsse.SYNC_REQUEST)
+        except UnknownKeyError as error:
+            raise ReplayError(f"the letter answers a request that key {self._key.keyid} has not signed") from error
+        trust.check_carried(carried, request, now_ms())
+        request.nonce, request.issued_at_ms = carried.nonce, carried.issued_at_ms
+
+    @contextmanager
+    def ask(self, _request: pb.SyncRequest) -> Iterator[Talk]:
+        """The call that the letter holds."""
+        yield self._read.again()
+
+    def hand_in(self, sealed: Envelope, payload: bytes, relay_key: bytes) -> None:
+        """Put the update into the reply. Errors: LimitError; FormatError if the aggregator has named no relay key."""
+        letters.check_size(len(payload), "the update")
+        self.reply.update = close_box(relay_key, xp.SubmitRequest(envelope=sealed))
+        for sha256, chunk in {hashlib.sha256(chunk).digest(): chunk for chunk in mf.chunks(payload)}.items():
+            self.reply.chunks.add(sha256=sha256, box=close_box(relay_key, xp.SubmitRequest(data=chunk)))
+
+    def persist(self, attempt: Callable[[], T]) -> T:
+        """Once: the letter stays what it is."""
+        return attempt()
+
+    def handovers(self) -> Iterable[ep.Introduction]:
+        """Those that the letter brings."""
+        return self._read.handovers
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def now_ms() -> int:
+    """Milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,1 @@
+"""A Flower app whose clients do the same every time, for tests."""
