@@ -42,7 +42,8 @@ def tune_command(
 
     The command gets each directory in place of {dir} (and as COMPEFT_DIRECTORY) and prints the metric, higher is better, as its last
     line. What it said is kept in OUTPUT.tune.json: the same call again goes on where it was interrupted. OUTPUT.svg shows the curve.
-    Ends with code 1 where no density keeps enough. Start with one small task; then compose: --with OTHER.expert measures the mean with others, packed and unpacked.
+    Ends with code 1 where no density keeps enough. Start with one small task; then compose: --with OTHER.expert measures the mean with
+    others, packed and unpacked.
 
     Example: compeft tune ./my-lora --init ./untrained --eval "python measure.py {dir}" --floor 0.98 --with berlin.expert
     """
