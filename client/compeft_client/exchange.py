@@ -15,7 +15,7 @@ import numpy as np
 from compeft_client.carriers import Carrier, Connection, Letters, now_ms
 from compeft_client.files import write_durably
 from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
-from compeft_core import Encoded, Layout, Vector, compress
+from compeft_core import Compression, Encoded, Layout, Vector, compress
 from compeft_core.budget import payload_bytes, within
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.machine import workers_for
@@ -203,14 +203,9 @@ class EdgeClient:
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
-            active = active_places(layout, task.resting)
-            places = int(np.count_nonzero(active[: layout.ternary_size]))
-            most_bytes = _most_bytes(self._edge, memory, payload_bytes(places, layout.dense_size, 0))
-            if most_bytes is not None:
-                task = replace(task, compression=within(task.compression, places, layout.dense_size, most_bytes))
-            task = replace(task, compression=share_of_active(layout, task.compression, task.resting))
+            task = replace(task, compression=_fitting(self._edge, memory, layout, task))
             target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
-            awake = np.where(active, target, np.float32(0)) if task.resting else target
+            awake = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
             workers = workers_for(layout.size, WORKERS)
             encoded = mf.payload_of(layout, compress(layout, awake, task.compression, workers=workers), task.codec, workers)
             update = self._update(task, trained, encoded, layout)
@@ -304,6 +299,15 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
         memory = replace(memory, version=statement.want_version, synced=directory.write_state(state))
         directory.save(memory)
     return memory, Synced(statement.expert, memory.version, layout, state.vector, genesis.adapter_config)
+
+
+def _fitting(edge: Edge, memory: Memory, layout: Layout, task: RoundTask) -> Compression:
+    """What the task asks for, less where this client may not send as much; its density is of all parameters, resting ones too."""
+    places = int(np.count_nonzero(active_places(layout, task.resting)[: layout.ternary_size]))
+    most_bytes = _most_bytes(edge, memory, payload_bytes(places, layout.dense_size, 0))
+    asked = task.compression
+    wanted = asked if most_bytes is None else within(asked, places, layout.dense_size, most_bytes)
+    return share_of_active(layout, wanted, task.resting)
 
 
 def _most_bytes(edge: Edge, memory: Memory, least: int) -> int | None:
