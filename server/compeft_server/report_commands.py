@@ -83,10 +83,10 @@ def _write_report(
         "json": lambda: json.dumps(to_json(report, extras)),
         "html": lambda: to_html(report, extras),
         "md": lambda: to_markdown(report, extras),
-        "text": lambda: _as_text(report),
+        "text": lambda: _as_text(report, extras),
     }
     if format == "text" and output is None:
-        _print(report)
+        _print(report, extras)
         return
     _put(makers[format](), output)
 
@@ -137,17 +137,17 @@ def _put(words: str, output: Path | None, end: str = "\n") -> None:
         typer.echo(str(output))
 
 
-def _as_text(report: Report) -> str:
+def _as_text(report: Report, extras: Extras) -> str:
     from compeft_server.report_text import to_table
 
     capture = Console(record=True, file=StringIO(), width=TABLE_WIDTH)
-    capture.print(to_table(report))
+    capture.print(to_table(report, extras))
     return capture.export_text()
 
 
-def _print(report: Report) -> None:
+def _print(report: Report, extras: Extras) -> None:
     from compeft_server.report_text import to_table
 
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)
-    console.print(to_table(report))
+    console.print(to_table(report, extras))

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compeft_server.report import DenseArm, Report, Score, Traffic, add, row_savings
-from compeft_server.report_extras import DensityRow
+from compeft_server.report_extras import DensityRow, Extras
 
 
 def human_bytes(count: float) -> str:
@@ -110,8 +110,13 @@ METHODS = (
 _COLUMNS = ("dense\nfp32", "dense\nbf16", "payload\nup", "payload\ndown", "wire\nup", "wire\ndown", "vs\nfp32", "vs\nbf16")
 
 
-def to_table(report: Report) -> RenderableType:
-    """What `rich` prints: one row a version, base only and uncompressed beside them, then the totals in words. From 100 columns on."""
+NOTHING_BESIDE = Extras()
+
+
+def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
+    """What `rich` prints: one row a version, base only and uncompressed beside them, then the totals in words, and what they cost and what
+    a pool measured if that is given. From 100 columns on.
+    """
     table = Table(
         title=Text(f"expert {printable(report.expert)}", "bold"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
     )
@@ -133,7 +138,7 @@ def to_table(report: Report) -> RenderableType:
     )
     if report.dense is not None:
         table.add_row(*_dense_cells(report.dense))
-    return Group(table, *(Text(line) for line in _lines(report)))
+    return Group(table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *_pool(extras)]))
 
 
 def _cells(up: Traffic, down: Traffic) -> list[str]:
@@ -162,6 +167,26 @@ def _lines(report: Report) -> list[str]:
         verdict(report),
     ]
     return [*lines, dense_verdict(report)] if report.dense else lines
+
+
+def _money(report: Report, extras: Extras) -> list[str]:
+    price, t = extras.price, report.traffic
+    if price is None:
+        return []
+    wire, fp32, bf16 = (
+        human_money(price.of(size), price.currency) for size in (t.wire_bytes, t.dense_fp32_bytes, t.dense_bf16_bytes)
+    )
+    return [f"at {human_money(price.per_gb, price.currency)} a GB: {wire} on the wire; dense fp32 {fp32}, bf16 {bf16}"]
+
+
+def _pool(extras: Extras) -> list[str]:
+    pool = extras.pool
+    if pool is None:
+        return []
+    return [
+        f"on {printable(pool.device)}: {pool.experts_per_gb:,.0f} experts a GB (bfloat16 {pool.bf16_experts_per_gb:,.0f}), "
+        f"{human_seconds(pool.switch_s)} to switch (bfloat16 {human_seconds(pool.bf16_hotswap_s)})"
+    ]
 
 
 def _relayed(traffic: Traffic) -> list[str]:

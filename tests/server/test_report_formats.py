@@ -136,6 +136,16 @@ def test_gpu_use_is_what_was_measured_or_said_not_to_be(data: Path, tmp_path: Pa
         assert all(words in shown for words in ("measured on cuda", "900", "2.10 ms", "12.0 ms"))
 
 
+def test_a_terminal_shows_the_money_and_the_pool_too(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pool.json").write_text(json.dumps(POOL))
+    plain = report(data, capsys)
+    assert "a GB" not in plain
+    shown = report(data, capsys, "--price-per-gb", "0.5", "--currency", "CHF", "--pool", str(tmp_path / "pool.json"))
+    assert "at 0.500 CHF a GB" in shown
+    assert "on cuda: 900 experts a GB" in shown
+    assert "2.10 ms to switch" in shown
+
+
 @pytest.mark.parametrize("change", [{"switch_s": 0}, {"experts_per_gb": "9"}, {"device": ""}, {"bf16_hotswap_s": float("nan")}])
 def test_a_pool_file_with_a_field_that_cannot_be_is_refused_by_name(change: dict[str, object]) -> None:
     with pytest.raises(FormatError, match=next(iter(change))):
