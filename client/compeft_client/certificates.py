@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from compeft_client.files import read_private
 from compeft_core.errors import InputError
 from compeft_proto.errors import TrustError, UnreachableError, from_rpc
+from compeft_proto.invitation import split_address
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import enrolment_pb2_grpc as rpc
 
@@ -96,14 +97,6 @@ def pinned_authority(address: str, fingerprint: bytes) -> bytes:
     raise TrustError(
         f"{address} is not the aggregator of this invitation: its authority is not {fingerprint.hex()[:16]}; nothing secret was sent"
     )
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """host:port as its two parts. Errors: InputError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError(f"{address[:80]!a} is no address: write host:port")
-    return host.strip("[]"), int(port)
 
 
 def _shown(address: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import grpc
 
-from compeft_client.certificates import NO_CERTIFICATE, Wanted, check_certificate, new_request, pinned_authority, split_address
+from compeft_client.certificates import NO_CERTIFICATE, Wanted, check_certificate, new_request, pinned_authority
 from compeft_client.files import write_durably
 from compeft_client.node import edge_of, load_signing_key
 from compeft_client.site import write_index
@@ -21,7 +21,7 @@ from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import ReplayError, UnknownKeyError, from_rpc
 from compeft_proto.handover import earlier, follow
-from compeft_proto.invitation import Invitation
+from compeft_proto.invitation import Invitation, split_address
 from compeft_proto.keys import PublicKey, SigningKey, check_private, new_key
 from compeft_proto.site import FILES, INDEX
 from compeft_proto.transport import LOOPBACK, open_channel

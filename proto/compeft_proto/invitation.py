@@ -35,8 +35,18 @@ class Invitation:
         return hashlib.sha256(self.secret).digest()
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """host:port as its two parts. Errors: InputError."""
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
+        raise InputError(f"{address[:80]!a} is no address: write host:port")
+    return host.strip("[]"), int(port)
+
+
 def new_invitation(fingerprint: bytes, address: str) -> Invitation:
-    """A fresh one from the system's randomness."""
+    """A fresh one from the system's randomness; `address` may be empty. Errors: InputError if it is none."""
+    if address:
+        split_address(address)
     return Invitation(secrets.token_bytes(ID_BYTES), secrets.token_bytes(SECRET_BYTES), fingerprint, address)
 
 

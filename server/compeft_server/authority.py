@@ -5,6 +5,7 @@ that signed it. A request is asked for its public key only; what else it says is
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from compeft_core.errors import FormatError, InputError
 
 AUTHORITY_LIFE = timedelta(days=5 * 365)
+LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+HOST = re.compile(rf"(?=.{{1,253}}$)(\*\.)?({LABEL}\.)*{LABEL}")
+"""A host name in ASCII (RFC 1123), with underscores, as container networks have them."""
 MEMBER_LIFE = SERVER_LIFE = timedelta(days=365)
 BACKDATED = timedelta(minutes=5)
 """Clocks may differ."""
@@ -188,10 +192,9 @@ def _host(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
     except ValueError:
         pass
-    try:
-        return x509.DNSName(host)
-    except ValueError as error:
-        raise InputError(f"{host[:80]!a} is neither a host name nor an IP address") from error
+    if not HOST.fullmatch(host):
+        raise InputError(f"{host[:80]!a} is neither a host name nor an IP address")
+    return x509.DNSName(host)
 
 
 def _p256(key: object) -> ec.EllipticCurvePublicKey:

@@ -1,5 +1,7 @@
 """The line that lets a member in: it survives the way by mail, and damage is seen before anything is sent."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +19,17 @@ TEXT = to_text(MADE)
 
 @given(st.sampled_from([b"", b"\x07" * 32]), st.text(st.characters(codec="utf-8"), max_size=80))
 def test_an_invitation_is_read_as_it_was_written(fingerprint: bytes, address: str) -> None:
-    made = new_invitation(fingerprint, address)
+    made = replace(new_invitation(fingerprint, ""), address=address)
     assert from_text(f"  {to_text(made)}\n") == made
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense", "agg.example", ":9444", "agg.example:", "agg.example:0", "agg.example:70000", "a:²"]
+)
+def test_nobody_is_invited_to_what_is_no_address(address: str) -> None:
+    with pytest.raises(InputError, match="write host:port"):
+        new_invitation(b"", address)
+    assert new_invitation(b"", "[::1]:9444").address == "[::1]:9444"
 
 
 @given(st.integers(0, len(TEXT) - 1), st.sampled_from("ABab01-_ =\x00é"))
