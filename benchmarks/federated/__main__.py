@@ -9,7 +9,9 @@ Each finished run is one line of JSON in --results. Needs ../shared/data for eve
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -56,7 +58,13 @@ def _run_missing(given: argparse.Namespace, name: str, seed: int) -> None:
         given.results.parent.mkdir(parents=True, exist_ok=True)
         with given.results.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
-        print(f"{task.name:<24} seed {seed}  {arm:<24} {100 * row['accuracy'][-1]:.1f} %", flush=True)
+        print(f"{task.name:<24} seed {seed}  {arm:<24} {100 * row['accuracy'][-1]:.1f} %{_seconds(row)}", flush=True)
+
+
+def _seconds(row: Mapping[str, Any]) -> str:
+    if "link_seconds" not in row:
+        return ""
+    return f"  {row['train_seconds']:.0f} s of training and measuring, {row['link_seconds']:.0f} s of compressing, sending and merging"
 
 
 if __name__ == "__main__":

@@ -48,13 +48,16 @@ def peer(settings: PeerSettings) -> Make:
     return lambda expert, start, seed, clients: Peer(settings, expert.layout, start, clients)
 
 
-def ours(up: float, down: float, rule: ScaleRule = "norm") -> Make:
-    """Our system at these densities, one scale a tensor; a head that is not small is ternary too."""
+def ours(up: float, down: float, rule: ScaleRule = "norm", savings: float | None = None) -> Make:
+    """Our system at these densities, one scale a tensor; a head that is not small is ternary too. With `savings` the densities are
+    the most that it takes, and lower where its payloads would otherwise be foretold to be more than fp32's divided by that.
+    """
 
     def make(expert: Expert, start: Vector, seed: int, clients: int) -> Arm:
         head = sum(t.size for t in expert.layout.tensors if t.name in HEAD)
         dense, units = (HEAD, {}) if head < SMALL_HEAD * expert.layout.size else ((), dict.fromkeys(HEAD, HEAD_UNIT))
-        links = Links(Compression(up, rule, 1.0, "tensor"), Compression(down, rule, 1.0, "tensor"), dense, units)
+        budget = None if savings is None else int(2 * 4 * expert.layout.size / savings)
+        links = Links(Compression(up, rule, 1.0, "tensor"), Compression(down, rule, 1.0, "tensor"), dense, units, budget)
         return Exchange(links, expert.layout, seed, expert.bounds, clients)
 
     return make
@@ -80,7 +83,11 @@ ARMS: dict[str, Make] = {
     "FFA-LoRA": peer(PeerSettings(fp32, fp32, factors=only_b)),
     "LoRA-A2 r1": peer(PeerSettings(fp32, fp32, factors=alternating, ranks=1)),
     "ours 1 % / 5 %": ours(0.01, 0.05),
+    "ours 5 % / 5 %": ours(0.05, 0.05),
     "ours 5 % / 20 %": ours(0.05, 0.2),
+    "ours 10 % / 10 %": ours(0.1, 0.1),
     "ours 10 % / 25 %": ours(0.1, 0.25),
+    "ours 20 % / 20 %": ours(0.2, 0.2),
     "ours 20 % / 50 %": ours(0.2, 0.5),
+    "ours auto, fp32 / 100": ours(1.0, 1.0, savings=100),
 }

@@ -11,6 +11,7 @@ import numpy as np
 
 from compeft_client.exchange import Edge, EdgeClient, Synced, Trained
 from compeft_core import Compression, Layout, Vector, flatten, layout_of, state_digest, unflatten
+from compeft_core.budget import within
 from compeft_core.initial import seeded_state
 from compeft_proto.keys import new_key
 from compeft_proto.manifest import layout_to_proto
@@ -29,12 +30,15 @@ ORIGIN = Origin(b"\x01" * 32, b"{}")
 class Links:
     """How both links compress, which tensors go as bfloat16 rather than ternary, and the unit in which a tensor is counted (1 where
     none is given): what trains at a 20 times larger rate moves 20 times as far, and would fill the top k by itself.
+
+    budget_bytes: most payload bytes of a client and round, both directions; it lowers the densities until they fit.
     """
 
     up: Compression
     down: Compression
     dense: tuple[str, ...] = ()
     units: Mapping[str, float] = field(default_factory=dict)
+    budget_bytes: int | None = None
 
 
 class Exchange:
@@ -53,6 +57,7 @@ class Exchange:
         self._conductor = Conductor(Station(address, conductor, aggregator))
         self._flat = layout
         self._layout = layout_of({t.name: t.shape for t in layout.tensors}, dense=links.dense)
+        self._up, self._down = self._fitting(links)
         by_name = dict(zip([t.name for t in layout.tensors], bounds, strict=True))
         self._publish(seed, [by_name[t.name] for t in self._layout.tensors])
         self._edges = []
@@ -79,7 +84,7 @@ class Exchange:
 
     def close(self, number: int) -> Vector:
         """Merge, publish, and let every client fetch the new version."""
-        self._conductor.close_round(EXPERT, RUN, number, "average", 1.0, self._links.down)
+        self._conductor.close_round(EXPERT, RUN, number, "average", 1.0, self._down)
         self._synced = [edge.sync(EXPERT) for edge in self._edges]
         self._count()
         self._task = self._open(number + 1)
@@ -93,9 +98,16 @@ class Exchange:
         self._ledger.close()
         shutil.rmtree(self._folder)
 
+    def _fitting(self, links: Links) -> tuple[Compression, Compression]:
+        """How both links compress, the budget shared out as `Plan(budget_bytes=)` does."""
+        if links.budget_bytes is None:
+            return links.up, links.down
+        half, sizes = links.budget_bytes // 2, (self._layout.ternary_size, self._layout.dense_size)
+        return within(links.up, *sizes, half), within(links.down, *sizes, half)
+
     def _open(self, number: int) -> RoundTask:
         opened = self._conductor.open_round(EXPERT, RUN, number, DEADLINE_S)
-        return RoundTask(EXPERT, RUN, number, opened.round_nonce, opened.base_version, self._links.up)
+        return RoundTask(EXPERT, RUN, number, opened.round_nonce, opened.base_version, self._up)
 
     def _publish(self, seed: int, bounds: list[float]) -> None:
         self._conductor.publish(

@@ -21,14 +21,16 @@ def outcomes_of(path: Path) -> list[Outcome]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """One block a task: final accuracy with its spread, bytes of the whole run, and bytes to reach dense minus half a point."""
+    """One block a task: final accuracy with its spread, bytes of the whole run, bytes to reach dense minus half a point, and the seconds
+    of all that is not training or measuring (compress, seal, send, receive, open, merge, apply) as a part of those that are.
+    """
     lines = []
     for task, arms in _by_task(outcomes).items():
         goals = {o["seed"]: o["accuracy"][-1] - MARGIN for o in arms.get(DENSE, [])}
         lines += [
             "",
             f"{task}",
-            f"{'arm':<26} {'seeds':>5} {'accuracy':>15} {'bytes':>12} {'to reach':>12} {'vs fp32':>9} {'vs bf16':>9}",
+            f"{'arm':<26} {'seeds':>5} {'accuracy':>15} {'bytes':>12} {'to reach':>12} {'vs fp32':>9} {'vs bf16':>9} {'link/train':>10}",
         ]
         dense, half = (_reached(arms.get(name, []), goals) for name in (DENSE, BF16))
         for arm, runs in arms.items():
@@ -73,7 +75,13 @@ def _row(arm: str, runs: Sequence[Outcome], reached: Sequence[float | None], den
     missed = f"{sum(r is None for r in reached)} of {len(reached)} no" if reached else "-"
     ratios = ["-" if to_reach is None or _all(peer) is None else f"{_all(peer) / to_reach:.1f}x" for peer in (dense, half)]
     shown = missed if to_reach is None else _size(to_reach)
-    return f"{arm:<26} {len(runs):>5} {statistics.mean(final):8.1f}{spread:<7} {_size(total):>12} {shown:>12} {ratios[0]:>9} {ratios[1]:>9}"
+    measured = f"{arm:<26} {len(runs):>5} {statistics.mean(final):8.1f}{spread:<7} {_size(total):>12}"
+    return f"{measured} {shown:>12} {ratios[0]:>9} {ratios[1]:>9} {_link_share(runs):>10}"
+
+
+def _link_share(runs: Sequence[Outcome]) -> str:
+    training = sum(r.get("train_seconds", 0.0) for r in runs)
+    return f"{100 * sum(r['link_seconds'] for r in runs) / training:.0f} %" if training else "-"
 
 
 def _reached(runs: Sequence[Outcome], goals: Mapping[int, float]) -> list[float | None]:
