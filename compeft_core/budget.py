@@ -18,8 +18,6 @@ HEADER_BYTES, BLOCK_BYTES, BLOCK = 64, 8, 2**16
 HIGHEST = 2 / 3
 """Where H(k) + k is largest: a third of zeros, plus and minus each."""
 STEPS = 60
-UP_SHARE = 0.3
-"""Of a round's budget, what its updates may take: about what 5 % up and 20 % down do."""
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)")
 

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from compeft_core import Codec, Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
-from compeft_core.budget import UP_SHARE, within
+from compeft_core.budget import within
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
 from compeft_core.resting import active_places, resting_in_round, share_of_active
@@ -56,8 +56,8 @@ class Plan:
     lie at the aggregator only.
     relay: clients need not reach the aggregator: what they ask, get and send travels inside Flower's messages, signed and encrypted end to
     end, and this program hands it to the aggregator.
-    budget_bytes: most payload bytes of a round, both directions, all clients together; `uplink` and `downlink` are then the highest
-    densities that it may use, and each round takes what fits the number of its clients.
+    budget_bytes: most payload bytes of a round, all clients together, half of them up and half down; `uplink` and `downlink` are then the
+    highest densities that it may use, and each round takes what fits the number of its clients.
     codec: of both links: `context` takes the fewest bytes, `rice` the least time where a link is faster than some 10 Mbit/s.
     """
 
@@ -248,9 +248,8 @@ class CompressedStrategy(Strategy):
         active = int(np.count_nonzero(active_places(layout, resting)[: layout.ternary_size]))
         self._up, self._down = self.plan.uplink, self.plan.downlink
         if self.plan.budget_bytes is not None and clients:
-            each = self.plan.budget_bytes / clients
-            self._up = within(self._up, active, layout.dense_size, int(UP_SHARE * each))
-            self._down = within(self._down, active, layout.dense_size, int((1 - UP_SHARE) * each))
+            half = self.plan.budget_bytes // (2 * clients)
+            self._up, self._down = (within(c, active, layout.dense_size, half) for c in (self._up, self._down))
             log(
                 INFO,
                 "budget of %s bytes a round: density %.4g up, %.4g down",
