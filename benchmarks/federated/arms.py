@@ -48,7 +48,7 @@ def peer(settings: PeerSettings) -> Make:
     return lambda expert, start, seed, clients: Peer(settings, expert.layout, start, clients)
 
 
-def ours(up: float, down: float, rule: ScaleRule = "norm", savings: float | None = None) -> Make:
+def ours(up: float, down: float, rule: ScaleRule = "norm", savings: float | None = None, rate: float = 1.0) -> Make:
     """Our system at these densities, one scale a tensor; a head that is not small is ternary too. With `savings` the densities are
     the most that it takes, and lower where its payloads would otherwise be foretold to be more than fp32's divided by that.
     """
@@ -57,7 +57,7 @@ def ours(up: float, down: float, rule: ScaleRule = "norm", savings: float | None
         head = sum(t.size for t in expert.layout.tensors if t.name in HEAD)
         dense, units = (HEAD, {}) if head < SMALL_HEAD * expert.layout.size else ((), dict.fromkeys(HEAD, HEAD_UNIT))
         budget = None if savings is None else int(2 * 4 * expert.layout.size / savings)
-        links = Links(Compression(up, rule, 1.0, "tensor"), Compression(down, rule, 1.0, "tensor"), dense, units, budget)
+        links = Links(Compression(up, rule, 1.0, "tensor"), Compression(down, rule, 1.0, "tensor"), dense, units, budget, rate)
         return Exchange(links, expert.layout, seed, expert.bounds, clients)
 
     return make
@@ -90,4 +90,9 @@ ARMS: dict[str, Make] = {
     "ours 20 % / 20 %": ours(0.2, 0.2),
     "ours 20 % / 50 %": ours(0.2, 0.5),
     "ours auto, fp32 / 100": ours(1.0, 1.0, savings=100),
+    "dense fp32, rate 2": peer(PeerSettings(fp32, fp32, rate=2.0)),
+    "STC 5 %, rate 2": ours(0.05, 0.05, rule="mean_magnitude", rate=2.0),
+    "ours 5 % / 5 %, rate 2": ours(0.05, 0.05, rate=2.0),
+    "ours 10 % / 10 %, rate 2": ours(0.1, 0.1, rate=2.0),
+    "ours 10 % / 10 %, mean, rate 2": ours(0.1, 0.1, rule="mean_magnitude", rate=2.0),
 }

@@ -13,6 +13,7 @@ from compeft_client.exchange import Edge, EdgeClient, Synced, Trained
 from compeft_core import Compression, Layout, Vector, flatten, layout_of, state_digest, unflatten
 from compeft_core.budget import within
 from compeft_core.initial import seeded_state
+from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.keys import new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.task import Origin, RoundTask
@@ -31,7 +32,8 @@ class Links:
     """How both links compress, which tensors go as bfloat16 rather than ternary, and the unit in which a tensor is counted (1 where
     none is given): what trains at a 20 times larger rate moves 20 times as far, and would fill the top k by itself.
 
-    budget_bytes: most payload bytes of a client and round, both directions; it lowers the densities until they fit.
+    budget_bytes: most payload bytes of a client and round, both directions; it lowers the densities until they fit. rate: the server's
+    learning rate.
     """
 
     up: Compression
@@ -39,6 +41,7 @@ class Links:
     dense: tuple[str, ...] = ()
     units: Mapping[str, float] = field(default_factory=dict)
     budget_bytes: int | None = None
+    rate: float = 1.0
 
 
 class Exchange:
@@ -84,7 +87,9 @@ class Exchange:
 
     def close(self, number: int) -> Vector:
         """Merge, publish, and let every client fetch the new version."""
-        self._conductor.close_round(EXPERT, RUN, number, "average", 1.0, self._down)
+        self._conductor.close_round(
+            EXPERT, RUN, number, "average", 1.0, self._down, optimizer=ServerOptimizer(learning_rate=self._links.rate)
+        )
         self._synced = [edge.sync(EXPERT) for edge in self._edges]
         self._count()
         self._task = self._open(number + 1)

@@ -14,7 +14,7 @@ BOTH = "AB"
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
     """A peer's formats up (of the task vector) and down (of the state; `from_start`: of the state minus the first one), which LoRA
-    factors it trains in a round, and to how many ranks a module it cuts what it sends (None: all).
+    factors it trains in a round, to how many ranks a module it cuts what it sends (None: all), and the server's learning rate.
     """
 
     up: Format
@@ -22,6 +22,7 @@ class PeerSettings:
     from_start: bool = False
     factors: Callable[[int], str] = lambda _: BOTH
     ranks: int | None = None
+    rate: float = 1.0
 
 
 class Peer:
@@ -55,7 +56,7 @@ class Peer:
         """Average, weighted by examples, and send the state to everybody; what the server now has."""
         total = sum(examples for _, examples in self._arrived)
         step = sum(vector.astype(np.float64) * (examples / total) for vector, examples in self._arrived)
-        self._server += np.asarray(step, np.float32)
+        self._server += np.asarray(self._settings.rate * step, np.float32)
         changed = self._active(number) & (step != 0) if self._settings.ranks is not None else self._active(number)
         origin = self._start if self._settings.from_start else np.zeros_like(self._start)
         received, octets = self._settings.down((self._server - origin)[changed])

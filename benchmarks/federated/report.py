@@ -44,6 +44,7 @@ def draw(outcomes: Sequence[Outcome], folder: Path) -> None:
 
     for task, arms in _by_task(outcomes).items():
         figure, axes = plt.subplots(figsize=(8, 5))
+        axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)
         for arm, runs in arms.items():
             if not runs[0]["sent_up"][-1]:
                 axes.axhline(100 * _mean(r["accuracy"][-1] for r in runs), color="grey", linestyle=":", label=f"{arm} (no bytes)")

@@ -30,7 +30,7 @@ def draw(path: Path, rows: Sequence["Row"], size: int, machine: str) -> None:
             axes.text(
                 min(left, 0.8 * limit) + 0.01 * limit,
                 place,
-                f"{mark}{left:.3g} s",
+                f"{mark}{_seconds(left)} s",
                 va="center",
                 fontsize=8,
                 bbox=_label(left, limit),
@@ -48,3 +48,7 @@ def draw(path: Path, rows: Sequence["Row"], size: int, machine: str) -> None:
 
 def _label(left: float, limit: float) -> dict[str, object] | None:
     return {"facecolor": "white", "edgecolor": "none", "pad": 1} if left > 0.8 * limit else None
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
