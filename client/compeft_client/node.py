@@ -47,7 +47,7 @@ def edge_of(config: Mapping[str, object]) -> Edge:
         patience_s=float(str(config.get("patience-s", PATIENCE_S))),
         older=tuple(older),
         max_update_bytes=bytes_of(str(config["max-update"])) if config.get("max-update") else None,
-        max_upload_s=seconds_of("max-upload-s", config) if config.get("max-upload-s") else None,
+        max_upload_s=seconds_of("max-upload-s", config) if config.get("max-upload-s") is not None else None,
         learn=known if "site" in config else None,
     )
 

@@ -25,6 +25,7 @@ from flwr.serverapp.strategy import (
 from flwr.supercore.task_identity import TaskIdentity
 
 from compeft_client.flower_mod import CompressionMod
+from compeft_client.node import edge_of
 from compeft_core import Compression, MergeParameters, decode, densify, flatten, layout_of, state_digest
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
@@ -179,6 +180,12 @@ def test_a_site_may_take_less_time_than_its_round_asks_for_once_it_knows_its_rat
     )
     assert first[0] == first[1] == second[1]
     assert second[0] < second[1]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-3", "nan", "soon", 0.0])
+def test_a_time_that_is_none_is_refused_and_not_left_out(world: World, seconds: object) -> None:
+    with pytest.raises(InputError, match="max-upload-s is"):
+        edge_of(configs(world)[0] | {"max-upload-s": seconds})
 
 
 def test_both_links_take_the_codec_of_the_plan(world: World) -> None:
