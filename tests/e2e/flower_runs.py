@@ -17,6 +17,8 @@ RAY = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_agent_register_timeout_ms": "120000",
+    "GRPC_ENABLE_FORK_SUPPORT": "false",
+    "GRPC_EXPERIMENTS": "-event_engine_fork",
 }
 TIMEOUT_S = 400.0
 
@@ -86,7 +88,8 @@ def left_of(folder: Path) -> list[str]:
 def environment(folder: Path) -> dict[str, str]:
     """What Flower's processes need to stay on this machine and in this folder.
 
-    Ray's server is told its port: it gives up after 30 s of waiting for one that the server chooses, which a busy machine needs.
+    Ray's server is told its port: it gives up after 30 s of waiting for one that the server chooses, which a busy machine needs. gRPC's
+    handlers of forks are off: Ray forks its processes while the ServerApp calls the aggregator, and they abort some of them.
     """
     port = {"RAY_GCS_SERVER_PORT": str(free_ports(1)[0])}
     return ENVIRONMENT | RAY | port | {"FLWR_HOME": str(folder / "flower")}

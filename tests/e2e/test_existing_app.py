@@ -23,7 +23,7 @@ def test_a_simulation_learns_through_an_aggregator_with_a_key_for_every_simulate
     with Processes(tmp_path / "logs", environment(tmp_path)) as processes:
         runs = FlowerRuns(processes, tmp_path, clients, simulate=True)
         listed = runs.run(APPS / "compressed", {"num-server-rounds": rounds, "model-file": str(tmp_path / "model.pt")})
-    assert listed["status"] == "finished:completed"
+    assert listed["status"] == "finished:completed", (tmp_path / "logs" / "run.log").read_text()[-4000:]
     report = read_report(runs.ledger, "digits")
     assert (report.rounds, len(report.clients), len(report.refusals)) == (rounds, clients, 0)
     assert [row.participants for row in report.versions] == [0, clients, clients]
