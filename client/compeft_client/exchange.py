@@ -14,6 +14,7 @@ import numpy as np
 
 from compeft_client.carriers import Carrier, Connection, Letters, now_ms
 from compeft_client.files import write_durably
+from compeft_client.quality import Floor, above
 from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
 from compeft_core import Compression, Encoded, Layout, Vector, compress
 from compeft_core.budget import payload_bytes, within
@@ -189,14 +190,16 @@ class EdgeClient:
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
 
-    def submit(self, task: RoundTask, trained: Trained) -> pb.Receipt | None:
+    def submit(self, task: RoundTask, trained: Trained, floor: Floor | None = None) -> pb.Receipt | None:
         """Compress the task vector plus the residual, seal it and send it for one round; the aggregator's receipt, or None where others
         carry it: then the next `sync` says what became of it.
 
-        What compression leaves behind is kept for the next round, and so is all that earlier rounds left of tensors that rest in
-        this one. Errors: WrongBaseError if another version was synced last; ConflictError while an earlier update waits for its
-        round to close; NotFiniteError; InputError if training changed a tensor that rests; the aggregator's refusal;
-        UnreachableError. After an error of the exchange the update stays pending, and the next `sync` settles it.
+        With a `floor`, the task's density is the most: the update is compressed as far as the floor allows. What compression leaves
+        behind is kept for the next round, and so is all that earlier rounds left of tensors that rest in this one.
+
+        Errors: WrongBaseError if another version was synced last; ConflictError while an earlier update waits for its round to close;
+        NotFiniteError; InputError if training changed a tensor that rests; the aggregator's refusal; UnreachableError. After an error of
+        the exchange the update stays pending, and the next `sync` settles it.
         """
         directory = self._memory_of(task.expert)
         with directory.lock():
@@ -206,6 +209,10 @@ class EdgeClient:
             task = replace(task, compression=_fitting(self._edge, memory, layout, task))
             target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
             awake = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
+            if floor is not None:
+                synced = directory.state(memory, layout).vector
+                goal = above(floor, layout, synced, synced + trained.task_vector, awake, task.compression)
+                task = replace(task, compression=goal)
             workers = workers_for(layout.size, WORKERS)
             encoded = mf.payload_of(layout, compress(layout, awake, task.compression, workers=workers), task.codec, workers)
             update = self._update(task, trained, encoded, layout)

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from compeft_client.carriers import Letters
 from compeft_client.exchange import EdgeClient, Synced, Trained
 from compeft_client.node import edge_of
+from compeft_client.quality import Floor
 from compeft_core import flatten, unflatten
 from compeft_core.errors import FormatError
 from compeft_proto import letter
@@ -36,14 +37,16 @@ class CompressionMod:
 
     origin: what this client trains with; the aggregator refuses an update with another origin than its expert's. config: the client's own
     configuration, as `compeft_client.node.edge_of` takes it: by default the node's; `compeft_client.simulation` has one for simulations.
+    floor: what an update must still be worth on this client's validation rows; None compresses as the round asks.
     """
 
     def __init__(
         self,
         origin: Callable[[Context], Origin] = lambda _: Origin(),
         config: Callable[[Context], Mapping[str, object]] = lambda context: context.node_config,
+        floor: Callable[[Context], Floor | None] = lambda _: None,
     ) -> None:
-        self._origin, self._config = origin, config
+        self._origin, self._config, self._floor = origin, config, floor
 
     def __call__(self, message: Message, context: Context, call_next: App) -> Message:
         """Sync, run the app, submit. Errors of the exchange end the message: Flower reports them, the round goes on without."""
@@ -83,7 +86,8 @@ class CompressionMod:
         metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
         count = int(numbers.get("num-examples", 1))
-        client.submit(task, Trained(tuned - synced.vector, count, numbers, self._origin(context)))
+        trained = Trained(tuned - synced.vector, count, numbers, self._origin(context))
+        client.submit(task, trained, self._floor(context))
 
 
 def _letters(message: Message, key: SigningKey) -> Letters | None:

@@ -1,6 +1,6 @@
 """Flower strategies around a real aggregator: which LoRA factors rest, which optimizer runs, who is waited for, what is refused."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from compeft_client.flower_mod import CompressionMod
 from compeft_client.node import edge_of
+from compeft_client.quality import Floor
 from compeft_core import Compression, MergeParameters, decode, densify, flatten, layout_of, state_digest
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
@@ -180,6 +181,27 @@ def test_a_site_may_take_less_time_than_its_round_asks_for_once_it_knows_its_rat
     )
     assert first[0] == first[1] == second[1]
     assert second[0] < second[1]
+
+
+def test_a_site_keeps_its_floor_of_a_rounds_gain_with_as_few_entries_as_that_takes(world: World) -> None:
+    def measured(by_name: Mapping[str, np.ndarray]) -> float:
+        return float(sum(np.abs(array).sum() for name, array in by_name.items() if "lora_B" in name))
+
+    def app(retained: float | None) -> ClientApp:
+        found = ClientApp(mods=[CompressionMod(lambda _: ORIGIN, floor=lambda _: retained and Floor(retained, measured))])
+        found.train()(obedient)
+        return found
+
+    densities = []
+    for retained in (None, 0.9, 0.1):
+        name = f"lora-{retained}".replace(".", "-")
+        plan = replace(PLAN, expert=name, uplink=Compression(0.6))
+        grid = LoopbackGrid(app(retained), configs(world), len(densities))
+        CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(300), num_rounds=1)
+        (made,) = manifests(world, name)
+        densities.append({update_of(world, c.update_digest).coding.compression.density for c in made.contributions})
+    assert densities[0] == {0.6}
+    assert max(densities[2]) < min(densities[1]) <= 0.6
 
 
 @pytest.mark.parametrize("seconds", ["0", "-3", "nan", "soon", 0.0])
