@@ -6,10 +6,14 @@ H(k) = -k log2 k - (1 - k) log2 (1 - k); a dense entry takes 16 bits. Real posit
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from compeft_core.compress import Compression
 from compeft_core.errors import InputError
+
+T = TypeVar("T")
 
 SLACK = 1.02
 """Most that the codec `rice` needs over the entropy on average, from a density of 1 in 1,000 on."""
@@ -18,6 +22,8 @@ HEADER_BYTES, BLOCK_BYTES, BLOCK = 64, 8, 2**16
 HIGHEST = 2 / 3
 """Where H(k) + k is largest: a third of zeros, plus and minus each."""
 STEPS = 60
+FULL, TRIES = 0.98, 4
+"""A budget is full from this part of it on; so often something is coded to get there."""
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)")
 
@@ -57,6 +63,38 @@ def density_for(ternary_size: int, dense_size: int, budget_bytes: int) -> float:
 def within(compression: Compression, ternary_size: int, dense_size: int, budget_bytes: int) -> Compression:
     """The same compression at its own density, or at the lower one that fits. Errors: as `density_for`."""
     return replace(compression, density=min(compression.density, density_for(ternary_size, dense_size, budget_bytes)))
+
+
+def filled(
+    make: Callable[[Compression], T],
+    weigh: Callable[[T], int],
+    asked: Compression,
+    ternary_size: int,
+    dense_size: int,
+    budget_bytes: int,
+) -> tuple[Compression, T]:
+    """What `make` codes at the highest density, at most the one `asked` for, at which it weighs no more than `budget_bytes`, and how.
+
+    The first try goes by what is foretold for random positions, the next by what that really weighed in relation to it, those after that
+    by the line through the last two. Errors: InputError as `density_for`, and if nothing made would fit.
+    """
+    tried: dict[float, tuple[int, T]] = {}
+    settings, least = within(asked, ternary_size, dense_size, budget_bytes), payload_bytes(ternary_size, dense_size, 0)
+    goal, before = (1 + FULL) / 2 * budget_bytes, (0, 0)
+    while settings.density not in tried and len(tried) < TRIES:
+        made = make(settings)
+        weight, foretold = weigh(made), payload_bytes(ternary_size, dense_size, settings.density)
+        tried[settings.density] = weight, made
+        if FULL * budget_bytes <= weight <= budget_bytes or weight == before[1]:
+            break
+        aim = foretold + (goal - weight) * (foretold - before[0]) / (weight - before[1])
+        settings, before = within(asked, ternary_size, dense_size, max(least, int(aim))), (foretold, weight)
+    fitting = [density for density, (weight, _) in tried.items() if weight <= budget_bytes]
+    if not fitting:
+        raise InputError(
+            f"a budget of {budget_bytes:,} bytes: the least that it came to was {min(w for w, _ in tried.values()):,}"
+        )
+    return replace(asked, density=max(fitting)), tried[max(fitting)][1]
 
 
 def bytes_of(text: str) -> int:

@@ -50,7 +50,7 @@ def peer(settings: PeerSettings) -> Make:
 
 def ours(up: float, down: float, rule: ScaleRule = "norm", savings: float | None = None, rate: float = 1.0) -> Make:
     """Our system at these densities, one scale a tensor; a head that is not small is ternary too. With `savings` the densities are
-    the most that it takes, and lower where its payloads would otherwise be foretold to be more than fp32's divided by that.
+    the most that it takes, and lower where its payloads would otherwise be more than fp32's divided by that.
     """
 
     def make(expert: Expert, start: Vector, seed: int, clients: int) -> Arm:

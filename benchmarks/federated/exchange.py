@@ -11,7 +11,6 @@ import numpy as np
 
 from compeft_client.exchange import Edge, EdgeClient, Synced, Trained
 from compeft_core import Compression, Layout, Vector, flatten, layout_of, state_digest, unflatten
-from compeft_core.budget import within
 from compeft_core.initial import seeded_state
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.keys import new_key
@@ -60,7 +59,7 @@ class Exchange:
         self._conductor = Conductor(Station(address, conductor, aggregator))
         self._flat = layout
         self._layout = layout_of({t.name: t.shape for t in layout.tensors}, dense=links.dense)
-        self._up, self._down = self._fitting(links)
+        self._most_bytes = (links.budget_bytes or 0) // 2
         by_name = dict(zip([t.name for t in layout.tensors], bounds, strict=True))
         self._publish(seed, [by_name[t.name] for t in self._layout.tensors])
         self._edges = []
@@ -88,7 +87,14 @@ class Exchange:
     def close(self, number: int) -> Vector:
         """Merge, publish, and let every client fetch the new version."""
         self._conductor.close_round(
-            EXPERT, RUN, number, "average", 1.0, self._down, optimizer=ServerOptimizer(learning_rate=self._links.rate)
+            EXPERT,
+            RUN,
+            number,
+            "average",
+            1.0,
+            self._links.down,
+            optimizer=ServerOptimizer(learning_rate=self._links.rate),
+            max_payload_bytes=self._most_bytes,
         )
         self._synced = [edge.sync(EXPERT) for edge in self._edges]
         self._count()
@@ -103,16 +109,11 @@ class Exchange:
         self._ledger.close()
         shutil.rmtree(self._folder)
 
-    def _fitting(self, links: Links) -> tuple[Compression, Compression]:
-        """How both links compress, the budget shared out as `Plan(budget_bytes=)` does."""
-        if links.budget_bytes is None:
-            return links.up, links.down
-        half, sizes = links.budget_bytes // 2, (self._layout.ternary_size, self._layout.dense_size)
-        return within(links.up, *sizes, half), within(links.down, *sizes, half)
-
     def _open(self, number: int) -> RoundTask:
         opened = self._conductor.open_round(EXPERT, RUN, number, DEADLINE_S)
-        return RoundTask(EXPERT, RUN, number, opened.round_nonce, opened.base_version, self._up)
+        return RoundTask(
+            EXPERT, RUN, number, opened.round_nonce, opened.base_version, self._links.up, max_payload_bytes=self._most_bytes
+        )
 
     def _publish(self, seed: int, bounds: list[float]) -> None:
         self._conductor.publish(

@@ -16,8 +16,8 @@ from compeft_client.carriers import Carrier, Connection, Letters, now_ms
 from compeft_client.files import write_durably
 from compeft_client.quality import Floor, above
 from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
-from compeft_core import Compression, Encoded, Layout, Vector, compress
-from compeft_core.budget import payload_bytes, within
+from compeft_core import Compression, Encoded, Layout, Vector
+from compeft_core.budget import payload_bytes
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.machine import workers_for
 from compeft_core.resting import active_places, share_of_active
@@ -206,16 +206,15 @@ class EdgeClient:
             memory = directory.load()
             trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
-            task = replace(task, compression=_fitting(self._edge, memory, layout, task))
             target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
             awake = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
+            asked, workers = share_of_active(layout, task.compression, task.resting), workers_for(layout.size, WORKERS)
+            used, encoded = mf.coded(layout, awake, asked, task.codec, workers, _most_bytes(self._edge, memory, layout, task))
             if floor is not None:
                 synced = directory.state(memory, layout).vector
-                goal = above(floor, layout, synced, synced + trained.task_vector, awake, task.compression)
-                task = replace(task, compression=goal)
-            workers = workers_for(layout.size, WORKERS)
-            encoded = mf.payload_of(layout, compress(layout, awake, task.compression, workers=workers), task.codec, workers)
-            update = self._update(task, trained, encoded, layout)
+                goal = above(floor, layout, synced, synced + trained.task_vector, awake, used)
+                used, encoded = (used, encoded) if goal == used else mf.coded(layout, awake, goal, task.codec, workers)
+            update = self._update(task, trained, encoded, layout, used)
             update.sequence = memory.sequence + 1
             update.base_state_digest = bytes.fromhex(memory.synced)
             sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
@@ -255,7 +254,9 @@ class EdgeClient:
     def _memory_of(self, expert: str) -> StateDirectory:
         return StateDirectory.of(self._edge.state, expert)
 
-    def _update(self, task: RoundTask, trained: Trained, encoded: Encoded, layout: Layout) -> pb.UpdateManifest:
+    def _update(
+        self, task: RoundTask, trained: Trained, encoded: Encoded, layout: Layout, compression: Compression
+    ) -> pb.UpdateManifest:
         now = now_ms()
         return pb.UpdateManifest(
             expert=task.expert,
@@ -268,7 +269,7 @@ class EdgeClient:
             base_model=base_model_to_proto(trained.origin),
             layout_digest=layout.digest,
             adapter_config_digest=trained.origin.adapter_config_digest,
-            coding=mf.coding_of(encoded, task.compression),
+            coding=mf.coding_of(encoded, compression),
             num_examples=trained.num_examples,
             metrics=mf.metrics_to_proto(trained.metrics.items()),
             issued_at_ms=now,
@@ -308,23 +309,15 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
     return memory, Synced(statement.expert, memory.version, layout, state.vector, genesis.adapter_config)
 
 
-def _fitting(edge: Edge, memory: Memory, layout: Layout, task: RoundTask) -> Compression:
-    """What the task asks for, less where this client may not send as much; its density is of all parameters, resting ones too."""
-    places = int(np.count_nonzero(active_places(layout, task.resting)[: layout.ternary_size]))
-    most_bytes = _most_bytes(edge, memory, payload_bytes(places, layout.dense_size, 0))
-    asked = task.compression
-    wanted = asked if most_bytes is None else within(asked, places, layout.dense_size, most_bytes)
-    return share_of_active(layout, wanted, task.resting)
-
-
-def _most_bytes(edge: Edge, memory: Memory, least: int) -> int | None:
-    """What an update of this client may take, if anything limits it. Before anything was uploaded, no rate is known; a rate that is too
-    low for `least`, the smallest update, leaves that, or a link that recovers would never be measured again.
+def _most_bytes(edge: Edge, memory: Memory, layout: Layout, task: RoundTask) -> int:
+    """What an update of this client may take in this round, 0 if nothing limits it. Before anything was uploaded, no rate is known; a rate
+    that is too low for the smallest update leaves that, or a link that recovers would never be measured again.
     """
-    limits = [edge.max_update_bytes] if edge.max_update_bytes is not None else []
+    limits = [most for most in (task.max_payload_bytes, edge.max_update_bytes) if most]
     if edge.max_upload_s is not None and memory.upload_bytes_per_s:
+        least = payload_bytes(layout.ternary_size, layout.dense_size, 0)
         limits.append(max(least, int(edge.max_upload_s * memory.upload_bytes_per_s)))
-    return min(limits, default=None)
+    return min(limits, default=0)
 
 
 def _task_vector(directory: StateDirectory, memory: Memory, layout: Layout, task: RoundTask, trained: Trained) -> Vector:

@@ -16,17 +16,29 @@ from compeft_client.packing import unpack as write_directory
 from compeft_client.progress import watched
 from compeft_client.source import read_source
 from compeft_core import Codec
-from compeft_core.budget import bytes_of
+from compeft_core.budget import HIGHEST, bytes_of
+from compeft_core.errors import InputError
+from compeft_proto.keys import SigningKey
 
 Init = Annotated[
     str | None, typer.Option(help="where it started: the untrained adapter's (or base model's) directory, or seed:N")
 ]
 Trusted = Annotated[Path | None, typer.Option(help="public key of the signer; nothing is written unless it signed")]
 Force = Annotated[bool, typer.Option("--force", help="replace what is there")]
+
+
+def _density(text: str) -> float | None:
+    """A density, or None for `auto`. Errors: ValueError, which the command line reports."""
+    return None if text == "auto" else float(text)
+
+
 Density = Annotated[
-    float,
+    float | None,
     typer.Option(
-        help="fraction of the changes to keep, above 0 and at most 1; 0.1 is safer for an expert trained long on a hard task"
+        parser=_density,
+        metavar="FRACTION|auto",
+        help="fraction of the changes to keep, above 0 and at most 1; 0.1 is safer for an expert trained long on a hard task; auto: as "
+        "much as --budget holds",
     ),
 ]
 Budget = Annotated[str | None, typer.Option(help="most bytes of the file, such as 200kB: the density is lowered until it fits")]
@@ -36,6 +48,24 @@ Factor = Annotated[float | None, typer.Option(help="multiplies the rule's scale;
 CodecName = Annotated[Codec, typer.Option(help="rice is fast, context some per cent smaller")]
 
 app = typer.Typer()
+
+
+def pack_settings(
+    density: float | None,
+    budget: str | None,
+    scale: Scale,
+    factor: float | None,
+    init: str | None,
+    codec: Codec,
+    key: SigningKey | None,
+) -> PackSettings:
+    """What the options of `pack` and `push` say. Errors: InputError."""
+    if density is None and budget is None:
+        raise InputError(
+            "--density auto needs --budget SIZE to fill; for the fewest bytes that keep the metric: compeft tune DIRECTORY --eval ..."
+        )
+    most = bytes_of(budget) if budget else None
+    return PackSettings(HIGHEST if density is None else density, scale, factor, init, most, codec, key)
 
 
 @app.command()
@@ -57,10 +87,12 @@ def pack(
     """Pack a fine-tuned expert into one small file.
 
     Example: compeft pack ./my-lora -o my.expert --density 0.05 --init ./my-lora-untrained --sign me.key
+
+    Example: compeft pack ./my-lora --density auto --budget 200kB --init seed:0
     """
     file = output or Path(f"{directory.resolve().name}.expert")
     key = load_signing_key(sign) if sign else None
-    settings = PackSettings(density, scale, factor, init, bytes_of(budget) if budget else None, codec, key)
+    settings = pack_settings(density, budget, scale, factor, init, codec, key)
     with watched("packing", read_source(directory).size) as tick:
         packed = save_compressed(directory, file, settings, force=force, progress=tick)
     typer.echo(texts.packed(file, packed, key.keyid if key else None, format))

@@ -25,7 +25,7 @@ from compeft_client.source import Source, read_source
 from compeft_client.start import Start, read_start
 from compeft_client.whole_file import written_whole
 from compeft_core import Codec, Compression, Tensor, Vector
-from compeft_core.budget import density_for
+from compeft_core.budget import filled
 from compeft_core.errors import InputError, LimitError, NotFiniteError
 from compeft_proto.errors import ConflictError
 from compeft_proto.expert_file import check_payload
@@ -123,20 +123,27 @@ def code_parts(source: Source, settings: PackSettings, progress: Progress = sile
 
 def _within_budget(source: Source, settings: PackSettings, progress: Progress) -> tuple[list[CodedPart], PackSettings]:
     """The parts, at the settings' density or at the highest lower one that fits. Errors: InputError if none does."""
-    coded = code_parts(source, settings, progress)
-    budget = settings.budget_bytes
-    while budget is not None and (total := _file_bytes(source, coded, settings)) > budget:
-        chosen = [c for c in coded if c.planned.compression == settings.compression]
-        layouts, spent = [c.planned.layout for c in chosen], sum(len(c.payload) for c in chosen)
-        ternary, dense = sum(at.ternary_size for at in layouts), sum(at.dense_size for at in layouts)
-        if budget <= total - spent:
-            raise InputError(
-                f"{total - spent:,} bytes do not depend on the density, the budget is {budget:,}: `compeft inspect` says what"
-            )
-        fitting = density_for(ternary, dense, budget - (total - spent))
-        settings = replace(settings, density=min(fitting, 0.97 * settings.density))
-        coded = code_parts(source, settings)
-    return coded, settings
+    coded, budget = code_parts(source, settings, progress), settings.budget_bytes
+    total = _file_bytes(source, coded, settings)
+    if budget is None or total <= budget:
+        return coded, settings
+    chosen = [c for c in coded if c.planned.compression == settings.compression]
+    layouts, others = [c.planned.layout for c in chosen], total - sum(len(c.payload) for c in chosen)
+    if budget <= others:
+        raise InputError(f"{others:,} bytes do not depend on the density, the budget is {budget:,}: `compeft inspect` says what")
+
+    def make(compression: Compression) -> list[CodedPart]:
+        return code_parts(source, replace(settings, density=compression.density))
+
+    used, coded = filled(
+        make,
+        lambda parts: _file_bytes(source, parts, settings) - others,
+        settings.compression,
+        sum(layout.ternary_size for layout in layouts),
+        sum(layout.dense_size for layout in layouts),
+        budget - others,
+    )
+    return coded, replace(settings, density=used.density)
 
 
 def _file_bytes(source: Source, coded: Sequence[CodedPart], settings: PackSettings) -> int:

@@ -14,9 +14,8 @@ import typer
 
 from compeft_client.node import edge_of, load_public_key
 from compeft_client.options import AsFormat, EdgeConfig, takes_edge
-from compeft_client.pack_commands import Budget, CodecName, Density, Factor, Init, ScaleRule, Trusted
+from compeft_client.pack_commands import Budget, CodecName, Density, Factor, Init, ScaleRule, Trusted, pack_settings
 from compeft_client.progress import watched
-from compeft_core.budget import bytes_of
 from compeft_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,11 +58,10 @@ def push(
     compeft push ./my-lora sentiment --site ~/.compeft --init seed:0 --density 0.1
     """
     from compeft_client.packages import PackageClient
-    from compeft_client.packing import PackSettings
 
     us = edge_of({**edge, "patience-s": patience})
     measured = _measured(metric, base_metric, dense_metric)
-    data = _file_or_packed(file, PackSettings(density, scale, factor, init, bytes_of(budget) if budget else None, codec, us.key))
+    data = _file_or_packed(file, pack_settings(density, budget, scale, factor, init, codec, us.key))
     with PackageClient(us) as client:
         pushed = client.push(name, data, measured, examples, lambda total: watched("pushing", total))
     values = {"expert": name, "version": pushed.version, "sha256": pushed.sha256.hex(), "bytes": len(data), "new": pushed.new}

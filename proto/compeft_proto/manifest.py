@@ -32,7 +32,8 @@ from compeft_core import (
     shapes_of,
     state_of,
 )
-from compeft_core.compress import Granularity
+from compeft_core.budget import filled
+from compeft_core.compress import Granularity, compress
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.header import Blob
 from compeft_core.layout import MAX_TENSORS, Kind
@@ -155,6 +156,21 @@ def payload_of(layout: Layout, update: Update, codec: Codec = "context", workers
     if codec == "rice" or layout.ternary_size > CONTEXT_SIZE:
         return encoding_of(update, workers=workers)
     return encoding_of(update, codec="context", shapes=shapes_of(layout), workers=workers)
+
+
+def coded(
+    layout: Layout, vector: Vector, asked: Compression, codec: Codec, workers: int = 1, most_bytes: int = 0
+) -> tuple[Compression, Encoded]:
+    """What travels of a flat float32 vector, and how it was compressed: as `asked`, or at the highest lower density at which the payload
+    takes no more than `most_bytes` (0: no limit). Errors: those of `compeft_core.compress`, and of `compeft_core.budget.filled`.
+    """
+
+    def make(settings: Compression) -> Encoded:
+        return payload_of(layout, compress(layout, vector, settings, workers=workers), codec, workers)
+
+    if not most_bytes:
+        return asked, make(asked)
+    return filled(make, lambda encoded: len(encoded.blob), asked, layout.ternary_size, layout.dense_size, most_bytes)
 
 
 def read_payload(coding: pb.Coding, blob: bytes, layout: Layout, workers: int = 1) -> Encoded:

@@ -48,7 +48,7 @@ class RoundTask:
     """Train `expert` from `version` for one round of a run, compress the result like this and send it by this codec.
 
     resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.resting`); the density is of the
-    others.
+    others. max_payload_bytes: the update takes no more, and the density is then the highest; 0 is no limit.
     """
 
     expert: str
@@ -59,6 +59,7 @@ class RoundTask:
     compression: Compression
     resting: tuple[str, ...] = ()
     codec: Codec = "context"
+    max_payload_bytes: int = 0
 
     def to_values(self) -> dict[str, Value]:
         """As plain values by name."""
@@ -74,6 +75,7 @@ class RoundTask:
             "granularity": self.compression.granularity,
             "resting": ",".join(self.resting),
             "codec": self.codec,
+            "max-payload-bytes": self.max_payload_bytes,
         }
 
 
@@ -93,6 +95,7 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
         ),
         resting=tuple(ending for ending in _get(values, "resting", str).split(",") if ending),
         codec=codec_of(_get(values, "codec", str)),
+        max_payload_bytes=_get(values, "max-payload-bytes", int),
     )
 
 

@@ -125,8 +125,10 @@ class Conductor:
         parameters: MergeParameters = USUAL,
         optimizer: ServerOptimizer = PLAIN,
         codec: Codec = "context",
+        max_payload_bytes: int = 0,
     ) -> pb.RoundStatement:
-        """Merge what was accepted and publish the optimizer's step as the next version, compressed and coded like this for the downlink.
+        """Merge what was accepted and publish the optimizer's step as the next version, compressed and coded like this for the downlink,
+        at a lower density if its payload would take more than `max_payload_bytes` (0: no limit).
 
         Errors: InputError, and the round stays open, if the method is not to be had with these parameters and that many updates.
         """
@@ -140,6 +142,7 @@ class Conductor:
             compression=compression_to_proto(compression),
             optimizer=None if optimizer == PLAIN else optimizer_to_proto(optimizer),
             codec=codec,
+            max_payload_bytes=max_payload_bytes,
         )
         return self._conduct(dsse.ROUND_CLOSING, closing, dsse.ROUND_STATEMENT)
 

@@ -23,7 +23,6 @@ from compeft_core import (
     add_to,
     bf16,
     choose_and_merge,
-    compress,
     parse,
     state_of,
 )
@@ -70,9 +69,10 @@ class Carried:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One step of an expert log: what is sent, and what goes on from there."""
+    """One step of an expert log: what is sent, how it was compressed, and what goes on from there."""
 
     encoded: Encoded
+    compression: Compression
     after: Carried
 
 
@@ -83,20 +83,22 @@ def compose(
     optimizer: ServerOptimizer,
     compression: Compression,
     codec: Codec = "context",
+    most_bytes: int = 0,
 ) -> Step:
-    """The step that the optimizer makes of `merged`, with as much of it and the residual as `compression` lets through.
+    """The step that the optimizer makes of `merged`, with as much of it and the residual as `compression` lets through, and `most_bytes`
+    if that is not 0.
 
-    Moments of another optimizer are dropped. Errors: as `descend` and `compeft_core.compress`.
+    Moments of another optimizer are dropped. Errors: as `descend`, `compeft_core.compress`, and `compeft_core.budget.filled`.
     """
     same = before.optimizer == optimizer.name
     wanted, moments = descend(optimizer, merged, before.moments if same else no_moments(optimizer, layout.size))
     target = wanted + before.residual
     workers = workers_for(layout.size, WORKERS)
-    encoded = mf.payload_of(layout, compress(layout, target, compression, workers=workers), codec, workers)
+    compression, encoded = mf.coded(layout, target, compression, codec, workers, most_bytes)
     following = before.state.vector.copy()
     add_to(encoded, following, workers=workers)
     add_to(encoded, target, -1.0, workers=workers)
-    return Step(encoded, Carried(state_of(layout, following), target, moments, optimizer.name))
+    return Step(encoded, compression, Carried(state_of(layout, following), target, moments, optimizer.name))
 
 
 def kept_bytes(carried: Carried) -> tuple[bytes, bytes]:

@@ -57,7 +57,7 @@ class Plan:
     relay: clients need not reach the aggregator: what they ask, get and send travels inside Flower's messages, signed and encrypted end to
     end, and this program hands it to the aggregator.
     budget_bytes: most payload bytes of a round, all clients together, half of them up and half down; `uplink` and `downlink` are then the
-    highest densities that it may use, and each round takes what fits the number of its clients.
+    highest densities that it may use, and each update takes what fits its share.
     codec: of both links: `context` takes the fewest bytes, `rice` the least time where a link is faster than some 10 Mbit/s.
     """
 
@@ -100,7 +100,7 @@ class CompressedStrategy(Strategy):
         self.inner, self.plan = inner, plan
         self._merging = merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer)
         self._layout: Layout | None = None
-        self._up, self._down = plan.uplink, plan.downlink
+        self._most_bytes = 0
         self._conductor = Conductor(station)
         self._follower: Follower | None = None
         self._names: tuple[str, ...] = ()
@@ -154,7 +154,7 @@ class CompressedStrategy(Strategy):
         if self._follower is None:
             self._follower = Follower(self._conductor, self.plan.expert, layout)
         resting = resting_in_round(self.plan.averaging, server_round)
-        self._fit(layout, resting, len(messages))
+        self._most_bytes = self._share(layout, resting, len(messages))
         if server_round == 1:
             self._publish(layout, arrays, self._follower)
         plan = self.plan
@@ -171,7 +171,7 @@ class CompressedStrategy(Strategy):
         """Close the round at the aggregator; the arrays of the version it led to, if the plan fetches them."""
         replies = list(replies)
         self._report(server_round, replies)
-        plan, downlink = self.plan, self._down
+        plan, downlink = self.plan, self.plan.downlink
         if self._layout is not None:
             downlink = share_of_active(self._layout, downlink, resting_in_round(plan.averaging, server_round))
         closed = self._conductor.close_round(
@@ -184,6 +184,7 @@ class CompressedStrategy(Strategy):
             self._merging.parameters,
             self._merging.optimizer,
             plan.codec,
+            self._most_bytes,
         )
         if not closed.accepted:
             log(WARNING, "round %s: no update was accepted, version %s stays", server_round, closed.version)
@@ -243,23 +244,22 @@ class CompressedStrategy(Strategy):
         except ConflictError:
             log(INFO, "expert %s is there already: this run continues it", self.plan.expert)
 
-    def _fit(self, layout: Layout, resting: tuple[str, ...], clients: int) -> None:
-        """How this round compresses. Errors: InputError if the budget is too small for so many clients, or nothing would be active."""
+    def _share(self, layout: Layout, resting: tuple[str, ...], clients: int) -> int:
+        """Most payload bytes of one update of this round, up or down; 0 is no limit. Errors: InputError if that is too little for any,
+        or nothing would be active.
+        """
         active = int(np.count_nonzero(active_places(layout, resting)[: layout.ternary_size]))
-        self._up, self._down = self.plan.uplink, self.plan.downlink
-        if self.plan.budget_bytes is not None and clients:
-            half = self.plan.budget_bytes // (2 * clients)
-            self._up, self._down = (within(c, active, layout.dense_size, half) for c in (self._up, self._down))
-            log(
-                INFO,
-                "budget of %s bytes a round: density %.4g up, %.4g down",
-                self.plan.budget_bytes,
-                self._up.density,
-                self._down.density,
-            )
+        if self.plan.budget_bytes is None or not clients:
+            return 0
+        share = self.plan.budget_bytes // (2 * clients)
+        foretold = within(self.plan.uplink, active, layout.dense_size, share).density
+        log(INFO, "budget of %s bytes a round: %s an update, a density of %.4g or more", self.plan.budget_bytes, share, foretold)
+        return share
 
     def _with_task(self, message: Message, server_round: int, nonce: bytes, resting: tuple[str, ...]) -> Message:
-        task = RoundTask(self.plan.expert, self._run, server_round, nonce, self._version, self._up, resting, self.plan.codec)
+        plan = self.plan
+        how = plan.uplink, resting, plan.codec, self._most_bytes
+        task = RoundTask(plan.expert, self._run, server_round, nonce, self._version, *how)
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
         content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key, ORDER: self._order()})
         meta = message.metadata

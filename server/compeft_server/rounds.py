@@ -112,7 +112,7 @@ class Rounds:
         inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
         before, optimizer = self._log.carried(expert, found.base_version), mf.optimizer_from_proto(closing)
         codec = mf.codec_of(closing.codec) if closing.codec else "context"
-        step = compose(expert.layout, before, merged.vector, optimizer, compression, codec)
+        step = compose(expert.layout, before, merged.vector, optimizer, compression, codec, closing.max_payload_bytes)
         for chunk in mf.chunks(step.encoded.blob):
             self._store.put(chunk)
         residual, moments = (tuple(map(self._store.put, mf.chunks(kept))) for kept in kept_bytes(step.after))
@@ -145,7 +145,7 @@ class Rounds:
             adapter_config_digest=expert.adapter_config_digest,
             run=found.run,
             round=found.round,
-            coding=mf.coding_of(step.encoded, mf.compression_from_proto(closing.compression)),
+            coding=mf.coding_of(step.encoded, step.compression),
             chunks=mf.refs_of(step.encoded.blob),
             merge_method=closing.merge_method,
             coefficient=closing.coefficient,

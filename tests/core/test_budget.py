@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compeft_core import Compression, compress, encode, layout_of
-from compeft_core.budget import HIGHEST, bytes_of, density_for, payload_bytes, within
+from compeft_core.budget import HIGHEST, TRIES, bytes_of, density_for, filled, payload_bytes, within
 from compeft_core.errors import InputError
 
 
@@ -22,6 +22,39 @@ def test_the_density_for_the_bytes_of_a_density_is_that_density(size: int, densi
     budget = payload_bytes(size, 0, density)
     assert density_for(size, 0, budget) == pytest.approx(density, rel=2e-2)
     assert payload_bytes(size, 0, density_for(size, 0, budget)) <= budget
+
+
+@given(
+    size=st.integers(20_000, 200_000),
+    dense=st.integers(0, 300),
+    part=st.floats(0.02, 1.5),
+    clustered=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_budget_is_filled_and_never_exceeded(size: int, dense: int, part: float, clustered: bool, seed: int) -> None:
+    layout = layout_of({"a": (size,), "head": (dense,)}, dense=["head"])
+    rng = np.random.default_rng(seed)
+    vector = rng.standard_normal(layout.size).astype(np.float32)
+    if clustered:
+        vector[: size // 2] *= 1e-3
+    asked, made = Compression(0.3), []
+
+    def make(settings: Compression) -> bytes:
+        made.append(settings.density)
+        return encode(compress(layout, vector, settings))
+
+    budget = int(part * payload_bytes(size, dense, 0.3)) + payload_bytes(size, dense, 0)
+    used, blob = filled(make, len, asked, size, dense, budget)
+    assert blob == encode(compress(layout, vector, used))
+    assert len(blob) <= budget
+    assert used.density <= 0.3
+    assert used.density == 0.3 or len(blob) > 0.95 * budget - 20
+    assert len(made) <= TRIES
+
+
+def test_a_budget_that_nothing_made_fits_is_refused_with_the_least_that_was_made() -> None:
+    with pytest.raises(InputError, match="budget of 1,000 bytes: the least that it came to was 5,000"):
+        filled(lambda _: bytes(5000), len, Compression(0.3), 10_000, 0, 1000)
 
 
 def test_more_than_enough_is_the_density_of_the_largest_update() -> None:

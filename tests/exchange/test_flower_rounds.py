@@ -143,9 +143,9 @@ def test_the_plan_says_which_factors_rest_and_the_app_is_told(
             assert not densify(decode(log._encoded(log.expert("lora"), c.update_digest)))[rests].any()
 
 
-@pytest.mark.parametrize("averaging", ["factors", "frozen_a"])
-def test_a_budget_holds_for_every_round_and_lowers_both_densities_alike(world: World, averaging: str) -> None:
-    plan = replace(PLAN, budget_bytes=2000, averaging=averaging, uplink=Compression(0.6), downlink=Compression(0.6))
+@pytest.mark.parametrize(("averaging", "budget"), [("factors", 2000), ("frozen_a", 900)])
+def test_a_budget_holds_for_every_round_and_is_used_in_both_directions(world: World, averaging: str, budget: int) -> None:
+    plan = replace(PLAN, budget_bytes=budget, averaging=averaging, uplink=Compression(0.6), downlink=Compression(0.6))
     grid = LoopbackGrid(app_of(obedient), configs(world))
     CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(300), num_rounds=2)
     made = manifests(world)
@@ -153,9 +153,8 @@ def test_a_budget_holds_for_every_round_and_lowers_both_densities_alike(world: W
     for manifest in made:
         up = [update_of(world, c.update_digest) for c in manifest.contributions]
         spent = sum(sum(ref.size for ref in u.chunks) for u in up) + 2 * sum(ref.size for ref in manifest.chunks)
-        assert spent <= 2000
-        (density,) = {u.coding.compression.density for u in [manifest, *up]}
-        assert 0.02 < density < 0.59
+        assert 0.9 * budget < spent <= budget
+        assert all(0.02 < u.coding.compression.density < 0.59 for u in [manifest, *up])
 
 
 def test_a_site_may_send_less_than_its_round_asks_for(world: World) -> None:

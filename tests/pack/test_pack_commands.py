@@ -34,6 +34,19 @@ def test_pack_sign_verify_unpack(adapter: Path, untrained: Path, capsys: pytest.
     assert set(load_file("back/adapter_model.safetensors")) == set(builders.names())
 
 
+def test_an_automatic_density_fills_the_budget_and_needs_one(
+    adapter: Path, untrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    least = as_json(capsys, "pack", "adapter", "--init", "untrained", "--density", "0.05")["bytes"]
+    auto = ("pack", "adapter", "--init", "untrained", "--density", "auto", "--force")
+    made = as_json(capsys, *auto, "--budget", f"{least + 100}B")
+    assert least + 80 < made["bytes"] <= least + 100
+    assert made["compression"]["density"] > 0.05
+    assert run([*auto]) == 3
+    assert "--density auto needs --budget" in capsys.readouterr().err
+    assert run(["pack", "adapter", "--density", "much", "--force"]) == 2
+
+
 def test_a_budget_is_kept_to_the_byte_and_hardly_undercut(
     adapter: Path, untrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

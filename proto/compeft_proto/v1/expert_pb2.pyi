@@ -1066,6 +1066,7 @@ class RoundClosing(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
+    MAX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1076,6 +1077,8 @@ class RoundClosing(_message.Message):
     coefficient: _builtins.float
     codec: _builtins.str
     """How the composed update is coded: "context" (fewest bytes) or "rice" (fastest)."""
+    max_payload_bytes: _builtins.int
+    """Most bytes of the composed update's payload; `compression` has the highest density. 0: no limit."""
     @_builtins.property
     def compression(self) -> Global___Compression:
         """How the composed update is compressed for the downlink."""
@@ -1101,10 +1104,11 @@ class RoundClosing(_message.Message):
         optimizer: Global___ServerOptimizer | None = ...,
         merge_parameters: Global___MergeParameters | None = ...,
         codec: _builtins.str = ...,
+        max_payload_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "nonce", b"nonce", "optimizer", b"optimizer", "round", b"round", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "max_payload_bytes", b"max_payload_bytes", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "nonce", b"nonce", "optimizer", b"optimizer", "round", b"round", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
