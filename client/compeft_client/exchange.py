@@ -17,7 +17,7 @@ from compeft_client.files import write_durably
 from compeft_client.quality import Floor, above
 from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
 from compeft_core import Compression, Encoded, Layout, Vector
-from compeft_core.budget import payload_bytes
+from compeft_core.budget import payload_bytes, sooner_codec
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.machine import workers_for
 from compeft_core.resting import active_places, share_of_active
@@ -28,7 +28,7 @@ from compeft_proto.answer import Answer, Progress, fetch, hear, lead, quiet
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.believed import Believed
 from compeft_proto.keys import PublicKey, SigningKey
-from compeft_proto.task import Origin, RoundTask
+from compeft_proto.task import AUTO, Origin, RoundTask
 from compeft_proto.transport import Tls
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -209,11 +209,12 @@ class EdgeClient:
             target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
             awake = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
             asked, workers = share_of_active(layout, task.compression, task.resting), workers_for(layout.size, WORKERS)
-            used, encoded = mf.coded(layout, awake, asked, task.codec, workers, _most_bytes(self._edge, memory, layout, task))
+            codec = sooner_codec(asked.density, memory.upload_bytes_per_s, workers) if task.codec == AUTO else task.codec
+            used, encoded = mf.coded(layout, awake, asked, codec, workers, _most_bytes(self._edge, memory, layout, task))
             if floor is not None:
                 synced = directory.state(memory, layout).vector
                 goal = above(floor, layout, synced, synced + trained.task_vector, awake, used)
-                used, encoded = (used, encoded) if goal == used else mf.coded(layout, awake, goal, task.codec, workers)
+                used, encoded = (used, encoded) if goal == used else mf.coded(layout, awake, goal, codec, workers)
             update = self._update(task, trained, encoded, layout, used)
             update.sequence = memory.sequence + 1
             update.base_state_digest = bytes.fromhex(memory.synced)
@@ -229,7 +230,7 @@ class EdgeClient:
             directory.save(memory)
             started = time.monotonic()
             receipt = self._send(sealed, encoded.blob)
-            if self._edge.max_upload_s is not None and receipt is not None:
+            if receipt is not None:
                 directory.save(replace(memory, upload_bytes_per_s=len(encoded.blob) / (time.monotonic() - started)))
             return receipt
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from compeft_core import Codec, Compression
 from compeft_core.errors import FormatError
@@ -12,6 +12,9 @@ from compeft_proto.manifest import check_name, codec_of, compression_of
 
 T = TypeVar("T")
 Value = int | float | str | bytes
+AUTO: Literal["auto"] = "auto"
+CodecChoice = Codec | Literal["auto"]
+"""A codec, or whichever brings an update to the aggregator sooner over its client's own link."""
 RECORD = "compeft"
 """Name of the record that carries a task to a client, and a receipt back."""
 RESTING = "resting"
@@ -58,7 +61,7 @@ class RoundTask:
     version: int
     compression: Compression
     resting: tuple[str, ...] = ()
-    codec: Codec = "context"
+    codec: CodecChoice = "context"
     max_payload_bytes: int = 0
 
     def to_values(self) -> dict[str, Value]:
@@ -94,9 +97,13 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
             _get(values, "granularity", str),
         ),
         resting=tuple(ending for ending in _get(values, "resting", str).split(",") if ending),
-        codec=codec_of(_get(values, "codec", str)),
+        codec=_choice(_get(values, "codec", str)),
         max_payload_bytes=_get(values, "max-payload-bytes", int),
     )
+
+
+def _choice(name: str) -> CodecChoice:
+    return AUTO if name == AUTO else codec_of(name)
 
 
 def _get(values: Mapping[str, object], name: str, kind: type[T]) -> T:

@@ -17,7 +17,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from compeft_core import Codec, Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
+from compeft_core import Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
 from compeft_core.budget import within
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
@@ -26,7 +26,7 @@ from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.errors import ConflictError
 from compeft_proto.manifest import layout_to_proto
-from compeft_proto.task import ORDER, RECORD, Origin, RoundTask
+from compeft_proto.task import AUTO, ORDER, RECORD, CodecChoice, Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.conductor import Conductor, Measured, Station
 from compeft_server.facts import Arm
@@ -58,7 +58,8 @@ class Plan:
     end, and this program hands it to the aggregator.
     budget_bytes: most payload bytes of a round, all clients together, half of them up and half down; `uplink` and `downlink` are then the
     highest densities that it may use, and each update takes what fits its share.
-    codec: of both links: `context` takes the fewest bytes, `rice` the least time where a link is faster than some 10 Mbit/s.
+    codec: of both links: `context` takes the fewest bytes, `rice` the least time where a link is faster than some 10 Mbit/s. `auto` lets
+    each client take the one that is there sooner at the rate of its upload before; versions are then `context`.
     """
 
     expert: str
@@ -80,7 +81,7 @@ class Plan:
     fetch: bool = True
     relay: bool = False
     budget_bytes: int | None = None
-    codec: Codec = "context"
+    codec: CodecChoice = "context"
 
     def __post_init__(self) -> None:
         resting_in_round(self.averaging, 1)
@@ -183,7 +184,7 @@ class CompressedStrategy(Strategy):
             downlink,
             self._merging.parameters,
             self._merging.optimizer,
-            plan.codec,
+            "context" if plan.codec == AUTO else plan.codec,
             self._most_bytes,
         )
         if not closed.accepted:

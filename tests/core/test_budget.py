@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compeft_core import Compression, compress, encode, layout_of
-from compeft_core.budget import HIGHEST, TRIES, bytes_of, density_for, filled, payload_bytes, within
+from compeft_core.budget import HIGHEST, TRIES, bytes_of, density_for, filled, payload_bytes, sooner_codec, within
 from compeft_core.errors import InputError
 
 
@@ -74,6 +74,16 @@ def test_a_budget_below_the_dense_part_is_refused_with_both_figures() -> None:
         density_for(1000, 100, 150)
     with pytest.raises(InputError, match="nothing here is ternary"):
         density_for(0, 3, 100)
+
+
+def test_the_codec_of_the_fewest_bytes_is_sooner_on_a_slow_link_and_on_many_cores() -> None:
+    assert sooner_codec(0.05, 0.0, 1) == "context"
+    assert sooner_codec(0.05, 125_000, 1) == "context"  # 1 Mbit/s
+    assert sooner_codec(0.05, 1_250_000, 1) == "rice"  # 10 Mbit/s
+    assert sooner_codec(0.05, 1_250_000, 8) == "context"
+    assert sooner_codec(0.05, 12_500_000, 8) == "rice"
+    assert sooner_codec(0.5, 400_000, 1) == "context"
+    assert sooner_codec(0.005, 400_000, 1) == "rice"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from compeft_client.flower_mod import CompressionMod
 from compeft_client.node import edge_of
 from compeft_client.quality import Floor
+from compeft_client.state import StateDirectory
 from compeft_core import Compression, MergeParameters, decode, densify, flatten, layout_of, state_digest
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL
@@ -85,6 +86,18 @@ def obedient(message: Message, context: Context) -> Message:
 
 def heedless(message: Message, context: Context) -> Message:
     return tuned(message, context, ("nothing rests",))
+
+
+def concentrated(message: Message, context: Context) -> Message:
+    """An answer that has moved some rows only: there is something to learn for a codec."""
+    reply = tuned(message, context, ("nothing rests",))
+    received = {name: array.numpy() for name, array in message.content["arrays"].items()}
+    moved = {name: array.numpy() for name, array in reply.content["arrays"].items()}
+    some = {
+        name: np.where(np.arange(len(a)).reshape(-1, *[1] * (a.ndim - 1)) < 40, moved[name], a) for name, a in received.items()
+    }
+    reply.content["arrays"] = ArrayRecord({name: Array(array) for name, array in some.items()})
+    return reply
 
 
 def app_of(train: Train) -> ClientApp:
@@ -216,6 +229,22 @@ def test_both_links_take_the_codec_of_the_plan(world: World) -> None:
     (made,) = manifests(world)
     assert [made.coding.codec, *(update_of(world, c.update_digest).coding.codec for c in made.contributions)] == ["rice"] * 3
     Versions(world.aggregator, open_store(world.folder / "data"), world.ledger).verify("lora", 1)
+
+
+def test_each_client_takes_the_codec_that_is_sooner_over_its_own_link_once_it_knows_that(world: World) -> None:
+    sites, plan = configs(world), replace(PLAN, codec="auto")
+    for run_id, rates in enumerate([(), (1.0, 1e12)]):
+        for site, rate in zip(sites, rates, strict=False):
+            memory = StateDirectory.of(Path(str(site["state-dir"])), "lora")
+            memory.save(replace(memory.load(), upload_bytes_per_s=rate))
+        CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(
+            LoopbackGrid(app_of(concentrated), sites, run_id), arrays(300), num_rounds=1
+        )
+    unknown, known = manifests(world)
+    assert [unknown.coding.codec, known.coding.codec] == ["context"] * 2
+    assert {update_of(world, c.update_digest).coding.codec for c in unknown.contributions} == {"context"}
+    codecs = {c.keyid: update_of(world, c.update_digest).coding.codec for c in known.contributions}
+    assert [codecs[edge_of(site).key.keyid] for site in sites] == ["context", "rice"]
 
 
 def update_of(world: World, digest: bytes) -> pb.UpdateManifest:
