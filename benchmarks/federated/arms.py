@@ -94,5 +94,6 @@ ARMS: dict[str, Make] = {
     "STC 5 %, rate 2": ours(0.05, 0.05, rule="mean_magnitude", rate=2.0),
     "ours 5 % / 5 %, rate 2": ours(0.05, 0.05, rate=2.0),
     "ours 10 % / 10 %, rate 2": ours(0.1, 0.1, rate=2.0),
+    "ours 20 % / 20 %, rate 2": ours(0.2, 0.2, rate=2.0),
     "ours 10 % / 10 %, mean, rate 2": ours(0.1, 0.1, rule="mean_magnitude", rate=2.0),
 }

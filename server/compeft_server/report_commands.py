@@ -1,15 +1,16 @@
 """`compeft report`: parses its options, reads one report, writes it in the format that was asked for."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
 from rich.console import Console
 
-from compeft_core.errors import InputError
+from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.files import write_durably
 from compeft_server.ledger import Ledger
@@ -20,6 +21,7 @@ from compeft_server.report_extras import Extras
 from compeft_server.serving import open_ledger
 from compeft_server.storage import existing
 
+T = TypeVar("T")
 Format = Literal["text", "html", "md", "json", "csv", "parquet"]
 TABLE_WIDTH = 110
 """Columns that the report's table needs; a narrower terminal wraps its lines rather than lose figures."""
@@ -55,7 +57,7 @@ def report_command(
         _write_rows(ledger, data, expert, since_ms, format, output)
         return
     name = expert or _only(ledger)
-    arm = dense_from_json(_read(dense)) if dense else None
+    arm = _parsed(dense, dense_from_json) if dense else None
     extras = _extras(ledger, data, name, price_per_gb, currency, pool)
     _write_report(ledger, name, arm, since_ms, extras, format, output)
     ledger.close()
@@ -111,7 +113,7 @@ def _write_rows(
 def _extras(ledger: Ledger, data: Path, name: str, price: float | None, currency: str, pool: Path | None) -> Extras:
     from compeft_server.report_extras import densities_of, pool_from_json
 
-    measured = pool_from_json(_read(pool)) if pool else None
+    measured = _parsed(pool, pool_from_json) if pool else None
     return Extras(price_of(price, currency), measured, densities_of(ledger, name, own_public_keys(data)))
 
 
@@ -122,11 +124,16 @@ def _only(ledger: Ledger) -> str:
     return names[0]
 
 
-def _read(path: Path) -> str:
+def _parsed(path: Path, parse: Callable[[str], T]) -> T:
+    """What a file says. Errors: InputError if it cannot be read; FormatError, which names it."""
     try:
-        return path.read_text(encoding="utf-8")
+        return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not text: {error}") from error
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
 
 
 def _put(words: str, output: Path | None, end: str = "\n") -> None:

@@ -136,6 +136,16 @@ def test_gpu_use_is_what_was_measured_or_said_not_to_be(data: Path, tmp_path: Pa
         assert all(words in shown for words in ("measured on cuda", "900", "2.10 ms", "12.0 ms"))
 
 
+@pytest.mark.parametrize("option", ["--pool", "--dense"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe"])
+def test_a_damaged_file_beside_the_ledger_is_named(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, content: bytes
+) -> None:
+    (tmp_path / "damaged.json").write_bytes(content)
+    assert run(["report", "--data", str(data), option, str(tmp_path / "damaged.json")]) == 4
+    assert f"{tmp_path / 'damaged.json'}: " in capsys.readouterr().err
+
+
 def test_a_terminal_shows_the_money_and_the_pool_too(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pool.json").write_text(json.dumps(POOL))
     plain = report(data, capsys)
