@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from compeft_core.codec import Codec
 from compeft_core.compress import Compression
 from compeft_core.errors import InputError
 
@@ -25,10 +24,6 @@ HIGHEST = 2 / 3
 STEPS = 60
 FULL, TRIES = 0.98, 4
 """A budget is full from this part of it on; so often something is coded to get there."""
-CONTEXT_SAVES, CONTEXT_SECONDS = 0.1, 20e-9
-"""What `context` saves of the bytes of `rice`, and costs in processor time for each parameter more than that, sender and receiver
-together: docs/benchmarks/slow-link.md.
-"""
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)")
 
@@ -100,14 +95,6 @@ def filled(
             f"a budget of {budget_bytes:,} bytes: the least that it came to was {min(w for w, _ in tried.values()):,}"
         )
     return replace(asked, density=max(fitting)), tried[max(fitting)][1]
-
-
-def sooner_codec(density: float, bytes_per_s: float, workers: int) -> Codec:
-    """The codec by which an update of this density is there sooner over a link of this rate, coded on so many cores; 0 is no known rate,
-    and then it is the one of the fewest bytes.
-    """
-    saved_bytes = CONTEXT_SAVES * (payload_bytes(BLOCK, 0, density) - payload_bytes(BLOCK, 0, 0)) / BLOCK
-    return "rice" if bytes_per_s * CONTEXT_SECONDS / workers > saved_bytes else "context"
 
 
 def bytes_of(text: str) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compeft_core import bf16, golomb
+from compeft_core.budget import payload_bytes
 from compeft_core.compress import Ternary, Update, read_only, scales_fit
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.header import Blob, Header, Reader, read_header, write_header
@@ -29,6 +30,10 @@ DENSE_STEP = 1 << 20
 """Dense parameters checked at a time, so that checking needs no memory in proportion."""
 RICE, CONTEXT = 1, 2
 """Codec ids in the header."""
+CONTEXT_SAVES, CONTEXT_SECONDS = 0.1, 20e-9
+"""What `context` saves of the bytes of `rice`, and costs in processor time for each parameter more than that, sender and receiver
+together: docs/benchmarks/slow-link.md.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +105,15 @@ class Encoded:
     def dense(self) -> Vector:
         """The dense part as float32."""
         return bf16.unpack(np.frombuffer(self.rice, "<u2", self.dense_size, int(self.block_starts[-1])))
+
+
+def sooner_codec(density: float, bytes_per_s: float, workers: int) -> Codec:
+    """The codec by which an update of this density is there sooner over a link of this rate, coded on so many cores; 0 is no known rate,
+    and then it is the one of the fewest bytes.
+    """
+    many = 10**6
+    saved_bytes = CONTEXT_SAVES * (payload_bytes(many, 0, density) - payload_bytes(many, 0, 0)) / many
+    return "rice" if bytes_per_s * CONTEXT_SECONDS / workers > saved_bytes else "context"
 
 
 def encode(update: Update, *, codec: Codec = "rice", shapes: Sequence[Shape] = (), workers: int = 1) -> bytes:

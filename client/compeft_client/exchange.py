@@ -17,7 +17,8 @@ from compeft_client.files import write_durably
 from compeft_client.quality import Floor, above
 from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
 from compeft_core import Compression, Encoded, Layout, Vector
-from compeft_core.budget import payload_bytes, sooner_codec
+from compeft_core.budget import payload_bytes
+from compeft_core.codec import sooner_codec
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.machine import workers_for
 from compeft_core.resting import active_places, share_of_active

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compeft_core import Compression, compress, encode, layout_of
-from compeft_core.budget import HIGHEST, TRIES, bytes_of, density_for, filled, payload_bytes, sooner_codec, within
+from compeft_core.budget import HIGHEST, TRIES, bytes_of, density_for, filled, payload_bytes, within
+from compeft_core.codec import sooner_codec
 from compeft_core.errors import InputError
 
 
