@@ -28,8 +28,11 @@ Force = Annotated[bool, typer.Option("--force", help="replace what is there")]
 
 
 def _density(text: str) -> float | None:
-    """A density, or None for `auto`. Errors: ValueError, which the command line reports."""
-    return None if text == "auto" else float(text)
+    """A density, or None for `auto`. Errors: BadParameter."""
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text[:40]!a} is neither a fraction, such as 0.05, nor auto") from error
 
 
 Density = Annotated[

@@ -5,6 +5,7 @@ rule retains more. What an update leaves behind waits for the next round, as alw
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -62,12 +63,12 @@ def above(floor: Floor, layout: Layout, synced: Vector, trained: Vector, target:
             tried.append((retained_by(by_rule), by_rule))
             if tried[-1][0] >= floor.retained:
                 return tried[-1]
-        return max(tried, key=lambda pair: pair[0])
+        return max(tried, key=lambda pair: -math.inf if math.isnan(pair[0]) else pair[0])
 
     retained, chosen = best(asked)
     for _ in range(HALVINGS if retained >= floor.retained else 0):
         fewer_retain, fewer = best(replace(chosen, density=chosen.density / 2))
-        if fewer_retain < floor.retained:
+        if not fewer_retain >= floor.retained:  # nor where it is NaN
             break
         retained, chosen = fewer_retain, fewer
     log.info("quality floor %g: density %.4g and scale %s retain %.3g", floor.retained, chosen.density, chosen.scale, retained)

@@ -60,6 +60,18 @@ def test_training_without_a_gain_is_compressed_as_the_round_asks() -> None:
     assert above(Floor(0.5, lambda _: float("nan")), LAYOUT, NOWHERE, goal, goal, ASKED) == ASKED
 
 
+def test_a_compressed_state_that_measures_as_no_number_is_not_good_enough() -> None:
+    goal = vector(3)
+    near = nearness(goal)
+
+    def measure(arrays: Mapping[str, NDArray[np.float32]]) -> float:
+        state = flatten(LAYOUT, arrays)
+        kept = np.count_nonzero(state[: LAYOUT.ternary_size]) / LAYOUT.ternary_size
+        return near(arrays) if kept in (0, 1) or kept > 0.2 else float("nan")
+
+    assert above(Floor(0.05, measure), LAYOUT, NOWHERE, goal, goal, ASKED).density == ASKED.density / 2
+
+
 def test_the_search_ends_where_a_single_entry_is_worth_the_floor() -> None:
     goal = NOWHERE.copy()
     goal[17] = 1.0

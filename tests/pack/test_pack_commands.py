@@ -45,6 +45,7 @@ def test_an_automatic_density_fills_the_budget_and_needs_one(
     assert run([*auto]) == 3
     assert "--density auto needs --budget" in capsys.readouterr().err
     assert run(["pack", "adapter", "--density", "much", "--force"]) == 2
+    assert "'much' is neither a fraction, such as 0.05, nor auto" in capsys.readouterr().err
 
 
 def test_a_budget_is_kept_to_the_byte_and_hardly_undercut(
