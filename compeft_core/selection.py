@@ -175,15 +175,19 @@ def _guess(bits: Bits, wanted: int) -> Bracket:
     """A bracket from a sample. A vector that is no larger than a few samples is not worth it: its bracket is empty, a miss."""
     if bits.size < 4 * SAMPLE:
         return Bracket(MAGNITUDE, MAGNITUDE, 0, 0)
-    sample = np.sort(bits[:: bits.size // SAMPLE] & np.uint32(MAGNITUDE))[::-1]
+    sample = np.sort(bits[:: bits.size // SAMPLE] & np.uint32(MAGNITUDE))
     fraction = wanted / bits.size
     rank = fraction * sample.size
     margin = MARGIN * math.sqrt(rank * (1 - fraction)) + MARGIN
     upper, lower = math.floor(rank - margin), math.ceil(rank + margin)
-    most = int(sample[upper]) if upper >= 0 else MAGNITUDE
-    least = max(LEAST, int(sample[lower])) if lower < sample.size else LEAST
-    scale = bits.size / sample.size
-    return Bracket(least, max(least, most), math.ceil((rank + 3 * margin) * scale), math.ceil(4 * margin * scale))
+    most = int(sample[-1 - upper]) + 1 if upper >= 0 else MAGNITUDE
+    least = max(LEAST, int(sample[-1 - lower])) if lower < sample.size else LEAST
+    found, sure = (int(sample.size - np.searchsorted(sample, bound)) for bound in (least, most))
+
+    def room(count: int) -> int:
+        return math.ceil((count + 2 * MARGIN * (math.sqrt(count) + 1)) * bits.size / sample.size)
+
+    return Bracket(least, max(least, most), room(found), room(found - sure))
 
 
 def _threshold(words: list[Bits], wanted: int) -> _Threshold:

@@ -16,7 +16,7 @@ from compeft_client.carriers import Carrier, Connection, Letters, now_ms
 from compeft_client.files import write_durably
 from compeft_client.quality import Floor, above
 from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
-from compeft_core import Compression, Encoded, Layout, Vector
+from compeft_core import Compression, Encoded, Layout, State, Vector
 from compeft_core.budget import payload_bytes
 from compeft_core.codec import sooner_codec
 from compeft_core.errors import InputError, LayoutMismatchError
@@ -28,6 +28,7 @@ from compeft_proto import trust
 from compeft_proto.answer import Answer, Progress, fetch, hear, lead, quiet
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.believed import Believed
+from compeft_proto.errors import WrongBaseError
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.task import AUTO, Origin, RoundTask
 from compeft_proto.transport import Tls
@@ -304,11 +305,23 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
         memory = replace(memory, genesis=directory.write(trust.genesis_of(answer.steps, statement.expert).SerializeToString()))
     genesis = _genesis(directory, memory)
     layout = mf.layout_from_proto(genesis.layout)
-    state = lead(answer, payloads, genesis, layout, directory.state(memory, layout), workers_for(layout.size, WORKERS))
+    state = _led(directory, memory, answer, payloads, genesis, layout)
     if statement.want_version != memory.version:
         memory = replace(memory, version=statement.want_version, synced=directory.write_state(state))
         directory.save(memory)
     return memory, Synced(statement.expert, memory.version, layout, state.vector, genesis.adapter_config)
+
+
+def _led(
+    directory: StateDirectory, memory: Memory, answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout: Layout
+) -> State:
+    """The state that the answer leads to. What lies here is held against its digest only if nothing is built on it, or that went wrong."""
+    known = directory.claimed_state(memory, layout) if answer.steps else directory.state(memory, layout)
+    try:
+        return lead(answer, payloads, genesis, layout, known, workers_for(layout.size, WORKERS))
+    except WrongBaseError:
+        directory.state(memory, layout)
+        raise
 
 
 def _most_bytes(edge: Edge, memory: Memory, layout: Layout, task: RoundTask) -> int:

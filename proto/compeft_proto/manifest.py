@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from typing import cast, get_args
+from typing import TypeVar, cast, get_args
 
 import numpy as np
 
@@ -42,6 +42,7 @@ from compeft_proto.errors import ChunkMismatchError, WrongBaseError
 from compeft_proto.names import Shared, share, unshare
 from compeft_proto.v1 import expert_pb2 as pb
 
+Bytes = TypeVar("Bytes", bytes, memoryview)
 CHUNK_BYTES = 2**20
 """Bytes of a chunk; the last one of a payload may be shorter."""
 MAX_CHUNKS = 2**16
@@ -206,12 +207,12 @@ def _check_contents(coding: pb.Coding, contents: Contents, layout: Layout) -> No
         raise FormatError(f"manifest says coding {_short(claimed)}, its payload {_short(actual)}")
 
 
-def chunks(blob: bytes) -> list[bytes]:
+def chunks(blob: Bytes) -> list[Bytes]:
     """A payload cut into chunks, in order."""
     return [blob[i : i + CHUNK_BYTES] for i in range(0, len(blob), CHUNK_BYTES)]
 
 
-def refs_of(blob: bytes) -> list[pb.ChunkRef]:
+def refs_of(blob: Bytes) -> list[pb.ChunkRef]:
     """The references to a payload's chunks, in order."""
     return [pb.ChunkRef(sha256=hashlib.sha256(part).digest(), size=len(part)) for part in chunks(blob)]
 

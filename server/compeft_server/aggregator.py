@@ -98,12 +98,12 @@ class Aggregator:
         self._key, self._store, self._ledger, self._limits, self._now_ms = key, store, ledger, limits, now_ms
         self._log = ExpertLog(key.public, store, ledger, earlier)
         self._access = Access(ledger, self._log, now_ms)
-        self._rounds = Rounds(key, store, ledger, self._log, self._access, limits, now_ms)
+        self._pool = ThreadPoolExecutor(SYNCING)
+        self._rounds = Rounds(key, store, ledger, self._log, self._access, limits, now_ms, self._pool)
         self._catch_up = CatchUp(key, store, ledger, self._log)
         self._packages = Packages(key, ledger, self._log, self._access, limits, now_ms)
         self._relay_key = relay_key_of(key)
         self._gate, self._checks, self._members = Gate(), Turns(), Turns()
-        self._pool = ThreadPoolExecutor(SYNCING)
         self._checking = {large: threading.Semaphore(count) for large, count in CHECKERS.items()}
         self._room = Room(store.partial, limits)
 

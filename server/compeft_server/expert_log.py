@@ -101,9 +101,10 @@ def compose(
     return Step(encoded, compression, Carried(state_of(layout, following), target, moments, optimizer.name))
 
 
-def kept_bytes(carried: Carried) -> tuple[bytes, bytes]:
+def kept_bytes(carried: Carried) -> tuple[memoryview, memoryview]:
     """Residual and moments as the store keeps them: little-endian float32."""
-    return carried.residual.astype("<f4", copy=False).tobytes(), carried.moments.astype("<f4", copy=False).tobytes()
+    residual, moments = (values.astype("<f4", copy=False).reshape(-1) for values in (carried.residual, carried.moments))
+    return residual.view(np.uint8).data, moments.view(np.uint8).data
 
 
 class ExpertLog:

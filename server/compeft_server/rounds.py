@@ -7,6 +7,7 @@ same answer. Closing is a function of what is stored, so a crash in the middle o
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from typing import TypeVar
 
@@ -30,7 +31,7 @@ NONCE_BYTES = 16
 
 
 class Rounds:
-    """The conductor's side of one aggregator. The caller holds the aggregator's lock."""
+    """The conductor's side of one aggregator. The caller holds the aggregator's lock. What goes on from a version is stored by `pool`."""
 
     def __init__(
         self,
@@ -41,9 +42,10 @@ class Rounds:
         access: Access,
         limits: Limits,
         now_ms: Callable[[], int],
+        pool: Executor,
     ) -> None:
         self._key, self._store, self._ledger, self._log, self._access = key, store, ledger, log, access
-        self._limits, self._now_ms = limits, now_ms
+        self._limits, self._now_ms, self._pool = limits, now_ms, pool
 
     def conduct(self, verified: dsse.Verified, member: Member) -> Envelope:
         """Obey one command. Errors: PayloadTypeError, ForbiddenError, ExpiredError and what the command itself raises."""
@@ -113,9 +115,7 @@ class Rounds:
         before, optimizer = self._log.carried(expert, found.base_version), mf.optimizer_from_proto(closing)
         codec = mf.codec_of(closing.codec) if closing.codec else "context"
         step = compose(expert.layout, before, merged.vector, optimizer, compression, codec, closing.max_payload_bytes)
-        for chunk in mf.chunks(step.encoded.blob):
-            self._store.put(chunk)
-        residual, moments = (tuple(map(self._store.put, mf.chunks(kept))) for kept in kept_bytes(step.after))
+        _, residual, moments = (self._stored(data) for data in (step.encoded.blob, *kept_bytes(step.after)))
         manifest = self._manifest(expert, found, inputs, closing, step)
         version = Version(
             expert=expert.name,
@@ -131,6 +131,10 @@ class Rounds:
             moments=moments,
         )
         return version, step.after
+
+    def _stored(self, data: bytes | memoryview) -> tuple[bytes, ...]:
+        """Put away in chunks, many at a time: their names."""
+        return tuple(self._pool.map(lambda chunk: self._store.put(bytes(chunk)), mf.chunks(data)))
 
     def _manifest(
         self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: Step

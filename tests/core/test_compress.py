@@ -86,6 +86,14 @@ def test_selection_is_exact_whether_the_sample_guesses_well_or_not(kind: str, de
     assert np.array_equal(kept.negative, vector[kept.positions] < 0)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_vector_of_few_values_as_a_merged_one_is_surveyed_once(workers: int) -> None:
+    vector = np.round(gaussian(8 * selection.SAMPLE))
+    spans = selection.spans_of(np.array([vector.size], np.int64))
+    for wanted in (vector.size // 20, vector.size // 5, vector.size // 2):
+        assert selection.survey(vector.view(np.uint32), spans, wanted, workers).parts
+
+
 @pytest.mark.parametrize("granularity", ["vector", "tensor"])
 def test_the_number_of_workers_does_not_change_the_result(granularity: str) -> None:
     vector = np.round(gaussian(400_000) * 8) / 8

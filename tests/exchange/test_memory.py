@@ -1,5 +1,6 @@
 """The client's memory: it survives a restart at any point, and a damaged one is named, not used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,14 +102,52 @@ def test_a_damaged_index_is_named(world: World, damage: bytes) -> None:
         client.sync(EXPERT)
 
 
-def test_a_damaged_vector_is_named_and_not_used(world: World) -> None:
-    client = world.edge("edge")
+@pytest.mark.parametrize("newer", [False, True], ids=["nothing new", "a step on it"])
+def test_a_damaged_state_is_named_and_not_used(world: World, newer: bool) -> None:
+    client, other = world.edge("edge"), world.edge("other")
     client.sync(EXPERT)
     folder = world.folder / "state-edge" / EXPERT
     name = StateDirectory(folder).load().synced
-    (folder / name).write_bytes(bytes(4 * LAYOUT.size))
-    with pytest.raises(InputError, match="is damaged"):
+    if newer:
+        task = world.open_round()
+        synced_by(other, task)
+        other.submit(task, trained(1))
+        world.close_round()
+    (folder / name).write_bytes(np.full(LAYOUT.size, 0.5, "<f4").tobytes())
+    with pytest.raises(InputError, match=f"{name} is damaged"):
         client.sync(EXPERT)
+    assert StateDirectory(folder).load().version == 0
+
+
+def test_a_damaged_residual_is_named_and_not_used(world: World) -> None:
+    client = world.edge("edge")
+    task = world.open_round(1)
+    synced_by(client, task)
+    client.submit(task, trained(1))
+    world.close_round(1)
+    client.sync(EXPERT)
+    folder = world.folder / "state-edge" / EXPERT
+    name = StateDirectory(folder).load().target
+    (folder / name).write_bytes(bytes(4 * LAYOUT.size))
+    task = world.open_round(2)
+    synced_by(client, task)
+    with pytest.raises(InputError, match=f"{name} is damaged"):
+        client.submit(task, trained(2))
+
+
+def test_a_vector_that_an_earlier_release_named_by_its_sha256_is_read(world: World) -> None:
+    client = world.edge("edge")
+    task = world.open_round(1)
+    synced_by(client, task)
+    client.submit(task, trained(1))
+    world.close_round(1)
+    client.sync(EXPERT)
+    before = residual_of(world.folder / "state-edge")
+    directory = StateDirectory(world.folder / "state-edge" / EXPERT)
+    memory = directory.load()
+    earlier = directory.write((world.folder / "state-edge" / EXPERT / memory.target).read_bytes())
+    directory.save(replace(memory, target=earlier))
+    np.testing.assert_array_equal(residual_of(world.folder / "state-edge"), before)
 
 
 def test_a_client_that_missed_rounds_catches_up(world: World) -> None:
