@@ -15,7 +15,7 @@ import numpy as np
 from compeft_client.carriers import Carrier, Connection, Letters, now_ms
 from compeft_client.files import write_durably
 from compeft_client.quality import Floor, above
-from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settle
+from compeft_client.state import WORKERS, Memory, Pending, StateDirectory, settled
 from compeft_core import Compression, Encoded, Layout, State, Vector
 from compeft_core.budget import payload_bytes
 from compeft_core.codec import sooner_codec
@@ -137,7 +137,7 @@ class EdgeClient:
             raise InputError(f"{expert}: asked for version {version} and for channel {channel}: name one of them")
         directory = self._memory_of(expert)
         with directory.lock():
-            memory = directory.load()
+            memory = before = directory.load()
             trust.check_goal(expert, memory.version, version, go_back)
             if version is not None and version < memory.version:
                 memory = _rewound(memory)
@@ -154,7 +154,9 @@ class EdgeClient:
             genesis = trust.genesis_of(answer.steps, expert) if memory.version < 0 else _genesis(directory, memory)
             trust.check_base(origin, genesis)
             memory, synced = _follow(directory, memory, answer, payloads)
-            settle(directory, memory, statement.merged_sequence, statement.waiting_sequence)
+            memory = settled(memory, statement.merged_sequence, statement.waiting_sequence)
+            if memory != before:
+                directory.save(memory)
         return synced
 
     def _answered(
@@ -299,7 +301,7 @@ def _rewound(memory: Memory) -> Memory:
 
 
 def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads: Sequence[bytes]) -> tuple[Memory, Synced]:
-    """Go where the answer leads, each step checked against its signed digest, and save that."""
+    """Go where the answer leads, each step checked against its signed digest. The memory that names it is not saved yet."""
     statement = answer.statement
     if memory.version < 0:
         memory = replace(memory, genesis=directory.write(trust.genesis_of(answer.steps, statement.expert).SerializeToString()))
@@ -308,7 +310,6 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
     state = _led(directory, memory, answer, payloads, genesis, layout)
     if statement.want_version != memory.version:
         memory = replace(memory, version=statement.want_version, synced=directory.write_state(state))
-        directory.save(memory)
     return memory, Synced(statement.expert, memory.version, layout, state.vector, genesis.adapter_config)
 
 

@@ -188,15 +188,13 @@ def _name_of(vector: Vector) -> str:
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(vector, "<f4").data)
 
 
-def settle(directory: StateDirectory, memory: Memory, merged_sequence: int, waiting_sequence: int) -> Memory:
-    """Settle the pending update, if any, by the aggregator's signed word; saves and returns the new memory.
+def settled(memory: Memory, merged_sequence: int, waiting_sequence: int) -> Memory:
+    """The memory with its pending update, if any, settled by the aggregator's signed word.
 
-    It stays pending while its round is open (`waiting_sequence`). Nothing pending: the same memory back.
+    It stays pending while its round is open (`waiting_sequence`).
     """
     pending = memory.pending
     if pending is None or pending.sequence == waiting_sequence:
         return memory
     carried = pending.carried if pending.sequence <= merged_sequence else ""
-    settled = replace(memory, target=pending.target, carried=carried, pending=None)
-    directory.save(settled)
-    return settled
+    return replace(memory, target=pending.target, carried=carried, pending=None)
