@@ -19,10 +19,12 @@ from compeft_core.kernels import sum_spans
 from compeft_core.layout import Layout, Vector
 from compeft_core.selection import select, spans_of, survey
 
-ScaleRule = Literal["alpha_sigma", "mean_magnitude", "norm"]
+ScaleRule = Literal["alpha_sigma", "bounded_norm", "mean_magnitude", "norm"]
 Granularity = Literal["vector", "tensor"]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+BOUND = 1.5
+"""Most that `bounded_norm` is, in means of the kept magnitudes."""
 LEAST_SCALE = 2.0**-126
 """The smallest normal float32. A scale is this or more, or zero: hardware may flush what lies between."""
 
@@ -138,11 +140,22 @@ def _norm(g: Group) -> float:
     return math.sqrt(g.squares / g.kept)
 
 
+def _bounded_norm(g: Group) -> float:
+    """The norm's, at most 1.5 times the mean's: what is left behind then stays smaller than what there was, which error feedback needs
+    (a contraction: Stich et al., arXiv 1809.07599). With a scale of s and a mean of m, compressing takes kept * s * (2 m - s) off the
+    squared norm: at least three quarters of the most that it can.
+    """
+    return min(_norm(g), BOUND * _mean_magnitude(g))
+
+
 SCALE_RULES: dict[ScaleRule, Callable[[Group], float]] = {
     "alpha_sigma": _alpha_sigma,
+    "bounded_norm": _bounded_norm,
     "mean_magnitude": _mean_magnitude,
     "norm": _norm,
 }
+BY_MAGNITUDES: tuple[ScaleRule, ...] = ("bounded_norm", "mean_magnitude")
+"""The rules that look at the kept magnitudes."""
 
 
 def compress(layout: Layout, vector: Vector, settings: Compression, *, workers: int = 1) -> Update:
@@ -222,7 +235,7 @@ def _ternarize(front: Vector, ends: NDArray[np.int64], settings: Compression, wo
     positions, negative = select(bits, seen.parts, wanted, workers)
     bounds = np.searchsorted(positions, ends.astype(np.uint32))
     kept = np.diff(bounds, prepend=0)
-    magnitudes = _kept_magnitudes(front[positions], bounds) if settings.scale == "mean_magnitude" else np.zeros(ends.size)
+    magnitudes = _kept_magnitudes(front[positions], bounds) if settings.scale in BY_MAGNITUDES else np.zeros(ends.size)
     columns = (
         np.diff(ends, prepend=0),
         spans.total(seen.sums, ends.size),

@@ -95,5 +95,9 @@ ARMS: dict[str, Make] = {
     "ours 5 % / 5 %, rate 2": ours(0.05, 0.05, rate=2.0),
     "ours 10 % / 10 %, rate 2": ours(0.1, 0.1, rate=2.0),
     "ours 20 % / 20 %, rate 2": ours(0.2, 0.2, rate=2.0),
+    "ours 5 % / 5 %, bounded": ours(0.05, 0.05, rule="bounded_norm"),
+    "ours 5 % / 5 %, bounded, rate 2": ours(0.05, 0.05, rule="bounded_norm", rate=2.0),
+    "ours 10 % / 10 %, bounded": ours(0.1, 0.1, rule="bounded_norm"),
+    "ours 10 % / 10 %, bounded, rate 2": ours(0.1, 0.1, rule="bounded_norm", rate=2.0),
     "ours 10 % / 10 %, mean, rate 2": ours(0.1, 0.1, rule="mean_magnitude", rate=2.0),
 }

@@ -18,7 +18,7 @@ from compeft_client.device_selection import INTEGERS, all_finite, magnitudes_of,
 from compeft_core import Compression, Encoded, InputError, Layout, LayoutMismatchError, NotFiniteError, ScaleRule
 from compeft_core.bf16 import INFINITY, NEGATIVE_ZERO
 from compeft_core.codec import RICE, weighted
-from compeft_core.compress import Group, group_ends_of, scales_of
+from compeft_core.compress import BY_MAGNITUDES, Group, group_ends_of, scales_of
 from compeft_core.golomb import BLOCK
 from compeft_core.header import Header, write_header
 from compeft_core.layout import Vector
@@ -26,6 +26,7 @@ from compeft_core.selection import spans_of
 
 SUMS: dict[ScaleRule, tuple[bool, bool]] = {
     "alpha_sigma": (True, True),
+    "bounded_norm": (False, True),
     "mean_magnitude": (False, False),
     "norm": (False, True),
 }
@@ -132,7 +133,7 @@ def _groups(front: Tensor, ends: Ints, kept: Tensor, bounds: Ints, rule: ScaleRu
         _sums(front, ends, squared=False) if plain else np.zeros(ends.size),
         _sums(front, ends, squared=True) if squares else np.zeros(ends.size),
         np.diff(bounds, prepend=0),
-        _sums(kept, bounds, squared=False) if rule == "mean_magnitude" else np.zeros(ends.size),
+        _sums(kept, bounds, squared=False) if rule in BY_MAGNITUDES else np.zeros(ends.size),
     )
     return [Group(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 

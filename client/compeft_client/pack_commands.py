@@ -45,7 +45,7 @@ Density = Annotated[
     ),
 ]
 Budget = Annotated[str | None, typer.Option(help="most bytes of the file, such as 200kB: the density is lowered until it fits")]
-Scale = Literal["auto", "alpha_sigma", "mean_magnitude", "norm"]
+Scale = Literal["auto", "alpha_sigma", "bounded_norm", "mean_magnitude", "norm"]
 ScaleRule = Annotated[Scale, typer.Option(help="the rule for the one magnitude of what is kept")]
 Factor = Annotated[float | None, typer.Option(help="multiplies the rule's scale; for auto, replaces its factor")]
 CodecName = Annotated[Codec, typer.Option(help="rice is fast, context some per cent smaller")]

@@ -18,7 +18,7 @@ from compeft_core.errors import InputError
 from compeft_core.machine import workers_for
 
 Measure = Callable[[Mapping[str, NDArray[np.float32]]], float]
-RULES: tuple[ScaleRule, ...] = ("norm", "mean_magnitude")
+RULES: tuple[ScaleRule, ...] = ("bounded_norm", "mean_magnitude")
 HALVINGS = 5
 """The densities tried are the task's, its half, and so on to a 32nd."""
 log = logging.getLogger(__name__)

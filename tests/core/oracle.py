@@ -37,10 +37,13 @@ def scale_of(group: np.ndarray, kept: np.ndarray, settings: Compression) -> np.f
         return np.float32(0)
     wide = group.astype(np.float64)
     n, squares = len(group), fixed_sum(wide * wide)
+    norm, mean = math.sqrt(squares / len(kept)), fixed_sum(np.abs(kept).astype(np.float64)) / len(kept)
     if settings.scale == "norm":
-        exact = math.sqrt(squares / len(kept))
+        exact = norm
     elif settings.scale == "mean_magnitude":
-        exact = fixed_sum(np.abs(kept).astype(np.float64)) / len(kept)
+        exact = mean
+    elif settings.scale == "bounded_norm":
+        exact = min(norm, 1.5 * mean)
     else:
         total = fixed_sum(wide)
         exact = math.sqrt(max(0.0, (squares - total * total / n) / (n - 1))) if n > 1 else 0.0

@@ -2,7 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from compeft_core import (
     SCALE_RULES,
@@ -117,6 +118,30 @@ def test_norm_keeps_the_norm_and_mean_magnitude_is_the_mean_of_what_is_kept() ->
     assert np.linalg.norm(densify(compress_flat(vector))) == pytest.approx(np.linalg.norm(vector), rel=1e-6)
     kept = vector[kept_positions(vector, 0.05)]
     assert compress_flat(vector, scale="mean_magnitude").ternary.scales[0] == pytest.approx(np.abs(kept).mean(), rel=1e-6)
+
+
+def left_of(vector: np.ndarray, **settings: object) -> float:
+    kept = densify(compress_flat(vector, **settings)).astype(np.float64)
+    return float(np.linalg.norm(vector - kept) / np.linalg.norm(vector.astype(np.float64)))
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=300), st.floats(0.001, 1.0))
+def test_bounded_norm_leaves_less_than_there_was_and_nearly_as_little_as_the_mean(values: list[float], density: float) -> None:
+    vector = np.array(values, np.float32)
+    assume(np.abs(vector).max() > 1e-3)
+    taken, most = (1 - left_of(vector, density=density, scale=rule) ** 2 for rule in ("bounded_norm", "mean_magnitude"))
+    assert taken > 0
+    assert taken > 0.7499 * most
+
+
+def test_bounded_norm_is_the_norm_where_that_is_near_the_mean_and_norm_alone_may_leave_more_than_there_was() -> None:
+    vector = gaussian(100_000)
+    few, many = (
+        {rule: compress_flat(vector, density=k, scale=rule).ternary.scales[0] for rule in SCALE_RULES} for k in (0.02, 0.2)
+    )
+    assert many["bounded_norm"] == many["norm"]
+    assert few["bounded_norm"] == np.float32(1.5 * np.abs(vector[kept_positions(vector, 0.02)]).astype(np.float64).mean())
+    assert left_of(vector, density=0.02, scale="norm") > 1 > left_of(vector, density=0.02, scale="bounded_norm")
 
 
 def test_each_tensor_has_its_own_scale_when_asked_and_the_same_entries_are_kept() -> None:
