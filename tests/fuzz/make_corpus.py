@@ -10,10 +10,11 @@ from compeft_client.packing import PackSettings, save_compressed
 from compeft_core import Compression, Update, compress, encode, layout_of, shapes_of
 from compeft_proto import envelope as dsse
 from compeft_proto.keys import new_key
-from compeft_proto.manifest import layout_to_proto
+from compeft_proto.manifest import layout_to_proto, refs_of
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from tests.fuzz.run import CORPUS
+from tests.fuzz.targets import AGGREGATOR
 
 LAYOUT = layout_of({"x.lora_A": (4, 60), "x.lora_B": (50, 4), "head": (2, 8)}, dense=["head"])
 WIDE = layout_of({"x.lora_A": (8, 300), "x.lora_B": (400, 8)})
@@ -33,6 +34,7 @@ def main() -> None:
     keep("envelope", "receipt", xp.SubmitRequest(envelope=sealed).SerializeToString())
     keep("manifest", "layout", layout_to_proto(LAYOUT).SerializeToString())
     keep("key", "public", key.public.to_pem())
+    keep("letter", "step", _letter(encode(made)).SerializeToString())
     tensors = {"a.lora_A.weight": vector[:240].reshape(4, 60), "a.lora_B.weight": vector[240:440].reshape(50, 4)}
     keep("safetensors", "two", save(tensors))
     with TemporaryDirectory() as folder:
@@ -43,6 +45,19 @@ def main() -> None:
         packed = Path(folder) / "small.expert"
         save_compressed(adapter, packed, PackSettings())
         keep("expert_file", "lora", packed.read_bytes())
+
+
+def _letter(payload: bytes) -> xp.Letter:
+    """An answer with one step, in boxes that are open."""
+    statement = pb.SyncStatement(expert="e", head_version=1, want_version=1)
+    step = pb.VersionManifest(expert="e", version=1, chunks=refs_of(payload))
+    replies = (
+        xp.SyncReply(statement=dsse.seal(AGGREGATOR, dsse.SYNC_STATEMENT, statement)),
+        xp.SyncReply(version=dsse.seal(AGGREGATOR, dsse.VERSION, step)),
+        xp.SyncReply(listed=True),
+        xp.SyncReply(data=payload),
+    )
+    return xp.Letter(answer=[reply.SerializeToString() for reply in replies])
 
 
 def _low_rank(random: np.random.Generator, density: float) -> Update:

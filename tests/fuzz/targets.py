@@ -8,21 +8,27 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError
 
+from compeft_client.carriers import Letters
 from compeft_client.checkpoint import read_header
 from compeft_client.expert_file import open_expert
 from compeft_client.packing import check_payloads
 from compeft_core import Encoded, decode, encode, parse
 from compeft_core.errors import CompeftError
 from compeft_proto import envelope as dsse
-from compeft_proto.keys import new_key, public_key_from_pem, signing_key_from_pem
+from compeft_proto.answer import InMemory, fetch, hear
+from compeft_proto.keys import SigningKey, new_key, public_key_from_pem, signing_key_from_pem
+from compeft_proto.letter import ReadSync
 from compeft_proto.manifest import layout_from_proto, layout_to_proto
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 
 MAX_SIZE = 2**22
 KEY = new_key()
+AGGREGATOR = SigningKey(Ed25519PrivateKey.from_private_bytes(bytes(32)))
+"""Signed the statements in the corpus."""
 SCRATCH = TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)  # memory, not disk
 FOLDER = Path(SCRATCH.name)
 
@@ -65,6 +71,16 @@ def safetensors(data: bytes) -> None:
     read_header(_file(data, "fuzz.safetensors"))
 
 
+def letter(data: bytes) -> None:
+    """A letter that others carry, and what its boxes hold, which whoever knows a client's relay key may have put there."""
+    came = xp.Letter.FromString(data)
+    with suppress(CompeftError):
+        Letters(KEY, came)
+    call, known = ReadSync(xp.SyncReply.FromString(box) for box in came.answer), dsse.only(AGGREGATOR.public)
+    answer = hear(call, known, known)
+    fetch(call, InMemory(), answer.needed)
+
+
 def _file(data: bytes, name: str) -> Path:
     """The bytes in a file, always the same one of this process: a fuzzer makes millions."""
     path = FOLDER / name
@@ -79,6 +95,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "key": key,
     "expert_file": expert_file,
     "safetensors": safetensors,
+    "letter": letter,
 }
 
 
