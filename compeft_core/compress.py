@@ -39,7 +39,7 @@ class Compression:
     """
 
     density: float = 0.05
-    scale: ScaleRule = "norm"
+    scale: ScaleRule = "bounded_norm"
     factor: float = 1.0
     granularity: Granularity = "vector"
 

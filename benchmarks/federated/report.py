@@ -30,7 +30,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         lines += [
             "",
             f"{task}",
-            f"{'arm':<26} {'seeds':>5} {'accuracy':>15} {'bytes':>12} {'to reach':>12} {'vs fp32':>9} {'vs bf16':>9} {'link/train':>10}",
+            f"{'arm':<34} {'seeds':>5} {'accuracy':>15} {'bytes':>12} {'to reach':>12} {'vs fp32':>9} {'vs bf16':>9} {'link/train':>10}",
         ]
         dense, half = (_reached(arms.get(name, []), goals) for name in (DENSE, BF16))
         for arm, runs in arms.items():
@@ -44,7 +44,7 @@ def draw(outcomes: Sequence[Outcome], folder: Path) -> None:
 
     for task, arms in _by_task(outcomes).items():
         figure, axes = plt.subplots(figsize=(8, 5))
-        axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)
+        axes.set_prop_cycle(color=[color for name in ("tab20", "tab20b") for color in plt.get_cmap(name).colors])
         for arm, runs in arms.items():
             if not runs[0]["sent_up"][-1]:
                 axes.axhline(100 * _mean(r["accuracy"][-1] for r in runs), color="grey", linestyle=":", label=f"{arm} (no bytes)")
@@ -76,7 +76,7 @@ def _row(arm: str, runs: Sequence[Outcome], reached: Sequence[float | None], den
     missed = f"{sum(r is None for r in reached)} of {len(reached)} no" if reached else "-"
     ratios = ["-" if to_reach is None or _all(peer) is None else f"{_all(peer) / to_reach:.1f}x" for peer in (dense, half)]
     shown = missed if to_reach is None else _size(to_reach)
-    measured = f"{arm:<26} {len(runs):>5} {statistics.mean(final):8.1f}{spread:<7} {_size(total):>12}"
+    measured = f"{arm:<34} {len(runs):>5} {statistics.mean(final):8.1f}{spread:<7} {_size(total):>12}"
     return f"{measured} {shown:>12} {ratios[0]:>9} {ratios[1]:>9} {_link_share(runs):>10}"
 
 

@@ -11,13 +11,13 @@ from compeft_client.checkpoint import Stored, read_values
 from compeft_client.coding import Progress as Tick
 from compeft_client.coding import code, silent, task_vector
 from compeft_client.expert_file import write_expert
-from compeft_client.packing import manifest_of
+from compeft_client.packing import PackSettings, manifest_of
 from compeft_client.plan import PlannedPart, plan
 from compeft_client.source import Source, read_source
 from compeft_client.start import Start, read_start
 from compeft_client.state import WORKERS
 from compeft_client.treatment import ZERO_FACTORS, Treatment, rides_along
-from compeft_core import Compression, compress, encode
+from compeft_core import compress, encode
 from compeft_proto.expert_manifest import ADAPTER, FLOATS
 
 DENSITIES = (0.01, 0.02, 0.05, 0.10, 0.20)
@@ -70,7 +70,7 @@ class Inspection:
 def inspect_directory(path: Path, init: str | None = None, tick: Tick = silent) -> Inspection:
     """Look at every tensor of a directory. Errors: those of packing it."""
     source, start = read_source(path), read_start(init)
-    parts = plan(source, start, Compression())
+    parts = plan(source, start, PackSettings().compression)
     rows, riding = rows_of(parts), riding_rows(source, parts)
     dead = [t.name for part in parts for t in part.tensors if t.name.endswith(ZERO_FACTORS) and _is_zero(t)]
     return Inspection(source, rows, riding, dead, _sizes(source, parts, start, tick))

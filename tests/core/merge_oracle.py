@@ -84,7 +84,7 @@ def dare_ties(encodings: list[Encoded], rows: np.ndarray, shares: list[float], p
 
 def consensus(_encodings: object, rows: np.ndarray, shares: list[float], parameters: MergeParameters) -> np.ndarray:
     own = column(shares) * rows
-    plus, minus = tallies(np.abs(own), rows)
+    plus, minus = tallies(column(shares) * np.abs(rows), rows)
     total = plus - minus
     masks = (own != 0) & (np.abs(own) >= parameters.threshold * np.abs(total - own))
     return np.where(masks.sum(axis=0) >= min(parameters.agreement, len(rows)), total, 0.0)

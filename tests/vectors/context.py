@@ -29,7 +29,7 @@ def coded(update: Update, shapes: list[tuple[int, int]]) -> bytes:
 
 def low_rank(shapes: dict[str, tuple[int, ...]], density: float, seed: int, **settings: object) -> bytes:
     layout = layout_of(shapes, dense=[name for name in shapes if name == "head"])
-    return coded(compress(layout, products(layout, seed), Compression(density, **settings)), shapes_of(layout))
+    return coded(compress(layout, products(layout, seed), Compression(density, "norm", **settings)), shapes_of(layout))
 
 
 def example() -> bytes:
