@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=20_000_000, help="parameters")
     parser.add_argument("--clients", type=int, default=4, help="clients, each with a link of its own")
-    parser.add_argument("--mbit", type=float, nargs="+", help="only links of these rates")
+    rates = [link.bits_per_s / 1e6 for link in LINKS]
+    parser.add_argument("--mbit", type=float, nargs="+", choices=rates, help="only links of these rates")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds that a dense arm may take at the full size")
     parser.add_argument("--docs", type=Path, help="folder to write slow-link.json and slow-link.svg to")
     options = parser.parse_args(arguments)

@@ -21,13 +21,19 @@ def residual_of(folder: Path) -> np.ndarray:
     return directory.residual(directory.load(), LAYOUT)
 
 
-def test_a_merged_update_leaves_what_compression_dropped(world: World) -> None:
+def after_a_merged_round(world: World) -> EdgeClient:
+    """A client whose first update is in version 1, which it has."""
     client = world.edge("edge")
-    task = world.open_round()
+    task = world.open_round(1)
     synced_by(client, task)
     client.submit(task, trained(1))
-    world.close_round()
+    world.close_round(1)
     client.sync(EXPERT)
+    return client
+
+
+def test_a_merged_update_leaves_what_compression_dropped(world: World) -> None:
+    after_a_merged_round(world)
     expected = task_vector(1) - densify(compress(LAYOUT, task_vector(1), UPLINK))
     np.testing.assert_array_equal(residual_of(world.folder / "state-edge"), expected)
 
@@ -120,12 +126,7 @@ def test_a_damaged_state_is_named_and_not_used(world: World, newer: bool) -> Non
 
 
 def test_a_damaged_residual_is_named_and_not_used(world: World) -> None:
-    client = world.edge("edge")
-    task = world.open_round(1)
-    synced_by(client, task)
-    client.submit(task, trained(1))
-    world.close_round(1)
-    client.sync(EXPERT)
+    client = after_a_merged_round(world)
     folder = world.folder / "state-edge" / EXPERT
     name = StateDirectory(folder).load().target
     (folder / name).write_bytes(bytes(4 * LAYOUT.size))
@@ -136,12 +137,7 @@ def test_a_damaged_residual_is_named_and_not_used(world: World) -> None:
 
 
 def test_a_vector_that_an_earlier_release_named_by_its_sha256_is_read(world: World) -> None:
-    client = world.edge("edge")
-    task = world.open_round(1)
-    synced_by(client, task)
-    client.submit(task, trained(1))
-    world.close_round(1)
-    client.sync(EXPERT)
+    after_a_merged_round(world)
     before = residual_of(world.folder / "state-edge")
     directory = StateDirectory(world.folder / "state-edge" / EXPERT)
     memory = directory.load()

@@ -16,7 +16,7 @@ CORPUS = Path(__file__).parent / "corpus"
 def main() -> int:
     """Run each target in a process of its own, because a fuzzer never returns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("target", nargs="?", default="")
+    parser.add_argument("target", nargs="?", default="", choices=["", *sorted(folder.name for folder in CORPUS.iterdir())])
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
     parser.add_argument("--cases", type=int, default=0, help="for each target; 0 for as many as the time allows")
     parser.add_argument("--hang", type=int, default=1, help="seconds that one case may take")
