@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 
-from compeft_server.serving import now_ms
-from compeft_server.web.metrics import Registry
-from compeft_server.web.running import Door, Web
+from compeft_server.app.server import now_ms
+from compeft_server.dashboard.metrics import Registry
+from compeft_server.dashboard.server import Door, Web
 from tests.web.ledgers import Story, tell
 from tests.web.test_pages import ALL
 

@@ -31,11 +31,12 @@ from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import curating, schema
-from compeft_server.expert_log import Carried, compose
-from compeft_server.facts import Expert, Version
-from compeft_server.serving import now_ms, own_key
-from compeft_server.storage import LEDGER_FILE, open_ledger, open_store
+from compeft_server.admin import policy_admin
+from compeft_server.aggregation.expert_log import Carried, compose
+from compeft_server.app.server import now_ms, own_key
+from compeft_server.data_directory import LEDGER_FILE, open_ledger, open_store
+from compeft_server.domain.records import Expert, Version
+from compeft_server.ledger import schema
 
 LAYOUT, EXPERT = layout_of({"a.lora_A": (8, 64), "a.lora_B": (64, 8)}), "long"
 BOUNDS, DENSITY = [0.05, 0.0], Compression(0.05, "mean_magnitude")
@@ -76,7 +77,7 @@ def fill(data: Path, versions: int) -> SigningKey:
             row["residual_chunks"], row["moment_chunks"] = b"".join(row.pop("residual")), b"".join(row.pop("moments"))
         if rows:
             connection.execute(sa.insert(schema.versions), rows)
-    curating.rule(ledger, "allow", EXPERT, "role:reader", curating.USUAL["reader"], now_ms())
+    policy_admin.rule(ledger, "allow", EXPERT, "role:reader", policy_admin.USUAL["reader"], now_ms())
     ledger.close()
     return reader
 

@@ -17,10 +17,10 @@ from compeft_proto.keys import new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import curating
-from compeft_server.admission import Limits
-from compeft_server.conductor import Conductor, Station
-from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.admin import policy_admin
+from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.domain.admission import Limits
+from compeft_server.flower.conductor import Conductor, Station
 
 EXPERT, RUN, DEADLINE_S = "benchmark", "run", 3600.0
 ORIGIN = Origin(b"\x01" * 32, b"{}")
@@ -55,7 +55,7 @@ class Exchange:
         aggregator, address = own_key(settings.data).public, f"127.0.0.1:{port}"
         conductor = new_key()
         self._ledger.enrol("conductor", conductor.public, "conductor", now_ms())
-        curating.rule(self._ledger, "allow", "*", "role:edge", curating.USUAL["edge"], now_ms())
+        policy_admin.rule(self._ledger, "allow", "*", "role:edge", policy_admin.USUAL["edge"], now_ms())
         self._conductor = Conductor(Station(address, conductor, aggregator))
         self._flat = layout
         self._layout = layout_of({t.name: t.shape for t in layout.tensors}, dense=links.dense)

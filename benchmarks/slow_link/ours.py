@@ -17,10 +17,10 @@ from compeft_proto import manifest as mf
 from compeft_proto.keys import new_key, public_key_from_pem, signing_key_from_pem
 from compeft_proto.task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import curating
-from compeft_server.conductor import Conductor, Station
-from compeft_server.ledger import Ledger
-from compeft_server.serving import now_ms, open_ledger, own_key
+from compeft_server.admin import policy_admin
+from compeft_server.app.server import now_ms, open_ledger, own_key
+from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.ledger.ledger import Ledger
 
 EXPERT, RUN, SCALE = "slow-link", "run", "norm"
 ORIGIN = Origin()
@@ -86,7 +86,7 @@ def ours(folder: Path, size: int, way: Way, clients: int) -> Iterator[Arm]:
     ledger, conductor_key = open_ledger(folder / "data"), new_key()
     ledger.enrol("conductor", conductor_key.public, "conductor", now_ms())
     settings = [_enrolled(ledger, folder, size, number) for number in range(clients)]
-    curating.rule(ledger, "allow", EXPERT, "role:edge", curating.USUAL["edge"], now_ms())
+    policy_admin.rule(ledger, "allow", EXPERT, "role:edge", policy_admin.USUAL["edge"], now_ms())
     with _serving(folder / "data") as (address, pid):
         conductor = Conductor(Station(address, conductor_key, own_key(folder / "data").public))
         conductor.publish(_genesis(lora_layout(size)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import compeft_client.cli as cli
-from compeft_server.processes import Processes, free_ports
+from compeft_server.demo.processes import Processes, free_ports
 from tests.deploy.conftest import DEPLOY
 
 BIN = Path(sys.executable).parent

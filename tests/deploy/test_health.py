@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from compeft_client.cli import run
-from compeft_server import authority as ca
-from compeft_server import authority_files, issued
-from compeft_server.serving import now_ms
+from compeft_server.app.server import now_ms
+from compeft_server.identity import authority_files, service_certificates
+from compeft_server.identity import certificate_authority as ca
 from tests.identity.conftest import House
 
 YEAR_MS = 365 * 24 * 3_600_000
@@ -57,13 +57,13 @@ def test_options_that_do_not_go_together_are_refused(words: list[str]) -> None:
 def test_a_service_gets_a_certificate_once_and_another_when_it_is_due(tmp_path: Path) -> None:
     data, folder = tmp_path / "data", tmp_path / "proxy"
     authority_files.init(data, ["localhost"], now_ms())
-    assert issued.issue(data, folder, ["fl.example"], now_ms())
+    assert service_certificates.issue(data, folder, ["fl.example"], now_ms())
     first = (folder / "server.pem").read_bytes()
     assert (folder / "server.pem").stat().st_mode & 0o777 == 0o600
-    assert not issued.issue(data, folder, ["fl.example"], now_ms())
+    assert not service_certificates.issue(data, folder, ["fl.example"], now_ms())
     assert (folder / "server.pem").read_bytes() == first
-    assert issued.issue(data, folder, ["fl.example"], now_ms() + YEAR_MS * 3 // 4)
-    assert issued.issue(data, folder, ["other.example"], now_ms())
+    assert service_certificates.issue(data, folder, ["fl.example"], now_ms() + YEAR_MS * 3 // 4)
+    assert service_certificates.issue(data, folder, ["other.example"], now_ms())
     ssl.create_default_context(cafile=folder / "ca.crt").load_cert_chain(folder / "server.pem")
     assert b"PRIVATE" not in (folder / "ca.crt").read_bytes()
 
@@ -71,12 +71,12 @@ def test_a_service_gets_a_certificate_once_and_another_when_it_is_due(tmp_path: 
 def test_a_service_follows_a_change_of_authority(tmp_path: Path) -> None:
     data, folder = tmp_path / "data", tmp_path / "proxy"
     authority_files.init(data, ["localhost"], now_ms())
-    issued.issue(data, folder, ["fl.example"], now_ms())
+    service_certificates.issue(data, folder, ["fl.example"], now_ms())
     authority_files.rotate(data, now_ms())
-    assert issued.issue(data, folder, ["fl.example"], now_ms())
+    assert service_certificates.issue(data, folder, ["fl.example"], now_ms())
     assert len(ca.certificates_from_pem((folder / "ca.crt").read_bytes(), "ca.crt")) == 2
     authority_files.retire(data, now_ms())
-    assert issued.issue(data, folder, ["fl.example"], now_ms()), "the old authority is believed no more"
+    assert service_certificates.issue(data, folder, ["fl.example"], now_ms()), "the old authority is believed no more"
     assert len(ca.certificates_from_pem((folder / "ca.crt").read_bytes(), "ca.crt")) == 1
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compeft_server.processes import free_ports
+from compeft_server.demo.processes import free_ports
 from tests.deploy.conftest import DEPLOY, ROOT, program
 from tests.deploy.test_images import check
 from tests.pack import builders

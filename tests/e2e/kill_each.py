@@ -20,12 +20,12 @@ from pathlib import Path
 import psutil
 
 from compeft_proto.keys import new_key
-from compeft_server.demo import ENVIRONMENT, LINK, _address_in, _answers
-from compeft_server.facts import Role
-from compeft_server.processes import Processes, free_ports
-from compeft_server.serving import now_ms, open_ledger, own_key
-from compeft_server.storage import open_store
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.app.server import now_ms, open_ledger, own_key
+from compeft_server.data_directory import open_store
+from compeft_server.demo.demo import ENVIRONMENT, LINK, _address_in, _answers
+from compeft_server.demo.processes import Processes, free_ports
+from compeft_server.domain.records import Role
 
 APP, EXPERT, NODES = Path(__file__).parent / "tiny_app", "tiny", 2
 PATIENCE_S = 150.0

@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
-from compeft_server.processes import Processes
-from compeft_server.report_read import read_report
+from compeft_server.demo.processes import Processes
+from compeft_server.reports.build import read_report
 from tests.e2e.flower_runs import FlowerRuns, environment, left_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from compeft_server.facts import Transfer
-from compeft_server.processes import Processes
-from compeft_server.report_read import read_report
+from compeft_server.demo.processes import Processes
+from compeft_server.domain.records import Transfer
+from compeft_server.reports.build import read_report
 from tests.e2e.flower_runs import FlowerRuns, environment, left_of
 from tests.e2e.test_existing_app import traffic
 

@@ -15,8 +15,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from compeft_core import state_digest
 from compeft_core.layout import flatten, layout_of
 from compeft_proto.keys import new_key
-from compeft_server.conductor import Station
-from compeft_server.flower_strategy import CompressedStrategy
+from compeft_server.flower.conductor import Station
+from compeft_server.flower.strategy import CompressedStrategy
 from tests.examples.digits_rounds import CLIENTS, PARAMETERS, accuracies, run_compressed
 
 ROOT = Path(__file__).parents[2]

@@ -15,12 +15,12 @@ from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import curating
-from compeft_server.admission import Limits
-from compeft_server.conductor import Conductor, Station
-from compeft_server.facts import Role, Transfer
-from compeft_server.ledger import Ledger
-from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.admin import policy_admin
+from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.domain.admission import Limits
+from compeft_server.domain.records import Role, Transfer
+from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.ledger.ledger import Ledger
 
 EXPERT = "sentiment"
 RUN = "run-1"
@@ -117,9 +117,9 @@ class World:
 
 def grant_usual(ledger: Ledger) -> None:
     """What an operator's policy is in most of these tests: every role may do its work with every expert."""
-    for role, actions in curating.USUAL.items():
+    for role, actions in policy_admin.USUAL.items():
         if role != "conductor":
-            curating.rule(ledger, "allow", "*", f"role:{role}", actions, now_ms())
+            policy_admin.rule(ledger, "allow", "*", f"role:{role}", actions, now_ms())
 
 
 @contextmanager

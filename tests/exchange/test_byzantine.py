@@ -11,13 +11,13 @@ from compeft_client.exchange import Trained
 from compeft_core import InputError, MergeParameters, Vector, compress, densify, encode, merge, parse
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import WrongBaseError
-from compeft_server import schema
-from compeft_server.conductor import Station
-from compeft_server.flower_strategy import CompressedStrategy, Plan
-from compeft_server.serving import now_ms
-from compeft_server.storage import open_store
-from compeft_server.version_commands import _as_json, _as_text
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.app.server import now_ms
+from compeft_server.cli.versions import _as_json, _as_text
+from compeft_server.data_directory import open_store
+from compeft_server.flower.conductor import Station
+from compeft_server.flower.strategy import CompressedStrategy, Plan
+from compeft_server.ledger import schema
 from tests.exchange.conftest import DOWNLINK, EXPERT, LAYOUT, ORIGIN, RUN, UPLINK, World, synced_by, task_vector, trained
 
 SIGNAL = 5 * task_vector(0) * np.abs(task_vector(1)) / 1e-3

@@ -25,9 +25,9 @@ from compeft_proto.keys import SigningKey
 from compeft_proto.task import RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.expert_log import ExpertLog
-from compeft_server.storage import open_store
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.data_directory import open_store
 from tests.exchange.conftest import ORIGIN, World, genesis
 
 LAYOUT = layout_of({"q.lora_A.weight": (3, 8), "q.lora_B.weight": (6, 3), "h": (4,)}, dense=["h"])

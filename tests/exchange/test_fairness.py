@@ -11,10 +11,10 @@ from compeft_proto.errors import BusyError
 from compeft_proto.keys import new_key
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
-from compeft_server.admission import Limits
-from compeft_server.conductor import Conductor, Station
-from compeft_server.fairness import Slots
-from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.domain.admission import Limits
+from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.rpc.rate_limits import Slots
 from tests.exchange.conftest import EXPERT, genesis
 
 

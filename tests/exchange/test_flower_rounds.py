@@ -36,13 +36,13 @@ from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.task import RESTING
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.conductor import Station
-from compeft_server.expert_log import ExpertLog
-from compeft_server.flower_equivalents import Merging, merging_of
-from compeft_server.flower_quorum import QuorumGrid
-from compeft_server.flower_strategy import CompressedStrategy, Plan
-from compeft_server.storage import open_store
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.data_directory import open_store
+from compeft_server.flower.conductor import Station
+from compeft_server.flower.equivalents import Merging, merging_of
+from compeft_server.flower.quorum_grid import QuorumGrid
+from compeft_server.flower.strategy import CompressedStrategy, Plan
 from tests.exchange.conftest import ORIGIN, World
 from tests.exchange.loopback_grid import LoopbackGrid
 

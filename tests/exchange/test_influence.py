@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compeft_server.influence import bounded_weights
+from compeft_server.domain.client_weights import bounded_weights
 from tests.exchange.conftest import EXPERT, World, synced_by, task_vector, trained
 
 

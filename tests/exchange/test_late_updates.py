@@ -13,9 +13,9 @@ from compeft_proto.errors import RoundClosedError
 from compeft_proto.task import RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.serving import now_ms
-from compeft_server.storage import open_store
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.app.server import now_ms
+from compeft_server.data_directory import open_store
 from tests.exchange.conftest import EXPERT, LAYOUT, RUN, UPLINK, World, synced_by, task_vector, trained
 
 

@@ -22,11 +22,11 @@ from compeft_proto.transport import persist
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server.admission import Limits
-from compeft_server.disk import Room
-from compeft_server.fairness import Rates
-from compeft_server.limits_file import read_limits
-from compeft_server.serving import now_ms
+from compeft_server.app.limits_file import read_limits
+from compeft_server.app.server import now_ms
+from compeft_server.chunks.disk_space import Room
+from compeft_server.domain.admission import Limits
+from compeft_server.rpc.rate_limits import Rates
 from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, running, synced_by, trained
 
 LARGE = layout_of({"a.lora_A": (8, 500), "head": (600, 1000)}, dense=["head"])

@@ -41,7 +41,7 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.serving import now_ms
+from compeft_server.app.server import now_ms
 from tests.exchange.conftest import EXPERT, LAYOUT, ORIGIN, UPLINK, World, synced_by, task_vector, trained
 
 Alter = Callable[[pb.UpdateManifest], None]

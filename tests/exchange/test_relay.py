@@ -35,10 +35,10 @@ from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.task import RoundTask
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import curating
-from compeft_server.flower_strategy import CompressedStrategy
-from compeft_server.own_keys import stage, take_up
-from compeft_server.serving import Settings, now_ms, start
+from compeft_server.admin import policy_admin
+from compeft_server.app.server import Settings, now_ms, start
+from compeft_server.flower.strategy import CompressedStrategy
+from compeft_server.identity.aggregator_keys import stage, take_up
 from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, running, task_vector, trained
 from tests.exchange.loopback_grid import LoopbackGrid
 from tests.exchange.test_flower_rounds import NODES, PLAN, app_of, arrays, configs, manifests, obedient, station
@@ -280,7 +280,7 @@ def test_a_request_that_was_kept_too_long_is_refused(world: World, far: Far) -> 
 
 
 def test_a_client_without_a_grant_or_that_is_revoked_gets_no_answer(world: World, far: Far) -> None:
-    curating.rule(world.ledger, "deny", EXPERT, "far", ("fetch",), now_ms())
+    policy_admin.rule(world.ledger, "deny", EXPERT, "far", ("fetch",), now_ms())
     refused(world, ForbiddenError, "may not fetch", lambda: far.answered(far.request()))
     gone = Far(world, "gone")
     letter = gone.request()
@@ -420,7 +420,7 @@ def test_a_client_that_fails_is_asked_again_and_the_round_goes_on_without_it(wor
 
 def test_a_client_that_is_denied_is_left_out_and_named_in_the_ledger(world: World) -> None:
     sites = cut_off(world)
-    curating.rule(world.ledger, "deny", "lora", "edge-1", ("fetch",), now_ms())
+    policy_admin.rule(world.ledger, "deny", "lora", "edge-1", ("fetch",), now_ms())
     grid = LoopbackGrid(app_of(obedient), sites)
     CompressedStrategy(FedAvg(**NODES), replace(PLAN, relay=True), station(world)).start(grid, arrays(), num_rounds=2)
     assert [len(m.contributions) for m in manifests(world)] == [1, 1]

@@ -10,9 +10,9 @@ from compeft_core.errors import InputError
 from compeft_core.merge_inputs import USUAL
 from compeft_core.resting import A_ENDING, B_ENDING, active_places, resting_in_round
 from compeft_proto.task import RoundTask
-from compeft_server.expert_log import ExpertLog
-from compeft_server.storage import open_store
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.data_directory import open_store
 from tests.exchange.conftest import DOWNLINK, ORIGIN, RUN, UPLINK, World, genesis
 
 LORA = "lora"

@@ -23,8 +23,8 @@ from compeft_proto.task import RoundTask
 from compeft_proto.transport import SubmitDialogue, open_channel, upload
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.conductor import Conductor, Station
-from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.flower.conductor import Conductor, Station
 from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, grant_usual, synced_by, trained
 from tests.relay import Relay, end
 

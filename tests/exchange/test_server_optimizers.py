@@ -12,10 +12,10 @@ from compeft_core.merge import merge
 from compeft_core.server_optimizer import ServerOptimizer, descend, no_moments
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.manifest import payload_of
-from compeft_server import schema
-from compeft_server.serving import now_ms
-from compeft_server.storage import open_store
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.app.server import now_ms
+from compeft_server.data_directory import open_store
+from compeft_server.ledger import schema
 from tests.exchange.conftest import DOWNLINK, EXPERT, LAYOUT, RUN, UPLINK, World, synced_by, task_vector, trained
 
 MOMENTUM = ServerOptimizer("fedavgm", 0.5, 0.9)

@@ -10,8 +10,8 @@ from compeft_client.exchange import Edge, EdgeClient
 from compeft_proto.errors import UnreachableError
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.transport import Tls as ClientTls
-from compeft_server.conductor import Conductor, Station
-from compeft_server.serving import Settings, Tls, now_ms, open_ledger, own_key, start
+from compeft_server.app.server import Settings, Tls, now_ms, open_ledger, own_key, start
+from compeft_server.flower.conductor import Conductor, Station
 from tests.exchange.conftest import EXPERT, genesis
 
 

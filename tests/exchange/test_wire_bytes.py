@@ -11,9 +11,9 @@ from compeft_client.exchange import Edge, EdgeClient, Trained
 from compeft_core import Compression, layout_of
 from compeft_proto.keys import new_key
 from compeft_proto.task import RoundTask
-from compeft_server.facts import Transfer
-from compeft_server.serving import open_ledger
-from compeft_server.wire import WireMeter
+from compeft_server.app.server import open_ledger
+from compeft_server.domain.records import Transfer
+from compeft_server.rpc.wire_meter import WireMeter
 from tests.exchange.conftest import ORIGIN, RUN, genesis
 from tests.faults.site import Site, until
 

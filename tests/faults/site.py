@@ -16,9 +16,9 @@ import trustme
 
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.transport import Tls
-from compeft_server.conductor import Conductor, Station
-from compeft_server.facts import Role
-from compeft_server.serving import now_ms, open_ledger, own_key
+from compeft_server.app.server import now_ms, open_ledger, own_key
+from compeft_server.domain.records import Role
+from compeft_server.flower.conductor import Conductor, Station
 from tests.exchange.conftest import grant_usual
 
 START_S = 60.0

@@ -12,15 +12,15 @@ from compeft_client.enrolling import Standing, enrol
 from compeft_client.exchange import EdgeClient
 from compeft_client.node import edge_of
 from compeft_proto.invitation import Invitation, new_invitation
-from compeft_server import authority as ca
-from compeft_server import authority_files
-from compeft_server.admission import Limits
-from compeft_server.conductor import Conductor, station_of
-from compeft_server.facts import Invited, Role
-from compeft_server.ledger import Ledger
-from compeft_server.own_keys import own_key, take_up
-from compeft_server.registrar import Registrar
-from compeft_server.serving import Settings, now_ms, open_ledger, start, start_enrolment
+from compeft_server.app.server import Settings, now_ms, open_ledger, start, start_enrolment
+from compeft_server.domain.admission import Limits
+from compeft_server.domain.records import Invited, Role
+from compeft_server.flower.conductor import Conductor, station_of
+from compeft_server.identity import authority_files
+from compeft_server.identity import certificate_authority as ca
+from compeft_server.identity.aggregator_keys import own_key, take_up
+from compeft_server.identity.registrar import Registrar
+from compeft_server.ledger.ledger import Ledger
 from tests.exchange.conftest import grant_usual
 
 HOUR_MS = 3_600_000

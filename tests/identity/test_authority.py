@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compeft_core.errors import FormatError, InputError
-from compeft_server import authority as ca
+from compeft_server.identity import certificate_authority as ca
 
 NOW = 1_800_000_000_000
 WHEN = datetime.fromtimestamp(NOW / 1000, UTC)

@@ -28,11 +28,11 @@ from compeft_proto.invitation import Invitation, new_invitation
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import enrolment_pb2_grpc as rpc
-from compeft_server.admission import Limits
-from compeft_server.credentials import from_authority, server_credentials
-from compeft_server.enrolment_service import enrolment_server
-from compeft_server.own_keys import own_key
-from compeft_server.registrar import Registrar
+from compeft_server.domain.admission import Limits
+from compeft_server.identity.aggregator_keys import own_key
+from compeft_server.identity.registrar import Registrar
+from compeft_server.identity.tls_credentials import from_authority, server_credentials
+from compeft_server.rpc.enrolment_servicer import enrolment_server
 from tests.exchange.conftest import EXPERT, genesis
 from tests.identity.conftest import HOUR_MS, House, client
 

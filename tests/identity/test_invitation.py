@@ -10,8 +10,8 @@ from compeft_core.errors import CompeftError, InputError
 from compeft_proto.errors import BusyError
 from compeft_proto.invitation import Invitation, from_text, new_invitation, to_text
 from compeft_proto.v1 import enrolment_pb2 as ep
-from compeft_server.enrolment import Throttle, fault, valid_ms
-from compeft_server.facts import Invited
+from compeft_server.domain.invitations import Throttle, fault, valid_ms
+from compeft_server.domain.records import Invited
 
 MADE = Invitation(b"\x01" * 8, b"\x02" * 32, b"\x03" * 32, "agg.example:9444")
 TEXT = to_text(MADE)

@@ -26,15 +26,15 @@ from compeft_proto.keys import new_key
 from compeft_proto.task import RoundTask
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server import authority as ca
-from compeft_server import authority_files, own_keys
-from compeft_server.admission import Limits
-from compeft_server.aggregator import Aggregator, Upload
-from compeft_server.credentials import Tls, from_files
-from compeft_server.files import write_durably
-from compeft_server.serving import Settings, now_ms, open_ledger, start
-from compeft_server.storage import open_store
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.aggregation.aggregator import Aggregator, Upload
+from compeft_server.app.server import Settings, now_ms, open_ledger, start
+from compeft_server.data_directory import open_store
+from compeft_server.domain.admission import Limits
+from compeft_server.identity import aggregator_keys, authority_files
+from compeft_server.identity import certificate_authority as ca
+from compeft_server.identity.tls_credentials import Tls, from_files
+from compeft_server.private_files import write_durably
 from tests.exchange.conftest import DOWNLINK, EXPERT, RUN, UPLINK, genesis, synced_by, trained
 from tests.identity.conftest import House, client
 
@@ -86,7 +86,7 @@ def test_a_replaced_key_gets_nowhere_and_its_updates_stay(house: House) -> None:
     with pytest.raises(UnknownKeyError):
         enrolling.renew(_with_key(site, house.folder / "old.key"), replace_key=False)
     assert close_round(house, 1) == 1
-    versions = Versions(own_keys.own_key(house.data), open_store(house.data), house.ledger)
+    versions = Versions(aggregator_keys.own_key(house.data), open_store(house.data), house.ledger)
     versions.verify(EXPERT, 1)
     assert [name for name, _ in versions.lineage(EXPERT)[1].contributors] == ["berlin"]
 
@@ -151,7 +151,7 @@ def test_forgetting_a_member_forgets_what_it_sent_under_earlier_keys(house: Hous
     new = renew(site, replace_key=True).keyid
     house.ledger.revoke("berlin", house.clock())
     again = house.try_to_enrol(house.invite("berlin"), "berlin-again").keyid
-    versions = Versions(own_keys.own_key(house.data), open_store(house.data), house.ledger)
+    versions = Versions(aggregator_keys.own_key(house.data), open_store(house.data), house.ledger)
     versions.forget(EXPERT, new, now_ms())
     assert set(versions.lineage(EXPERT)[-1].forgotten) == {old, new, again}
 
@@ -188,7 +188,7 @@ def test_a_member_revoked_during_its_upload_is_not_let_in(house: House) -> None:
     directory = StateDirectory(site / "state" / EXPERT)
     pending = directory.load().pending
     assert pending is not None
-    aggregator = Aggregator(own_keys.own_key(house.data), open_store(house.data), house.ledger, Limits(), house.clock)
+    aggregator = Aggregator(aggregator_keys.own_key(house.data), open_store(house.data), house.ledger, Limits(), house.clock)
     upload = aggregator.admit(aggregator.open(Envelope.FromString(directory.read(pending.envelope))))
     assert isinstance(upload, Upload)
     ((ref, _),) = upload.needed
@@ -290,15 +290,15 @@ def test_an_authority_is_replaced_while_members_of_old_and_new_come_and_go(house
 def test_clients_follow_the_aggregator_to_its_new_key(house: House) -> None:
     house.conductor().publish(genesis())
     site = house.enrol("berlin")
-    before = own_keys.own_key(house.data)
+    before = aggregator_keys.own_key(house.data)
     task = open_round(house, 1)
     member = client(site)
     synced_by(member, task)
     member.submit(task, trained(1))
-    own_keys.stage(house.data)
+    aggregator_keys.stage(house.data)
     house.close()
     house.open()
-    after = own_keys.own_key(house.data)
+    after = aggregator_keys.own_key(house.data)
     assert after.keyid != before.keyid
     assert close_round(house, 1) == 1
     assert client(site).sync(EXPERT).version == 1
@@ -306,40 +306,40 @@ def test_clients_follow_the_aggregator_to_its_new_key(house: House) -> None:
     assert load_public_keys(house.data / "aggregator.pub") == (after.public, before.public)
     fresh = house.enrol("paris")
     assert client(fresh).sync(EXPERT).version == 1  # version 0 is signed by the old key
-    versions = Versions(after, open_store(house.data), house.ledger, own_keys.earlier_keys(house.data))
+    versions = Versions(after, open_store(house.data), house.ledger, aggregator_keys.earlier_keys(house.data))
     versions.verify(EXPERT, 1)
 
 
 def test_renewing_follows_the_aggregator_over_several_keys(house: House) -> None:
     site = house.enrol("berlin")
     for _ in range(2):
-        own_keys.stage(house.data)
+        aggregator_keys.stage(house.data)
         house.close()
         house.open()
     renew(site, replace_key=False)
     assert [k.keyid for k in load_public_keys(site / "aggregator.pub")] == [
-        k.keyid for k in (own_keys.own_key(house.data).public, *own_keys.earlier_keys(house.data))
+        k.keyid for k in (aggregator_keys.own_key(house.data).public, *aggregator_keys.earlier_keys(house.data))
     ]
-    assert len(own_keys.earlier_keys(house.data)) == 2
+    assert len(aggregator_keys.earlier_keys(house.data)) == 2
 
 
 def test_a_second_next_key_is_not_made_while_one_waits(house: House) -> None:
-    own_keys.stage(house.data)
+    aggregator_keys.stage(house.data)
     with pytest.raises(ConflictError, match="restart"):
-        own_keys.stage(house.data)
+        aggregator_keys.stage(house.data)
 
 
 def test_a_change_of_key_that_was_cut_off_is_made_good(tmp_path: Path) -> None:
-    before, after = own_keys.own_key(tmp_path), own_keys.stage(tmp_path)
+    before, after = aggregator_keys.own_key(tmp_path), aggregator_keys.stage(tmp_path)
     kept = (tmp_path / "aggregator.key").read_bytes()
-    own_keys.take_up(tmp_path, now_ms())
+    aggregator_keys.take_up(tmp_path, now_ms())
     (tmp_path / "aggregator.key").replace(tmp_path / "aggregator-next.key")  # back to: written down, not yet in force
     (tmp_path / "aggregator.key").write_bytes(kept)
     (tmp_path / "aggregator.key").chmod(0o600)
-    own_keys.take_up(tmp_path, now_ms())
-    assert own_keys.own_key(tmp_path).keyid == after.keyid
-    assert own_keys.earlier_keys(tmp_path) == (before.public,)
-    assert follow((before.public,), own_keys.handovers(tmp_path).statements)[0] == after.public
+    aggregator_keys.take_up(tmp_path, now_ms())
+    assert aggregator_keys.own_key(tmp_path).keyid == after.keyid
+    assert aggregator_keys.earlier_keys(tmp_path) == (before.public,)
+    assert follow((before.public,), aggregator_keys.handovers(tmp_path).statements)[0] == after.public
 
 
 def test_a_stranger_cannot_introduce_a_key() -> None:

@@ -4,11 +4,11 @@ import pytest
 
 from compeft_core.errors import CompeftError
 from compeft_proto.errors import ForbiddenError, UnknownExpertError
-from compeft_server import curating
-from compeft_server.audit import check
-from compeft_server.conductor import Conductor, Station
-from compeft_server.policy import ACTIONS, Action
-from compeft_server.serving import now_ms
+from compeft_server.admin import policy_admin
+from compeft_server.app.server import now_ms
+from compeft_server.domain.policy import ACTIONS, Action
+from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.ledger.audit import check
 from tests.exchange.conftest import genesis
 from tests.policy.conftest import EXPERT, World, grow, synced_by, trained
 
@@ -18,12 +18,12 @@ def strict(world: World) -> World:
     """The world without the usual grants: two versions, and nobody but the conductor may anything."""
     grow(world, 1)
     for role in ("edge", "reader"):
-        curating.rule(world.ledger, "clear", "*", f"role:{role}", ACTIONS, now_ms())
+        policy_admin.rule(world.ledger, "clear", "*", f"role:{role}", ACTIONS, now_ms())
     return world
 
 
 def allow(world: World, who: str, *actions: Action, **bounds: object) -> None:
-    curating.rule(world.ledger, "allow", EXPERT, who, actions, now_ms(), curating.Bounds(**bounds))  # type: ignore[arg-type]
+    policy_admin.rule(world.ledger, "allow", EXPERT, who, actions, now_ms(), policy_admin.Bounds(**bounds))  # type: ignore[arg-type]
 
 
 def audited(world: World, action: str) -> list[str]:
@@ -73,13 +73,13 @@ def test_an_allowance_from_a_version_on_is_not_for_older_ones(strict: World) -> 
 def test_a_reader_of_a_channel_gets_what_it_points_at_or_did(strict: World) -> None:
     client = strict.edge("edge")
     allow(strict, "edge", "fetch", channel="stable")
-    curating.promote(strict.ledger, EXPERT, 0, "stable", now_ms())
+    policy_admin.promote(strict.ledger, EXPERT, 0, "stable", now_ms())
     with pytest.raises(ForbiddenError, match="version 1 is not of channel stable"):
         client.sync(EXPERT)
     with pytest.raises(ForbiddenError, match="version 1 is not of channel stable"):
         client.sync(EXPERT, channel="canary")
     assert client.sync(EXPERT, channel="stable").version == 0
-    curating.promote(strict.ledger, EXPERT, 1, "stable", now_ms())
+    policy_admin.promote(strict.ledger, EXPERT, 1, "stable", now_ms())
     assert client.sync(EXPERT, 0).version == 0, "it did point there"
     assert client.sync(EXPERT, channel="stable").version == 1
 
@@ -87,11 +87,11 @@ def test_a_reader_of_a_channel_gets_what_it_points_at_or_did(strict: World) -> N
 def test_a_denial_by_name_outweighs_what_the_role_is_allowed(strict: World) -> None:
     client, other = strict.edge("edge"), strict.edge("other")
     allow(strict, "role:edge", *ACTIONS)
-    curating.rule(strict.ledger, "deny", "*", "edge", ACTIONS, now_ms())
+    policy_admin.rule(strict.ledger, "deny", "*", "edge", ACTIONS, now_ms())
     with pytest.raises(ForbiddenError, match=r"a rule denies it \(rule \d+: deny \* edge fetch\)"):
         client.sync(EXPERT)
     assert other.sync(EXPERT).version == 1
-    curating.rule(strict.ledger, "clear", "*", "edge", ACTIONS, now_ms())
+    policy_admin.rule(strict.ledger, "clear", "*", "edge", ACTIONS, now_ms())
     assert client.sync(EXPERT).version == 1
 
 
@@ -108,7 +108,7 @@ def test_another_conductor_may_not_run_rounds_of_an_expert_that_is_not_its_own(s
 
 def test_a_conductor_that_is_denied_by_name_publishes_no_new_expert(strict: World) -> None:
     rival = Conductor(Station(strict.address, strict.enrol("rival", "conductor"), strict.aggregator.public))
-    curating.rule(strict.ledger, "deny", "*", "rival", ["publish"], now_ms())
+    policy_admin.rule(strict.ledger, "deny", "*", "rival", ["publish"], now_ms())
     with pytest.raises(ForbiddenError, match="may not publish its-own: a rule denies it"):
         rival.publish(genesis(expert="its-own"))
     assert strict.ledger.expert("its-own") is None
@@ -119,13 +119,13 @@ def test_a_retired_expert_is_for_its_owner_and_comes_back_unharmed(world: World)
     task = world.open_round(2)
     client = world.edge("edge")
     synced_by(client, task)
-    curating.retire(world.ledger, EXPERT, None, now_ms())
+    policy_admin.retire(world.ledger, EXPERT, None, now_ms())
     for attempt in (lambda: client.sync(EXPERT), lambda: client.submit(task, trained(1))):
         with pytest.raises(ForbiddenError, match="it is retired"):
             attempt()
     owner = world.edge("owner", world.conductor_key)
     assert owner.sync(EXPERT).version == 1
-    curating.retire(world.ledger, EXPERT, None, now_ms(), undo=True)
+    policy_admin.retire(world.ledger, EXPERT, None, now_ms(), undo=True)
     assert client.resume(EXPERT) is not None
     assert world.close_round(2).version == 2
     assert (len(audited(world, "retire")), len(audited(world, "unretire"))) == (1, 1)
@@ -133,12 +133,12 @@ def test_a_retired_expert_is_for_its_owner_and_comes_back_unharmed(world: World)
 
 def test_a_retired_version_is_not_fetched_and_not_promoted_but_later_ones_stay(world: World) -> None:
     grow(world, 2)
-    curating.retire(world.ledger, EXPERT, 1, now_ms())
+    policy_admin.retire(world.ledger, EXPERT, 1, now_ms())
     client = world.edge("edge")
     with pytest.raises(ForbiddenError, match="it is retired"):
         client.sync(EXPERT, 1)
     with pytest.raises(CompeftError, match="version 1 is retired"):
-        curating.promote(world.ledger, EXPERT, 1, "stable", now_ms())
+        policy_admin.promote(world.ledger, EXPERT, 1, "stable", now_ms())
     assert client.sync(EXPERT).version == 2
 
 

@@ -11,14 +11,14 @@ from compeft_proto.keys import new_key
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import curating
-from compeft_server.audit import check
-from compeft_server.serving import now_ms
+from compeft_server.admin import policy_admin
+from compeft_server.app.server import now_ms
+from compeft_server.ledger.audit import check
 from tests.policy.conftest import EXPERT, World, grow
 
 
 def promote(world: World, version: int, channel: str = "stable") -> None:
-    curating.promote(world.ledger, EXPERT, version, channel, now_ms())
+    policy_admin.promote(world.ledger, EXPERT, version, channel, now_ms())
 
 
 def test_canary_is_the_newest_version_and_stable_where_the_operator_put_it(world: World) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compeft_server.policy import ACTIONS, Question, Retirement, Rule, decide, retired, standing
+from compeft_server.domain.policy import ACTIONS, Question, Retirement, Rule, decide, retired, standing
 
 NOW = 1_000_000
 ASKED = Question("sentiment", "shop-7", "edge", "fetch", 3, frozenset({"canary"}), owns=False, retired=False, now_ms=NOW)

@@ -3,9 +3,9 @@
 import sqlite3
 from pathlib import Path
 
-from compeft_server.audit import check
-from compeft_server.ledger import Ledger
-from compeft_server.policy import standing
+from compeft_server.domain.policy import standing
+from compeft_server.ledger.audit import check
+from compeft_server.ledger.ledger import Ledger
 
 DUMP = Path(__file__).parents[1] / "storage" / "ledger-0.1.0.sql"
 

@@ -16,10 +16,10 @@ from compeft_proto.answer import Answer, lead
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.snapshot import decode_snapshot, encode_snapshot
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server.catch_up import Step, _refs, cheapest
-from compeft_server.serving import now_ms
-from compeft_server.storage import open_store
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.aggregation.catch_up import Step, _refs, cheapest
+from compeft_server.app.server import now_ms
+from compeft_server.data_directory import open_store
 from tests.exchange.conftest import EXPERT, LAYOUT, RUN, World, genesis, synced_by, trained
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0, 3.4e38, -3.4e38]

@@ -24,11 +24,12 @@ from compeft_proto.errors import ConflictError, ForbiddenError, ReplayError, Sig
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import curating, schema
-from compeft_server.report_read import read_report
-from compeft_server.serving import now_ms
-from compeft_server.storage import open_store
-from compeft_server.versions import Versions
+from compeft_server.admin import policy_admin
+from compeft_server.admin.lineage import Versions
+from compeft_server.app.server import now_ms
+from compeft_server.data_directory import open_store
+from compeft_server.ledger import schema
+from compeft_server.reports.build import read_report
 from tests.exchange.conftest import EXPERT, World
 from tests.exchange.test_resume import Cutter
 from tests.pack import builders
@@ -123,7 +124,7 @@ def test_who_may_publish_every_expert_pushes_on_to_its_own_only(world: World, tm
     files = [packed(tmp_path, seed).read_bytes() for seed in (1, 2)]
     owner, other = (PackageClient(edge_at(world, name, world.enrol(name))) for name in ("owner", "other"))
     for name in ("owner", "other"):
-        curating.rule(world.ledger, "allow", "*", name, ("publish",), now_ms())
+        policy_admin.rule(world.ledger, "allow", "*", name, ("publish",), now_ms())
     assert [owner.push(PACKAGE, data).version for data in files] == [0, 1]
     with pytest.raises(ForbiddenError, match="tuned was pushed by 'owner': its operator must name it"):
         other.push(PACKAGE, files[0])
@@ -150,7 +151,7 @@ def test_only_the_next_version_can_be_pushed(world: World, tmp_path: Path) -> No
 def test_two_who_push_at_the_same_moment_both_get_a_version(world: World, tmp_path: Path) -> None:
     files = [packed(tmp_path, seed).read_bytes() for seed in range(2)]
     pushers = [reader(world, name) for name in ("a", "b")]
-    curating.rule(world.ledger, "allow", PACKAGE, "role:edge", ("publish",), now_ms())
+    policy_admin.rule(world.ledger, "allow", PACKAGE, "role:edge", ("publish",), now_ms())
     with ThreadPoolExecutor(2) as pool:
         pushed = list(pool.map(lambda both: both[0].push(PACKAGE, both[1]), zip(pushers, files, strict=True)))
     assert {p.version for p in pushed} == {0, 1}
@@ -163,7 +164,7 @@ def test_a_grant_for_every_expert_does_not_push_onto_a_package_of_another_member
     edge = PackageClient(edge_at(world, "berlin", world.enrol("berlin")))
     with pytest.raises(ForbiddenError, match="must name it"):
         edge.push(PACKAGE, file.read_bytes())
-    curating.rule(world.ledger, "allow", PACKAGE, "role:edge", ("publish",), now_ms())
+    policy_admin.rule(world.ledger, "allow", PACKAGE, "role:edge", ("publish",), now_ms())
     assert edge.push(PACKAGE, file.read_bytes()).version == 0
 
 
@@ -171,7 +172,7 @@ def test_only_a_publisher_may_push_and_only_under_its_own_key(world: World, file
     with pytest.raises(ForbiddenError, match="role reader, may not"):
         PackageClient(edge_at(world, "r", world.enrol("r", "reader"))).push(PACKAGE, file.read_bytes())
     berlin = reader(world, "berlin")
-    curating.rule(world.ledger, "deny", PACKAGE, "berlin", ("publish",), now_ms())
+    policy_admin.rule(world.ledger, "deny", PACKAGE, "berlin", ("publish",), now_ms())
     with pytest.raises(ForbiddenError, match="berlin"):
         berlin.push(PACKAGE, file.read_bytes())
     with pytest.raises(ForbiddenError, match="manifest names key"):

@@ -25,8 +25,8 @@ from compeft_client.publish_commands import seconds_of
 from compeft_client.watching import Job, Voice, follow, watch
 from compeft_core.errors import InputError
 from compeft_proto.keys import SigningKey, new_key
-from compeft_server.ledger import Ledger
-from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.ledger.ledger import Ledger
 from tests.exchange.conftest import EXPERT, World, grant_usual
 from tests.publish.conftest import PACKAGE, edge_at, packed, publisher
 from tests.publish.test_push import contents, key_file, options

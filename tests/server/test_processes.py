@@ -9,13 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from compeft_server.processes import ProcessError, Processes
+from compeft_server.demo.processes import ProcessError, Processes
 
 TIMES = 10
 PARENT = """
 import sys
 from pathlib import Path
-from compeft_server.processes import Processes
+from compeft_server.demo.processes import Processes
 
 folder, times, way, shell = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 ended = 0

@@ -1,6 +1,6 @@
 """What is kept in memory stays within its bytes, and what was used last stays longest."""
 
-from compeft_server.recent import Recent
+from compeft_server.aggregation.lru_cache import Recent
 
 
 def test_what_was_used_longest_ago_makes_room() -> None:

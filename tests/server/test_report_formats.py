@@ -14,13 +14,13 @@ import pytest
 from compeft_client.cli import run
 from compeft_core import Compression, compress, encode, layout_of
 from compeft_core.errors import FormatError, InputError
-from compeft_server.facts import Quality
-from compeft_server.report_commands import moment_of
-from compeft_server.report_extras import DENSITIES, payload_size, pool_from_json
-from compeft_server.report_read import read_report
-from compeft_server.report_rows import COLUMNS, rows_of, to_csv
-from compeft_server.report_text import MAX_VERSIONS, human_money
-from compeft_server.serving import open_ledger
+from compeft_server.app.server import open_ledger
+from compeft_server.cli.report import moment_of
+from compeft_server.domain.records import Quality
+from compeft_server.reports.build import read_report
+from compeft_server.reports.extras import DENSITIES, payload_size, pool_from_json
+from compeft_server.reports.table_rows import COLUMNS, rows_of, to_csv
+from compeft_server.reports.text import MAX_VERSIONS, human_money
 from tests.web.ledgers import LAYOUT, ROUND_MS, START_MS, Story, tell
 
 POOL = {

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 from compeft_client.node import edge_of
 from compeft_core.errors import InputError
 from compeft_proto.site import SIMULATED_CONDUCTOR, simulated
-from compeft_server.conductor import station_of
-from compeft_server.identity_commands import app
-from compeft_server.serving import open_ledger, own_key
-from compeft_server.simulated_sites import make_sites
+from compeft_server.admin.simulated_sites import make_sites
+from compeft_server.app.server import open_ledger, own_key
+from compeft_server.cli.clients import app
+from compeft_server.flower.conductor import station_of
 
 ADDRESS = "127.0.0.1:9443"
 

@@ -10,11 +10,11 @@ from obstore.store import LocalStore
 from obstore.store import ObjectStore as Bucket
 from sqlalchemy.engine import URL
 
-from compeft_server.ledger import Ledger
-from compeft_server.store import ChunkStore
-from compeft_server.store_directory import DirectoryStore
-from compeft_server.store_memory import MemoryStore
-from compeft_server.store_object import ObjectStore, open_bucket
+from compeft_server.chunks.directory_store import DirectoryStore
+from compeft_server.chunks.memory_store import MemoryStore
+from compeft_server.chunks.object_store import ObjectStore, open_bucket
+from compeft_server.chunks.store import ChunkStore
+from compeft_server.ledger.ledger import Ledger
 from tests.storage import servers
 
 LEDGERS = ["sqlite", "postgresql"]

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from compeft_core import layout_of
 from compeft_proto.keys import PublicKey, new_key
-from compeft_server.facts import Expert, Quality, Refusal, Round, Submission, Transfer, Version
-from compeft_server.ledger import Ledger
+from compeft_server.domain.records import Expert, Quality, Refusal, Round, Submission, Transfer, Version
+from compeft_server.ledger.ledger import Ledger
 
 EXPERT = Expert("sentiment", b"\x01" * 32, b"\x02" * 32, layout_of({"a.lora_A": (2, 10), "a.lora_B": (10, 2)}))
 OPEN = Round("sentiment", "run-1", 1, b"nonce", 0, 1000, 10)

@@ -15,14 +15,14 @@ import pytest
 from compeft_client.exchange import Edge, EdgeClient
 from compeft_core.errors import CompeftError, FormatError, InputError
 from compeft_proto.errors import UnknownExpertError
-from compeft_server.audit import check
-from compeft_server.authority_files import init, load
-from compeft_server.backup import back_up
-from compeft_server.own_keys import earlier_keys, stage, take_up
-from compeft_server.restore import restore
-from compeft_server.serving import Settings, now_ms, open_ledger, own_key, start
-from compeft_server.storage import Storage, choose_storage, open_store
-from compeft_server.versions import Versions
+from compeft_server.admin.backup import back_up
+from compeft_server.admin.lineage import Versions
+from compeft_server.admin.restore import restore
+from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.data_directory import Storage, choose_storage, open_store
+from compeft_server.identity.aggregator_keys import earlier_keys, stage, take_up
+from compeft_server.identity.authority_files import init, load
+from compeft_server.ledger.audit import check
 from tests.exchange.conftest import EXPERT, World, running, synced_by, trained
 
 Members = list[tuple[tarfile.TarInfo, bytes]]

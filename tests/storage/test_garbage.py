@@ -17,11 +17,11 @@ from compeft_client.exchange import Edge, EdgeClient
 from compeft_core import Compression, layout_of
 from compeft_core.errors import FormatError
 from compeft_proto.task import RoundTask
-from compeft_server import schema
-from compeft_server.garbage import Collected, Grace, collect, named
-from compeft_server.serving import now_ms
-from compeft_server.store_directory import DirectoryStore
-from compeft_server.versions import Versions
+from compeft_server.admin.garbage_collection import Collected, Grace, collect, named
+from compeft_server.admin.lineage import Versions
+from compeft_server.app.server import now_ms
+from compeft_server.chunks.directory_store import DirectoryStore
+from compeft_server.ledger import schema
 from tests.exchange.conftest import EXPERT, RUN, World, genesis, running, synced_by, trained
 from tests.relay import Relay
 

@@ -9,9 +9,9 @@ import pytest
 from compeft_core.errors import LimitError
 from compeft_proto.errors import BusyError, ConflictError, DuplicateError, RoundClosedError
 from compeft_proto.keys import new_key
-from compeft_server.audit import check
-from compeft_server.facts import Member, Sequences
-from compeft_server.ledger import Ledger
+from compeft_server.domain.records import Member, Sequences
+from compeft_server.ledger.audit import check
+from compeft_server.ledger.ledger import Ledger
 from tests.storage.facts import CLOSED, EXPERT, OPEN, QUALITY, REFUSAL, TRANSFER, digest, submission, version, with_round
 
 OpenOne = Callable[[], Ledger]

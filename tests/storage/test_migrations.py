@@ -12,10 +12,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from compeft_server import migrations, schema
-from compeft_server.audit import check
-from compeft_server.ledger import Ledger
-from compeft_server.migrations import REVISIONS, NewerDatabaseError
+from compeft_server.ledger import migrations, schema
+from compeft_server.ledger.audit import check
+from compeft_server.ledger.ledger import Ledger
+from compeft_server.ledger.migrations import REVISIONS, NewerDatabaseError
 
 DUMP = Path(__file__).parent / "ledger-0.1.0.sql"
 
@@ -73,7 +73,7 @@ def test_a_newer_database_is_refused_and_left_alone(database: str | Path, ledger
 
 def test_processes_that_start_together_do_not_clash(database: str | Path) -> None:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["compeft_server.ledger"])
+    context.set_forkserver_preload(["compeft_server.ledger.ledger"])
     with ProcessPoolExecutor(4, mp_context=context) as pool:
         assert list(pool.map(open_one, [database] * 8)) == [[]] * 8
 

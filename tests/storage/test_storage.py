@@ -12,13 +12,13 @@ from sqlalchemy.engine import URL
 
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import UnreachableError
-from compeft_server.audit import check
-from compeft_server.ledger import Ledger
-from compeft_server.serving import Settings, own_key, start
-from compeft_server.storage import Storage, choose_storage, open_ledger, open_store, read_storage
-from compeft_server.store_directory import DirectoryStore
-from compeft_server.store_object import ObjectStore
-from compeft_server.versions import Versions
+from compeft_server.admin.lineage import Versions
+from compeft_server.app.server import Settings, own_key, start
+from compeft_server.chunks.directory_store import DirectoryStore
+from compeft_server.chunks.object_store import ObjectStore
+from compeft_server.data_directory import Storage, choose_storage, open_ledger, open_store, read_storage
+from compeft_server.ledger.audit import check
+from compeft_server.ledger.ledger import Ledger
 from tests.exchange.conftest import EXPERT, World, running, synced_by, trained
 from tests.storage import servers
 

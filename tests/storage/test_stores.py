@@ -10,9 +10,9 @@ import pytest
 
 from compeft_core.errors import InputError
 from compeft_proto.errors import ChunkMismatchError, UnknownExpertError, UnreachableError
-from compeft_server.store import CLAIM_SLACK_MS, PART_BYTES, ChunkStore
-from compeft_server.store_directory import DirectoryStore
-from compeft_server.store_object import ObjectStore, open_bucket
+from compeft_server.chunks.directory_store import DirectoryStore
+from compeft_server.chunks.object_store import ObjectStore, open_bucket
+from compeft_server.chunks.store import CLAIM_SLACK_MS, PART_BYTES, ChunkStore
 from tests.storage.conftest import Store
 
 CHUNK = bytes(range(256)) * 4096

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from compeft_server.ledger import Ledger
-from compeft_server.price import Price
-from compeft_server.serving import now_ms, open_ledger
-from compeft_server.web.metrics import Registry
-from compeft_server.web.running import Door, Web
+from compeft_server.app.server import now_ms, open_ledger
+from compeft_server.dashboard.metrics import Registry
+from compeft_server.dashboard.server import Door, Web
+from compeft_server.domain.price import Price
+from compeft_server.ledger.ledger import Ledger
 from tests.web.ledgers import Story, refuse, tell
 
 

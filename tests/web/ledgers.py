@@ -12,10 +12,10 @@ from compeft_proto import envelope as dsse
 from compeft_proto.keys import new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server import schema
-from compeft_server.facts import Refusal
-from compeft_server.ledger import Ledger
-from compeft_server.serving import open_ledger, own_key
+from compeft_server.app.server import open_ledger, own_key
+from compeft_server.domain.records import Refusal
+from compeft_server.ledger import schema
+from compeft_server.ledger.ledger import Ledger
 
 LAYOUT = layout_of({"a.lora_A": (8, 1000), "a.lora_B": (1000, 8)})
 START_MS = 1_790_000_000_000

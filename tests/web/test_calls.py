@@ -23,11 +23,11 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server import tracing
-from compeft_server.calls import CallMetrics, Observer
-from compeft_server.logs import configure_logs
-from compeft_server.serving import Settings, open_ledger, start
-from compeft_server.tracing import CallTracer, tracer_from_environment
+from compeft_server.app import tracing
+from compeft_server.app.logs import configure_logs
+from compeft_server.app.server import Settings, open_ledger, start
+from compeft_server.app.tracing import CallTracer, tracer_from_environment
+from compeft_server.rpc.call_interceptor import CallMetrics, Observer
 
 
 @dataclass

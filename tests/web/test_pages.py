@@ -10,11 +10,11 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from compeft_server import schema
-from compeft_server.ledger import Ledger
-from compeft_server.listings import PAGE, Listings
-from compeft_server.serving import open_ledger
-from compeft_server.summaries import CURVE_POINTS, Summaries
+from compeft_server.app.server import open_ledger
+from compeft_server.ledger import schema
+from compeft_server.ledger.ledger import Ledger
+from compeft_server.ledger.pages import PAGE, Listings
+from compeft_server.ledger.totals import CURVE_POINTS, Summaries
 from tests.web.conftest import Served
 from tests.web.ledgers import LAYOUT, Story, tell
 

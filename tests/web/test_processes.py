@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from compeft_client.cli import run
-from compeft_server.web.security import read_password
+from compeft_server.dashboard.security import read_password
 
 COMPEFT = [sys.executable, "-c", "from compeft_client.cli import main; main()"]
 

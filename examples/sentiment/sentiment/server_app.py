@@ -10,8 +10,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result
 
 from compeft_proto.manifest import compression_of
-from compeft_server.conductor import station_of
-from compeft_server.flower_strategy import CompressedStrategy, Plan
+from compeft_server.flower.conductor import station_of
+from compeft_server.flower.strategy import CompressedStrategy, Plan
 from sentiment.expert import HEAD, initial_arrays, initial_bounds, origin
 
 app = ServerApp()

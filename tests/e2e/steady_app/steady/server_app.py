@@ -7,8 +7,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from compeft_core import Compression
 from compeft_proto.task import Origin
-from compeft_server.conductor import station_of
-from compeft_server.flower_strategy import CompressedStrategy, Plan
+from compeft_server.flower.conductor import station_of
+from compeft_server.flower.strategy import CompressedStrategy, Plan
 
 app = ServerApp()
 

@@ -1,0 +1,257 @@
+"""What an expert's versions are made of, and the operator's ways to mend them: lineage, verify, roll back, forget a client.
+
+The log only grows: rolling back and forgetting append a version whose chunks are a whole state. Everything is recomputed from what
+is stored (signed updates, seeds, residuals by construction), so anybody with the store can check it bit for bit.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from compeft_core import METHODS, Compression, State
+from compeft_core.server_optimizer import ServerOptimizer
+from compeft_proto import envelope as dsse
+from compeft_proto import manifest as mf
+from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
+from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.aggregation.expert_log import Carried, ExpertLog, compose, kept_bytes
+from compeft_server.chunks.store import ChunkStore
+from compeft_server.domain.records import Contribution, Expert, Version
+from compeft_server.ledger.ledger import Ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where one version comes from. `contributors` are (name, contribution); a snapshot has none and says of what it is. Only a
+    package's has a `publisher`.
+    """
+
+    version: int
+    state_digest: bytes
+    run: str
+    round: int
+    created_at_ms: int
+    payload_bytes: int
+    merge_method: str
+    merge_parameters: dict[str, float]
+    compression: Compression | None
+    contributors: tuple[tuple[str, Contribution], ...]
+    rolled_back_to: int | None
+    forgotten: tuple[str, ...]
+    optimizer: ServerOptimizer
+    publisher: str = ""
+
+
+class Versions:
+    """The versions of one aggregator's experts, for its operator."""
+
+    def __init__(self, key: SigningKey, store: ChunkStore, ledger: Ledger, earlier: Sequence[PublicKey] = ()) -> None:
+        self._key, self._store, self._ledger = key, store, ledger
+        self._log = ExpertLog(key.public, store, ledger, earlier)
+        self._replayed: dict[str, tuple[int, Carried]] = {}
+
+    def lineage(self, name: str) -> list[Origin]:
+        """Where each version comes from, oldest first. Errors: UnknownExpertError."""
+        expert = self._log.expert(name)
+        names = {m.public.keyid: m.name for m in self._ledger.members()}
+        return [self._origin(version, names) for version in self._ledger.versions(expert.name, -1, self._head(expert))]
+
+    def verify(self, name: str, number: int) -> None:
+        """Recompute one version from its stored inputs and hold it against what was signed, bit for bit.
+
+        Errors: WrongBaseError that names the version and both digests; UnknownExpertError if an input is gone.
+        """
+        expert = self._log.expert(name)
+        manifest, after = self._manifest(expert, number), None
+        if expert.kind == "package":
+            self._log.blob(manifest.chunks)
+            return
+        if number == 0:
+            mf.initial_state(manifest.genesis, expert.layout, self._log.blob(manifest.chunks))
+            return
+        if manifest.snapshot:
+            state = self._snapshot_of(expert, manifest)
+        else:
+            after = self._step(expert, manifest, self._carried(expert, number - 1), ())
+            self._check_kept(expert, number, after)
+            state = after.state
+        if state.digest != manifest.state_digest:
+            raise WrongBaseError(
+                f"{name} version {number} recomputes to {state.digest.hex()[:16]}, signed is {manifest.state_digest.hex()[:16]}"
+            )
+        if after is not None:
+            self._replayed[name] = (number, after)
+
+    def _carried(self, expert: Expert, number: int) -> Carried:
+        """What went on from one version as it was published: as stored, or from the newest one before it that still is."""
+        known = number
+        while (carried := self._stored(expert, known)) is None:
+            known -= 1
+        for at in range(known + 1, number + 1):
+            carried = self._step(expert, self._manifest(expert, at), carried, ())
+        return carried
+
+    def _stored(self, expert: Expert, number: int) -> Carried | None:
+        """None where garbage collection has removed it. Version 0 and snapshots have nothing to remove."""
+        at, replayed = self._replayed.get(expert.name, (-1, None))
+        try:
+            return replayed if at == number else self._log.carried(expert, number)
+        except UnknownExpertError:
+            return None
+
+    def roll_back(self, name: str, number: int, now_ms: int) -> Version:
+        """Append a version with the state of an earlier one. Errors: UnknownExpertError, ConflictError while a round is open."""
+        expert = self._log.expert(name)
+        if not 0 <= number < self._head(expert):
+            raise UnknownExpertError(f"{name} has versions 0 to {self._head(expert)}, the newest is where it is already")
+        if expert.kind == "package":
+            return self._publish_again(expert, self._manifest(expert, number), now_ms)
+        state = self._log.state(expert, number)
+        return self._append(expert, state, pb.VersionManifest(rolled_back_to=number), now_ms)
+
+    def forget(self, name: str, keyid: str, now_ms: int) -> Version:
+        """Append a version as if one client had never contributed, under this key or another of the same name.
+
+        Everybody forgotten before stays forgotten. The other clients' updates are merged as they were sent.
+        Errors: UnknownExpertError if it never contributed; ConflictError.
+        """
+        expert = self._log.expert(name)
+        manifests = [self._manifest(expert, v) for v in range(1, self._head(expert) + 1)]
+        mine = self._keys_of_same_name(keyid)
+        if not any(c.keyid in mine for m in manifests for c in m.contributions):
+            raise UnknownExpertError(f"key {keyid} contributed to no version of {name}")
+        forgotten = sorted({*mine, *(k for m in manifests for k in m.forgotten)})
+        state = self._recompute(expert, self._head(expert), forgotten).state
+        return self._append(expert, state, pb.VersionManifest(forgotten=forgotten), now_ms)
+
+    def _keys_of_same_name(self, keyid: str) -> set[str]:
+        members = self._ledger.members()
+        names = {m.name for m in members if m.public.keyid == keyid}
+        return {keyid, *(m.public.keyid for m in members if m.name in names)}
+
+    def _origin(self, version: Version, names: dict[str, str]) -> Origin:
+        manifest = self._log.manifest(version)
+        contributions = [_contribution(c) for c in manifest.contributions]
+        stepped = manifest.HasField("coding")
+        return Origin(
+            version=version.version,
+            state_digest=version.state_digest,
+            run=version.run,
+            round=version.round,
+            created_at_ms=version.created_at_ms,
+            payload_bytes=version.payload_bytes,
+            merge_method=manifest.merge_method,
+            merge_parameters=_parameters_of(manifest),
+            compression=mf.compression_from_proto(manifest.coding.compression) if stepped else None,
+            contributors=tuple((names.get(c.keyid, "?"), c) for c in contributions),
+            rolled_back_to=manifest.rolled_back_to if manifest.HasField("rolled_back_to") else None,
+            forgotten=tuple(manifest.forgotten),
+            optimizer=mf.optimizer_from_proto(manifest),
+            publisher=manifest.publication.publisher,
+        )
+
+    def _check_kept(self, expert: Expert, number: int, after: Carried) -> None:
+        """What the aggregator keeps for the next merge is what this one left. Errors: WrongBaseError."""
+        version = self._log.version(expert.name, number)
+        for what, data, kept in zip(("residual", "moments"), kept_bytes(after), (version.residual, version.moments), strict=True):
+            if tuple(ref.sha256 for ref in mf.refs_of(data)) != kept:
+                raise WrongBaseError(f"{expert.name} version {number} recomputes to other {what} than the aggregator keeps")
+
+    def _recompute(self, expert: Expert, number: int, forgotten: Collection[str]) -> Carried:
+        """What goes on from one version, had the `forgotten` keys never contributed."""
+        carried = self._log.carried(expert, 0)
+        for at in range(1, number + 1):
+            manifest = self._manifest(expert, at)
+            if manifest.HasField("rolled_back_to"):
+                earlier = self._recompute(expert, manifest.rolled_back_to, forgotten)
+                carried = replace(earlier, residual=np.zeros_like(earlier.residual), moments=earlier.moments[:0], optimizer="")
+            elif not manifest.snapshot:
+                carried = self._step(expert, manifest, carried, forgotten)
+        return carried
+
+    def _step(self, expert: Expert, manifest: pb.VersionManifest, before: Carried, forgotten: Collection[str]) -> Carried:
+        """One merge again, from its stored inputs; where nobody is left, nothing changes, moments included."""
+        inputs = [_contribution(c) for c in manifest.contributions if c.keyid not in forgotten]
+        if not inputs:
+            return before
+        parameters = mf.parameters_from_proto(manifest)
+        if forgotten:
+            parameters = parameters.within(len(inputs), METHODS[manifest.merge_method].takes)
+        merged = self._log.merged(expert, inputs, manifest.merge_method, manifest.coefficient, parameters)
+        if not forgotten and [c.left_out for c in inputs] != [not chosen for chosen in merged.chosen]:
+            raise WrongBaseError(
+                f"{expert.name} version {manifest.version} names other updates as left out than {manifest.merge_method} chooses"
+            )
+        compression = mf.compression_from_proto(manifest.coding.compression)
+        return compose(expert.layout, before, merged.vector, mf.optimizer_from_proto(manifest), compression).after
+
+    def _snapshot_of(self, expert: Expert, manifest: pb.VersionManifest) -> State:
+        if manifest.HasField("rolled_back_to"):
+            return self._log.state(expert, manifest.rolled_back_to)
+        return self._recompute(expert, manifest.version - 1, list(manifest.forgotten)).state
+
+    def _publish_again(self, expert: Expert, old: pb.VersionManifest, now_ms: int) -> Version:
+        """The file of an earlier version of a package as the next one: its publisher's signature stays."""
+        head = self._log.version(expert.name, self._head(expert))
+        manifest = pb.VersionManifest(
+            expert=expert.name,
+            version=head.version + 1,
+            parent_state_digest=head.state_digest,
+            state_digest=old.state_digest,
+            chunks=old.chunks,
+            issued_at_ms=now_ms,
+            publication=old.publication,
+            rolled_back_to=old.rolled_back_to if old.HasField("rolled_back_to") else old.version,
+        )
+        sealed = dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString()
+        size = sum(ref.size for ref in old.chunks)
+        version = Version(expert.name, manifest.version, sealed, old.state_digest, (), "", 0, size, 0.0, now_ms)
+        self._ledger.append(version)
+        return version
+
+    def _append(self, expert: Expert, state: State, manifest: pb.VersionManifest, now_ms: int) -> Version:
+        if any(r.closed_at_ms is None for r in self._ledger.rounds(expert.name)):
+            raise ConflictError(f"a round of {expert.name} is open: wait until its conductor has closed it")
+        head, payload = self._head(expert), state.vector.astype("<f4").tobytes()
+        for chunk in mf.chunks(payload):
+            self._store.put(chunk)
+        manifest.expert, manifest.version, manifest.snapshot, manifest.issued_at_ms = expert.name, head + 1, True, now_ms
+        manifest.parent_state_digest = self._log.version(expert.name, head).state_digest
+        manifest.state_digest = state.digest
+        manifest.base_model_digest, manifest.layout_digest = expert.base_model_digest, expert.layout.digest
+        manifest.adapter_config_digest = expert.adapter_config_digest
+        manifest.chunks.extend(mf.refs_of(payload))
+        version = Version(
+            expert=expert.name,
+            version=manifest.version,
+            envelope=dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString(),
+            state_digest=manifest.state_digest,
+            residual=(),
+            run="",
+            round=0,
+            payload_bytes=len(payload),
+            merge_seconds=0.0,
+            created_at_ms=now_ms,
+        )
+        self._ledger.append(version)
+        return version
+
+    def _manifest(self, expert: Expert, number: int) -> pb.VersionManifest:
+        if not 0 <= number <= self._head(expert):
+            raise UnknownExpertError(f"{expert.name} has versions 0 to {self._head(expert)}, not {number}")
+        return self._log.manifest(self._log.version(expert.name, number))
+
+    def _head(self, expert: Expert) -> int:
+        return self._ledger.head(expert.name)
+
+
+def _parameters_of(manifest: pb.VersionManifest) -> dict[str, float]:
+    """The parameters that the merge method took, by name."""
+    method, parameters = METHODS.get(manifest.merge_method), mf.parameters_from_proto(manifest)
+    return {name: getattr(parameters, name) for name in sorted(method.takes)} if method else {}
+
+
+def _contribution(c: pb.Contribution) -> Contribution:
+    return Contribution(c.update_digest, c.keyid, c.sequence, c.weight, c.staleness, c.left_out)

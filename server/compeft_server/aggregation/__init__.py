@@ -1,0 +1,1 @@
+"""What happens to a verified message: admit, store, merge, version, answer; no sockets."""

@@ -1,0 +1,173 @@
+"""Packages: experts whose versions are packed files, pushed by a publisher. Checked, appended and handed out as they came.
+
+The publisher's own envelope is kept in each version's manifest, so whoever fetches the file can check who made it. The same file
+again is the same version. A file is never stored before all of it was checked.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+from compeft_core import layout_of
+from compeft_core.errors import FormatError, LimitError
+from compeft_proto import envelope as dsse
+from compeft_proto import manifest as mf
+from compeft_proto.errors import ConflictError, ForbiddenError
+from compeft_proto.expert_file import check_file
+from compeft_proto.expert_manifest import Manifest
+from compeft_proto.keys import SigningKey
+from compeft_proto.task import NOBODY_SAYS
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server.aggregation.access import Access
+from compeft_server.aggregation.catch_up import Way
+from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.domain import admission
+from compeft_server.domain.admission import Limits
+from compeft_server.domain.policy import EVERY
+from compeft_server.domain.records import Expert, Member, Quality, Version
+from compeft_server.ledger.ledger import Ledger
+
+
+class Packages:
+    """The packages of one aggregator. The caller lets nobody else publish meanwhile."""
+
+    def __init__(
+        self, key: SigningKey, ledger: Ledger, log: ExpertLog, access: Access, limits: Limits, now_ms: Callable[[], int]
+    ) -> None:
+        self._key, self._ledger, self._log, self._access = key, ledger, log, access
+        self._limits, self._now_ms = limits, now_ms
+
+    def admit(self, package: pb.Package, member: Member) -> Envelope | None:
+        """Steps 5 and 6, by the manifest alone. The version again, with its metrics recorded, if this very file is in already.
+
+        Errors: ExpiredError, ForbiddenError, FormatError, LimitError, NotFiniteError; ConflictError if the name is that of a
+        composed expert, or the version is not the next one.
+        """
+        admission.admit_time(package.issued_at_ms, package.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
+        admission.admit_member(member, package.keyid, "edge", "conductor")
+        _check_claims(package, self._limits)
+        newest = self._admit_publisher(package.expert, member)
+        if (
+            newest is not None
+            and newest.state_digest == package.sha256
+            and package.version in (newest.version, newest.version + 1)
+        ):
+            self._record(package, newest)
+            return Envelope.FromString(newest.envelope)
+        following = 0 if newest is None else newest.version + 1
+        if package.version != following:
+            raise ConflictError(f"{package.expert} goes on with version {following}, not {package.version}: push again")
+        return None
+
+    def check(self, package: pb.Package, data: bytes) -> Manifest:
+        """Step 7: the bytes are the file that was signed, and that is an expert file, to the last payload.
+
+        Errors: FormatError, LimitError, LayoutMismatchError, NotFiniteError.
+        """
+        found = hashlib.sha256(data).digest()
+        if found != package.sha256:
+            raise FormatError(f"package names file {package.sha256.hex()[:16]}, its chunks make {found.hex()[:16]}")
+        return check_file(data, f"{package.expert} version {package.version}", self._limits.max_parameters)
+
+    def publish(self, package: pb.Package, member: Member, sealed: bytes, manifest: Manifest) -> Envelope:
+        """Steps 8 to 10 for a file that was checked and whose chunks are stored: the next version, sealed."""
+        expert = self._ledger.expert(package.expert)
+        made = expert or _first_of(package.expert, manifest)
+        publication = pb.Publication(
+            package=Envelope.FromString(sealed),
+            publisher=member.name,
+            public_key=member.public.raw,
+            parameters=manifest.size,
+        )
+        version = self._version(made, package, publication)
+        if expert is None:
+            self._ledger.create(made, version, package.keyid)
+        else:
+            self._ledger.append(version, package.keyid)
+        self._record(package, version)
+        return Envelope.FromString(version.envelope)
+
+    def way(self, expert: Expert, have: int, want: int) -> Way:
+        """What leads to a version: its own bytes and nothing else."""
+        if have == want:
+            return Way()
+        version = self._log.version(expert.name, want)
+        chunks = frozenset(ref.sha256 for ref in self._log.manifest(version).chunks)
+        return Way(versions=(Envelope.FromString(version.envelope),), chunks=chunks)
+
+    def parameters(self, version: Version) -> int:
+        """How many parameters the file of a version unpacks to."""
+        return self._log.manifest(version).publication.parameters
+
+    def _admit_publisher(self, name: str, member: Member) -> Version | None:
+        """Step 6, may they publish: the newest version, None of a package that is new. Errors: ForbiddenError, ConflictError."""
+        expert = self._ledger.expert(name)
+        if expert is None:
+            self._access.require_name(member, name)
+            return None
+        decision = self._access.require(member, name, "publish", self._ledger.head(name))
+        owner = self._access.owner(name)
+        if owner != member.name and decision.rule is not None and decision.rule.expert == EVERY:
+            raise ForbiddenError(
+                f"{member.name!r} may submit updates to every expert, but {name[:40]} was pushed by {owner!r}: "
+                f"its operator must name it (compeft policy allow {name[:40]} {member.name} --publish)"
+            )
+        if expert.kind != "package":
+            raise ConflictError(f"{name} is composed in rounds: push under another name")
+        return self._log.version(name, self._ledger.head(name))
+
+    def _version(self, expert: Expert, package: pb.Package, publication: pb.Publication) -> Version:
+        now = self._now_ms()
+        manifest = pb.VersionManifest(
+            expert=expert.name,
+            version=package.version,
+            state_digest=package.sha256,
+            chunks=package.chunks,
+            issued_at_ms=now,
+            publication=publication,
+        )
+        if package.version:
+            manifest.parent_state_digest = self._log.version(expert.name, package.version - 1).state_digest
+        sealed = dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString()
+        size = sum(ref.size for ref in package.chunks)
+        return Version(expert.name, package.version, sealed, package.sha256, (), "", 0, size, 0.0, now)
+
+    def _record(self, package: pb.Package, version: Version) -> None:
+        for entry in package.quality:
+            arm = admission.admit_metric(entry.arm, entry.metric)
+            self._ledger.record_quality(
+                Quality(
+                    at_ms=self._now_ms(),
+                    expert=package.expert,
+                    run="",
+                    round=0,
+                    version=version.version,
+                    arm=arm,
+                    client="",
+                    metric=entry.metric.name,
+                    value=entry.metric.value,
+                    num_examples=package.num_examples,
+                )
+            )
+
+
+def _first_of(name: str, manifest: Manifest) -> Expert:
+    """A new package as its first file describes it. A tensor's name says its file, for two files may have one of the same name."""
+    shapes = {f"{part.file}/{t.name}": t.shape for part in manifest.parts for t in part.layout.tensors}
+    layout = layout_of(shapes, dense=list(shapes))
+    return Expert(name, NOBODY_SAYS, hashlib.sha256(manifest.config).digest(), layout, "package")
+
+
+def _check_claims(package: pb.Package, limits: Limits) -> None:
+    mf.check_name(package.expert, "expert")
+    mf.check_digest(package.sha256, "package")
+    if not package.chunks:
+        raise FormatError(f"package {package.expert} names no chunk")
+    mf.check_refs(package.chunks, limits.max_payload_bytes)
+    if len(package.quality) > admission.MAX_METRICS or package.num_examples > limits.max_examples:
+        raise LimitError(
+            f"package has {len(package.quality)} metrics over {package.num_examples} examples, "
+            f"allowed are {admission.MAX_METRICS} and {limits.max_examples}"
+        )
+    for entry in package.quality:
+        admission.admit_metric(entry.arm, entry.metric)

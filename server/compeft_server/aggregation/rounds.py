@@ -1,0 +1,204 @@
+"""Rounds: open, close and value them at a conductor's word. Closing merges what was accepted and appends the next version.
+
+Every command may be repeated: opening an open round, closing a closed one, or the same quality twice changes nothing and gets the
+same answer. Closing is a function of what is stored, so a crash in the middle of it is mended by closing again.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, replace
+from typing import TypeVar
+
+from compeft_core import METHODS
+from compeft_proto import envelope as dsse
+from compeft_proto import manifest as mf
+from compeft_proto.errors import BusyError, RoundClosedError
+from compeft_proto.keys import SigningKey
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server.aggregation.access import Access
+from compeft_server.aggregation.expert_log import Carried, ExpertLog, Step, compose, kept_bytes
+from compeft_server.chunks.store import ChunkStore
+from compeft_server.domain import admission
+from compeft_server.domain.admission import Limits
+from compeft_server.domain.records import Contribution, Expert, Member, Quality, Round, Submission, Version
+from compeft_server.ledger.ledger import Ledger
+
+Command = TypeVar("Command", pb.RoundOpening, pb.RoundClosing, pb.QualityReport)
+NONCE_BYTES = 16
+
+
+class Rounds:
+    """The conductor's side of one aggregator. The caller holds the aggregator's lock. What goes on from a version is stored by `pool`."""
+
+    def __init__(
+        self,
+        key: SigningKey,
+        store: ChunkStore,
+        ledger: Ledger,
+        log: ExpertLog,
+        access: Access,
+        limits: Limits,
+        now_ms: Callable[[], int],
+        pool: Executor,
+    ) -> None:
+        self._key, self._store, self._ledger, self._log, self._access = key, store, ledger, log, access
+        self._limits, self._now_ms, self._pool = limits, now_ms, pool
+
+    def conduct(self, verified: dsse.Verified, member: Member) -> Envelope:
+        """Obey one command. Errors: PayloadTypeError, ForbiddenError, ExpiredError and what the command itself raises."""
+        if verified.payload_type == dsse.ROUND_OPENING.name:
+            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._open(self._admit(verified, member, dsse.ROUND_OPENING)))
+        if verified.payload_type == dsse.ROUND_CLOSING.name:
+            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._close(self._admit(verified, member, dsse.ROUND_CLOSING)))
+        return dsse.seal(self._key, dsse.RECORDED, self._record(self._admit(verified, member, dsse.QUALITY)))
+
+    def _admit(self, verified: dsse.Verified, member: Member, kind: dsse.PayloadType[Command]) -> Command:
+        command = dsse.parse(verified, kind)
+        admission.admit_time(command.issued_at_ms, command.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
+        admission.admit_member(member, command.keyid, "conductor")
+        expert = self._access.expert(member, command.expert, carried=False)
+        self._access.require(member, expert.name, "publish", self._ledger.head(expert.name))
+        return command
+
+    def _open(self, opening: pb.RoundOpening) -> pb.RoundStatement:
+        expert = self._log.composed(opening.expert)
+        mf.check_name(opening.run, "run")
+        found = self._ledger.round(expert.name, opening.run, opening.round)
+        if found is None:
+            self._abandon_open_rounds(expert)
+            found = Round(
+                expert=expert.name,
+                run=opening.run,
+                round=opening.round,
+                nonce=secrets.token_bytes(NONCE_BYTES),
+                base_version=self._ledger.head(expert.name),
+                deadline_ms=opening.deadline_ms,
+                opened_at_ms=self._now_ms(),
+                max_staleness=opening.max_staleness,
+            )
+            self._ledger.open_round(found)
+        return self._statement(found)
+
+    def _abandon_open_rounds(self, expert: Expert) -> None:
+        """Close what an earlier conductor left open, unmerged: its clients add their updates back to their residuals."""
+        for left in self._ledger.rounds(expert.name):
+            if left.closed_at_ms is None:
+                self._ledger.close_round(self._closed(left, left.base_version), None, ())
+
+    def _close(self, closing: pb.RoundClosing) -> pb.RoundStatement:
+        found = self._ledger.round(closing.expert, closing.run, closing.round)
+        if found is None:
+            raise RoundClosedError(f"round {closing.round} of run {closing.run[:40]!a} was never opened")
+        if found.closed_at_ms is not None:
+            return self._statement(found)
+        accepted = self._ledger.submissions(found.expert, found.run, found.round)
+        version, after = self._next_version(found, accepted, closing) if accepted else (None, None)
+        closed = self._closed(found, version.version if version else found.base_version)
+        try:
+            self._ledger.close_round(closed, version, [s.update_digest for s in accepted])
+        except BusyError:  # another aggregator on this ledger has closed it, or accepted an update meanwhile: look again
+            return self._close(closing)
+        if version is not None and after is not None:
+            self._log.remember(version, after)
+        return self._statement(closed)
+
+    def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> tuple[Version, Carried]:
+        """Merge, compress, store and describe the next step, and what goes on from there; the ledger does not know of it yet."""
+        started = time.monotonic()
+        expert, compression = self._log.expert(found.expert), mf.compression_from_proto(closing.compression)
+        inputs = self._log.contributions(expert, accepted, found.base_version)
+        merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, mf.parameters_from_proto(closing))
+        inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
+        before, optimizer = self._log.carried(expert, found.base_version), mf.optimizer_from_proto(closing)
+        codec = mf.codec_of(closing.codec) if closing.codec else "context"
+        step = compose(expert.layout, before, merged.vector, optimizer, compression, codec, closing.max_payload_bytes)
+        _, residual, moments = (self._stored(data) for data in (step.encoded.blob, *kept_bytes(step.after)))
+        manifest = self._manifest(expert, found, inputs, closing, step)
+        version = Version(
+            expert=expert.name,
+            version=manifest.version,
+            envelope=dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString(),
+            state_digest=manifest.state_digest,
+            residual=residual,
+            run=found.run,
+            round=found.round,
+            payload_bytes=len(step.encoded.blob),
+            merge_seconds=time.monotonic() - started,
+            created_at_ms=manifest.issued_at_ms,
+            moments=moments,
+        )
+        return version, step.after
+
+    def _stored(self, data: bytes | memoryview) -> tuple[bytes, ...]:
+        """Put away in chunks, many at a time: their names."""
+        return tuple(self._pool.map(lambda chunk: self._store.put(bytes(chunk)), mf.chunks(data)))
+
+    def _manifest(
+        self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: Step
+    ) -> pb.VersionManifest:
+        return pb.VersionManifest(
+            expert=expert.name,
+            version=found.base_version + 1,
+            parent_state_digest=self._log.version(expert.name, found.base_version).state_digest,
+            state_digest=step.after.state.digest,
+            base_model_digest=expert.base_model_digest,
+            layout_digest=expert.layout.digest,
+            adapter_config_digest=expert.adapter_config_digest,
+            run=found.run,
+            round=found.round,
+            coding=mf.coding_of(step.encoded, step.compression),
+            chunks=mf.refs_of(step.encoded.blob),
+            merge_method=closing.merge_method,
+            coefficient=closing.coefficient,
+            merge_parameters=_parameters_of(closing),
+            contributions=[pb.Contribution(**asdict(contribution)) for contribution in inputs],
+            issued_at_ms=self._now_ms(),
+            optimizer=closing.optimizer if closing.HasField("optimizer") else None,
+        )
+
+    def _record(self, report: pb.QualityReport) -> pb.Recorded:
+        self._log.expert(report.expert)
+        arm = admission.admit_metric(report.arm, report.metric)
+        self._ledger.record_quality(
+            Quality(
+                at_ms=self._now_ms(),
+                expert=report.expert,
+                run=report.run,
+                round=report.round,
+                version=report.version,
+                arm=arm,
+                client=report.client,
+                metric=report.metric.name,
+                value=report.metric.value,
+                num_examples=report.num_examples,
+            )
+        )
+        return pb.Recorded(nonce=report.nonce)
+
+    def _closed(self, found: Round, version: int) -> Round:
+        return replace(found, closed_at_ms=self._now_ms(), version=version)
+
+    def _statement(self, found: Round) -> pb.RoundStatement:
+        base = self._log.version(found.expert, found.base_version)
+        refused = [r for r in self._ledger.refusals(found.expert) if r.round == found.round and r.at_ms >= found.opened_at_ms]
+        return pb.RoundStatement(
+            expert=found.expert,
+            run=found.run,
+            round=found.round,
+            round_nonce=found.nonce,
+            base_version=found.base_version,
+            base_state_digest=base.state_digest,
+            accepted=len(self._ledger.submissions(found.expert, found.run, found.round)),
+            refused=len(refused),
+            version=found.version if found.version is not None else found.base_version,
+            closed=found.closed_at_ms is not None,
+            layout_digest=self._log.expert(found.expert).layout.digest,
+        )
+
+
+def _parameters_of(closing: pb.RoundClosing) -> pb.MergeParameters | None:
+    """What a manifest says of the parameters: all of them, the usual ones too, if the method takes any."""
+    return mf.parameters_to_proto(mf.parameters_from_proto(closing)) if METHODS[closing.merge_method].takes else None

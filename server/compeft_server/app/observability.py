@@ -1,0 +1,53 @@
+"""Wires what watches an aggregator: logs, metrics, traces, and the live page beside it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from compeft_server.app.logs import LogFormat, configure_logs
+from compeft_server.app.tracing import CallTracer, tracer_from_environment
+from compeft_server.domain.price import Price
+from compeft_server.ledger.ledger import Ledger
+from compeft_server.rpc.call_interceptor import CallMetrics, Observer
+
+
+@dataclass(slots=True)
+class Observed:
+    """What `serve` needs of it. `web_port` is where the live page listens, 0 while it does not."""
+
+    data: Path
+    web: int | None
+    price: Price | None
+    tracer: CallTracer | None
+    calls: CollectorRegistry = field(default_factory=CollectorRegistry)
+    web_port: int = 0
+    observer: Observer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.observer = Observer(CallMetrics(self.calls), self.tracer)
+
+    @contextmanager
+    def beside(self, ledger: Ledger) -> Iterator[None]:
+        """The live page, if one is wanted, as long as the aggregator serves; then the last traces are sent."""
+        try:
+            if self.web is None:
+                yield
+                return
+            from compeft_server.dashboard.metrics import Registry
+            from compeft_server.dashboard.server import Door, Web
+
+            registry = Registry(self.data, ledger, self.calls)
+            with Web(self.data, ledger, Door(port=self.web), self.price, registry).beside() as self.web_port:
+                yield
+        finally:
+            if self.tracer is not None:
+                self.tracer.close()
+
+
+def observe(data: Path, web: int | None, price: Price | None, log_format: LogFormat) -> Observed:
+    """Set up logs and traces; the page starts with the aggregator. `web` is its port, None for no page."""
+    configure_logs(log_format)
+    return Observed(data, web, price, tracer_from_environment())

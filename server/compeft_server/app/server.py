@@ -1,0 +1,166 @@
+"""`compeft serve`: the one place that wires store, ledger, aggregator and gRPC together, and runs them until told to stop."""
+
+import signal
+import threading
+import time
+from _thread import start_new_thread
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from compeft_core import Compression, compress, encode, layout_of, parse
+from compeft_core.errors import InputError
+from compeft_proto.v1 import enrolment_pb2_grpc, exchange_pb2, exchange_pb2_grpc
+from compeft_server.aggregation.aggregator import Aggregator
+from compeft_server.data_directory import open_ledger as open_ledger  # others open it here
+from compeft_server.data_directory import open_store
+from compeft_server.domain.admission import Limits
+from compeft_server.identity.aggregator_keys import KEY_FILE as KEY_FILE
+from compeft_server.identity.aggregator_keys import earlier_keys, handovers, take_up
+from compeft_server.identity.aggregator_keys import own_key as own_key
+from compeft_server.identity.authority_files import has_authority
+from compeft_server.identity.registrar import Registrar
+from compeft_server.identity.tls_credentials import Tls as Tls
+from compeft_server.identity.tls_credentials import from_authority, from_files, server_credentials
+from compeft_server.ledger.ledger import Ledger
+from compeft_server.rpc.enrolment_servicer import MembershipService, enrolment_server
+from compeft_server.rpc.exchange_servicer import ExchangeService
+
+log = structlog.get_logger()
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+MAX_MESSAGE_BYTES = 17 * 2**20
+"""The largest manifest and its signature; chunks arrive in smaller messages."""
+SPARE_WORKERS = 32
+"""Threads beyond those of open transfers: for commands, health, and calls that are about to be told to wait."""
+SERVICE = exchange_pb2.DESCRIPTOR.services_by_name["ExpertExchange"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the aggregator keeps its data, where it listens, and its caps. enroll_port: where new members come in, None for nowhere.
+
+    TLS is that of `tls`, else that of the data directory's own authority; without either it listens on loopback only.
+    """
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls: Tls | None = None
+    limits: Limits = field(default_factory=Limits)
+    enroll_port: int | None = None
+
+
+def now_ms() -> int:
+    """Milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def start(
+    settings: Settings,
+    ledger: Ledger,
+    clock: Callable[[], int] = now_ms,
+    interceptors: "Sequence[grpc.ServerInterceptor[Any, Any]]" = (),
+) -> tuple[grpc.Server, int]:
+    """Listen; returns the running server and its port. Errors: InputError if the address is taken, or not loopback without TLS."""
+    if settings.tls is not None and settings.enroll_port is not None:
+        raise InputError("--enroll-port needs the aggregator's own authority: leave the TLS options out, after `compeft ca init`")
+    key, earlier = own_key(settings.data), earlier_keys(settings.data)
+    aggregator = Aggregator(key, open_store(settings.data), ledger, settings.limits, clock, earlier)
+    options = [
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+    server = grpc.server(
+        ThreadPoolExecutor(settings.limits.max_calls + SPARE_WORKERS),
+        interceptors=list(interceptors),
+        options=options,
+        compression=grpc.Compression.NoCompression,
+    )
+    service = ExchangeService(aggregator, ledger, settings.limits, clock, handovers(settings.data))
+    exchange_pb2_grpc.add_ExpertExchangeServicer_to_server(service, server)
+    checks = health.HealthServicer()
+    checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    port = _listen(server, settings, settings.port, clock, ask_clients=True)
+    registrar = Registrar(settings.data, key, ledger, port, settings.limits, clock)
+    enrolment_pb2_grpc.add_MembershipServicer_to_server(MembershipService(registrar), server)
+    server.start()
+    return server, port
+
+
+def start_enrolment(
+    settings: Settings, ledger: Ledger, exchange_port: int, clock: Callable[[], int] = now_ms
+) -> tuple[grpc.Server, int]:
+    """Let new members in at `enroll_port`; the running server and its port. Errors: InputError, as `start`."""
+    server = enrolment_server(Registrar(settings.data, own_key(settings.data), ledger, exchange_port, settings.limits, clock))
+    port = _listen(server, settings, settings.enroll_port or 0, clock, ask_clients=False)
+    server.start()
+    return server, port
+
+
+def _listen(server: grpc.Server, settings: Settings, port: int, clock: Callable[[], int], *, ask_clients: bool) -> int:
+    """Bind a port with the TLS there is."""
+    tls, address = settings.tls, f"{settings.host}:{port}"
+    try:
+        if tls is not None:
+            return server.add_secure_port(address, server_credentials(lambda: from_files(tls), ask_clients=ask_clients))
+        if has_authority(settings.data):
+            shown = lambda: from_authority(settings.data, clock())  # noqa: E731
+            return server.add_secure_port(address, server_credentials(shown, ask_clients=ask_clients))
+        if settings.host not in LOOPBACK:
+            raise InputError(
+                f"listening on {settings.host} needs TLS: run `compeft ca init`, or give --tls-cert, --tls-key and --tls-client-ca"
+            )
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise InputError(f"cannot listen on {address}: is another aggregator running there?") from error
+
+
+Beside = Callable[[Ledger], AbstractContextManager[object]]
+"""What runs beside the aggregator as long as it serves, over the same ledger: the live page."""
+
+
+def _warm() -> None:
+    """Load the kernels that check a payload, which takes a second or two, before the first update needs them."""
+    layout = layout_of({"a": (64,)})
+    parse(encode(compress(layout, np.ones(64, np.float32), Compression(0.1))))
+
+
+def serve(
+    settings: Settings,
+    on_ready: Callable[[int, int | None], None],
+    grace_s: float = 5.0,
+    interceptors: "Sequence[grpc.ServerInterceptor[Any, Any]]" = (),
+    beside: Beside = lambda _: nullcontext(),
+) -> None:
+    """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: start_new_thread(stop.set, ()))  # `set` takes a lock that we may hold just now
+    ledger = open_ledger(settings.data)
+    if (taken_up := take_up(settings.data, now_ms())) is not None:
+        ledger.membership.note("take up key", "aggregator", now_ms(), keyid=taken_up.keyid)
+    server, port = start(settings, ledger, interceptors=interceptors)
+    door, door_port = start_enrolment(settings, ledger, port) if settings.enroll_port is not None else (None, None)
+    with beside(ledger):
+        log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data), enroll_port=door_port)
+        on_ready(port, door_port)
+        threading.Thread(target=_warm, daemon=True).start()
+        stop.wait()
+        if door is not None:
+            door.stop(None).wait()
+        server.stop(grace_s).wait()
+    ledger.close()
+    log.info("stopped")

@@ -1,0 +1,200 @@
+"""Commands about who may talk to the aggregator: clients add, invite, list, revoke; and rotate-key, for its own key."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compeft_core.errors import InputError
+from compeft_proto.invitation import new_invitation, to_text
+from compeft_proto.keys import public_key_from_pem
+from compeft_proto.manifest import check_name
+from compeft_server.admin import policy_admin
+from compeft_server.app.server import now_ms, open_ledger
+from compeft_server.data_directory import existing
+from compeft_server.domain.invitations import valid_ms
+from compeft_server.domain.policy import EVERY
+from compeft_server.domain.records import ROLES, Enrolled, Invited, Role
+from compeft_server.identity import aggregator_keys, authority_files
+from compeft_server.identity import certificate_authority as ca
+from compeft_server.private_files import read_file
+
+AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
+Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
+RoleName = Annotated[str, typer.Option(help=f"one of {', '.join(ROLES)}")]
+
+Experts = Annotated[
+    list[str] | None,
+    typer.Option("--expert", help="an expert that it may use as its role does; again for more, '*' for every one"),
+]
+
+app = typer.Typer()
+clients = typer.Typer(help="Who may talk to the aggregator.", no_args_is_help=True)
+app.add_typer(clients, name="clients")
+
+
+@clients.command("add")
+def clients_add(
+    name: Annotated[str, typer.Argument(help="a name for people")],
+    public_key: Annotated[Path, typer.Argument(help="file with the client's public key")],
+    data: Data,
+    role: RoleName = "edge",
+    expert: Experts = None,
+) -> None:
+    """Enrol a key that you were handed. `compeft clients invite` spares you the handing.
+
+    Without --expert it may do nothing yet: see `compeft policy allow`.
+
+    Example: compeft clients add berlin-1 berlin-1.pub --expert sentiment --data /var/lib/compeft
+    """
+    known, granted = _role(role), _experts(expert)
+    public = public_key_from_pem(read_file(public_key), str(public_key))
+    ledger = open_ledger(data)
+    ledger.enrol(name, public, known, now_ms())
+    typer.echo(f"{name} is enrolled as {known} with key {public.keyid}")
+    for one in granted:
+        policy_admin.rule(ledger, "allow", one, name, policy_admin.USUAL[known], now_ms())
+        typer.echo(f"{name} may {' and '.join(policy_admin.USUAL[known])} {one}")
+
+
+@clients.command("invite")
+def clients_invite(
+    name: Annotated[str, typer.Argument(help="the new member's name")],
+    data: Data,
+    role: RoleName = "edge",
+    valid: Annotated[str, typer.Option(help="how long it holds: 30m, 24h, 7d; at most 30d")] = "24h",
+    address: Annotated[str, typer.Option(help="host:port of `compeft serve --enroll-port`, to put it into the invitation")] = "",
+    expert: Experts = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Print an invitation, once: it lets one new member in. Hand it over by a way that nobody else reads.
+
+    Only a hash of it is kept. A second invitation for the same name takes the first one back. Without --expert the member may do
+    nothing yet: see `compeft policy allow`.
+
+    Example: compeft clients invite berlin-1 --expert sentiment --valid 24h --address agg.example:9444 --data /var/lib/compeft
+    """
+    known, granted, now = _role(role), _experts(expert), now_ms()
+    expires, mark = now + valid_ms(valid), b""
+    if authority_files.has_authority(data):
+        mark = ca.fingerprint(authority_files.load(data).current.certificate)
+    invitation = new_invitation(mark, address)
+    stored = Invited(invitation.number.hex(), invitation.secret_digest, check_name(name, "member"), known, expires)
+    ledger = open_ledger(data)
+    ledger.membership.invite(stored, now)
+    for one in granted:
+        policy_admin.rule(ledger, "allow", one, name, policy_admin.USUAL[known], now)
+    text = to_text(invitation)
+    if format == "json":
+        values = {"invitation": text, "number": stored.number, "name": name, "role": known, "expires_at_ms": expires}
+        typer.echo(json.dumps(values))
+        return
+    where = "" if address else " --aggregator HOST:ENROLL_PORT"
+    typer.echo(f"invitation for {name} as {known}, once, until {_when(expires)}; on its machine:")
+    typer.echo(f"compeft enroll {text}{where} --site DIR")
+
+
+@clients.command("simulate")
+def clients_simulate(
+    sites: Annotated[Path, typer.Argument(help="folder to write: a site folder for each client, and one for the conductor")],
+    data: Data,
+    count: Annotated[int, typer.Option("--clients", min=1, help="how many simulated clients there are to be")],
+    address: Annotated[str, typer.Option("--aggregator", help="host:port where `compeft serve` listens")] = "127.0.0.1:9443",
+    expert: Experts = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Make and enrol the keys of simulated clients, all on this machine. What is there already is kept.
+
+    Without --expert they may do nothing yet: see `compeft policy allow`. An app finds them by
+    `compeft_client.simulation.own_or_simulated`; its ServerApp takes the site folder simulated-conductor.
+
+    Example: compeft clients simulate ./sites --clients 10 --expert digits --data /var/lib/compeft
+    """
+    from compeft_server.admin.simulated_sites import make_sites
+
+    names = make_sites(data, sites.absolute(), count, address, _experts(expert))
+    if format == "json":
+        typer.echo(json.dumps({"sites": str(sites.absolute()), "members": names}))
+    else:
+        typer.echo(f"{count} simulated clients and a conductor of {address} are enrolled, their site folders lie in {sites}")
+
+
+@clients.command("list")
+def clients_list(data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """List every key that was enrolled, with its times and the end of its certificate.
+
+    Example: compeft clients list --data /var/lib/compeft --format json
+    """
+    enrolled = open_ledger(existing(data)).membership.enrolled()
+    if format == "json":
+        typer.echo(json.dumps([_as_json(e) for e in enrolled]))
+        return
+    for e in enrolled:
+        typer.echo(_as_text(e))
+
+
+@clients.command("revoke")
+def clients_revoke(name: Annotated[str, typer.Argument(help="the member's name")], data: Data) -> None:
+    """Refuse a member from now on, its invitations too. What it contributed stays.
+
+    Takes effect with its next message: every one is signed, and a revoked key's certificate opens nothing.
+
+    Example: compeft clients revoke berlin-1 --data /var/lib/compeft
+    """
+    if not open_ledger(existing(data)).revoke(name, now_ms()):
+        raise InputError(f"no enrolled or invited member is named {name!r}: see `compeft clients list`")
+    typer.echo(f"{name} is revoked")
+
+
+@app.command("rotate-key")
+def rotate_key(data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """Make the aggregator's next signing key. It is taken up when `compeft serve` starts again.
+
+    The old key introduces the new one in a signed statement, which clients follow by themselves; what it signed still holds.
+
+    Example: compeft rotate-key --data /var/lib/compeft && systemctl restart compeft-aggregator
+    """
+    before, after = aggregator_keys.own_key(existing(data)).keyid, aggregator_keys.stage(data).keyid
+    open_ledger(data).membership.note("make next key", "aggregator", now_ms(), keyid=after)
+    if format == "json":
+        typer.echo(json.dumps({"keyid": before, "next_keyid": after}))
+    else:
+        typer.echo(f"key {after} follows {before} when `compeft serve` starts again")
+
+
+def _experts(names: list[str] | None) -> list[str]:
+    """The names, if they can be experts'. Errors: FormatError."""
+    return [name if name == EVERY else check_name(name, "expert") for name in names or ()]
+
+
+def _role(role: str) -> Role:
+    known = next((r for r in ROLES if r == role), None)
+    if known is None:
+        raise InputError(f"role {role!r}, allowed are {', '.join(ROLES)}")
+    return known
+
+
+def _as_json(e: Enrolled) -> dict[str, object]:
+    return {
+        "name": e.name,
+        "role": e.role,
+        "keyid": e.keyid,
+        "revoked": e.revoked_at_ms is not None,
+        "enrolled_at_ms": e.enrolled_at_ms,
+        "revoked_at_ms": e.revoked_at_ms,
+        "replaced_by": e.replaced_by or None,
+        "certificate_expires_at_ms": e.certificate_expires_at_ms,
+    }
+
+
+def _as_text(e: Enrolled) -> str:
+    certificate = f"  certificate until {_when(e.certificate_expires_at_ms)}" if e.certificate_expires_at_ms else ""
+    ended = f"replaced by {e.replaced_by}" if e.replaced_by else "revoked"
+    end = f"  {ended} {_when(e.revoked_at_ms)}" if e.revoked_at_ms is not None else certificate
+    return f"{e.name:<24} {e.role:<10} {e.keyid}  enrolled {_when(e.enrolled_at_ms)}{end}"
+
+
+def _when(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%MZ")

@@ -1,0 +1,68 @@
+"""Commands for the live page: dashboard, dashboard-password. Each parses its options, calls one function, prints the result."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compeft_core.errors import InputError
+from compeft_server.app.server import open_ledger
+from compeft_server.domain.price import price_of
+
+Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
+AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
+PerGb = Annotated[float | None, typer.Option("--price-per-gb", min=0, help="what a GB (10^9 bytes) on the wire costs you")]
+Currency = Annotated[str, typer.Option(help="the currency of that price")]
+
+app = typer.Typer()
+
+
+@app.command("dashboard")
+def dashboard(
+    data: Data,
+    host: Annotated[str, typer.Option(help="address to listen on; anything but loopback needs a password and TLS")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")] = 8443,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM of the page's certificate")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM of its key")] = None,
+    behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="a proxy in front speaks TLS with the browser")] = False,
+    price_per_gb: PerGb = None,
+    currency: Currency = "EUR",
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Serve the live page over an aggregator's ledger: bytes saved with the quality beside them, rounds, experts, clients, /metrics.
+
+    Examples: compeft dashboard --data /var/lib/compeft --price-per-gb 0.08;
+    compeft dashboard --data /var/lib/compeft --host 0.0.0.0 --tls-cert page.crt --tls-key page.pem
+    """
+    from compeft_server.dashboard.metrics import Registry
+    from compeft_server.dashboard.server import Door, Web
+
+    ledger = open_ledger(_existing(data))
+    door = Door(host, port, tls_cert, tls_key, behind_proxy)
+    web = Web(data, ledger, door, price_of(price_per_gb, currency), Registry(data, ledger))
+    address = f"{'https' if tls_cert else 'http'}://{host}:{web.port}/"
+    typer.echo(json.dumps({"address": address}) if format == "json" else f"the live page is at {address}")
+    sys.stdout.flush()
+    web.run()
+    ledger.close()
+
+
+@app.command("dashboard-password")
+def dashboard_password(data: Data) -> None:
+    """Set the operator's password for the live page; it is read from the terminal, or from standard input.
+
+    Examples: compeft dashboard-password --data /var/lib/compeft; pass show compeft | compeft dashboard-password --data /var/lib/compeft
+    """
+    from compeft_server.dashboard.security import set_password
+
+    tty = sys.stdin.isatty()
+    password = typer.prompt("Password", hide_input=True, confirmation_prompt=True) if tty else sys.stdin.readline().rstrip("\r\n")
+    typer.echo(f"kept, hashed, in {set_password(data, password)}; restart the page to use it")
+
+
+def _existing(data: Path) -> Path:
+    if not data.is_dir():
+        raise InputError(f"there is no data directory {data}: `compeft serve --data {data}` makes one")
+    return data

@@ -1,0 +1,96 @@
+"""Commands about experts as a whole, run on the aggregator's machine: list, show, promote, retire. Each calls one function and prints."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compeft_server.admin import policy_admin
+from compeft_server.admin.expert_card import read_card, to_json, to_text
+from compeft_server.admin.lineage import Versions
+from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.app.server import now_ms, open_ledger, own_key
+from compeft_server.data_directory import existing, open_store
+from compeft_server.domain.policy import retired
+from compeft_server.identity.aggregator_keys import earlier_keys
+
+AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
+Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
+Name = Annotated[str, typer.Argument(help="name of the expert")]
+
+experts = typer.Typer(help="Experts and their versions.", no_args_is_help=True)
+
+
+@experts.command("list")
+def experts_list(data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """List experts with their newest version and size, retired ones too.
+
+    Example: compeft experts list --data /var/lib/compeft
+    """
+    ledger = open_ledger(existing(data))
+    found = [(name, ledger.head(name), ledger.expert(name)) for name in ledger.experts()]
+    rows = [
+        {
+            "expert": name,
+            "version": head,
+            "parameters": e.layout.size,
+            "retired": None in retired(ledger.terms.retirements(name)),
+        }
+        for name, head, e in found
+        if e is not None
+    ]
+    if format == "json":
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        mark = "  retired" if row["retired"] else ""
+        typer.echo(f"{row['expert']:<32} version {row['version']:<6} {row['parameters']:>14,} parameters{mark}")
+
+
+@experts.command("show")
+def experts_show(name: Name, data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """Show one expert: base model, layout, versions, channels, policy, sizes, and who contributed.
+
+    Example: compeft experts show sentiment --data /var/lib/compeft
+    """
+    ledger, store, key, earlier = open_ledger(existing(data)), open_store(data), own_key(data), earlier_keys(data)
+    lineage = Versions(key, store, ledger, earlier).lineage(name)
+    card = read_card(ledger, ExpertLog(key.public, store, ledger, earlier), lineage, name)
+    typer.echo(json.dumps(to_json(card)) if format == "json" else to_text(card))
+
+
+@experts.command("retire")
+def experts_retire(
+    name: Name,
+    data: Data,
+    version: Annotated[int | None, typer.Option(help="only this version; the whole expert by default")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="take a retirement back")] = False,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Retire an expert, or one version: nobody but its owner submits to it or fetches it. Nothing is deleted.
+
+    Examples: compeft experts retire sentiment --data /var/lib/compeft;
+    compeft experts retire sentiment --version 3 --undo --data /var/lib/compeft
+    """
+    policy_admin.retire(open_ledger(existing(data)), name, version, now_ms(), undo)
+    values = {"expert": name, "version": version, "retired": not undo}
+    what = name if version is None else f"{name} version {version}"
+    typer.echo(json.dumps(values) if format == "json" else f"{what} is {'no longer ' if undo else ''}retired")
+
+
+@experts.command("promote")
+def experts_promote(
+    name: Name,
+    version: Annotated[int, typer.Argument(help="the version that the channel shall point at; an older one rolls it back")],
+    data: Data,
+    channel: Annotated[str, typer.Option(help="the channel to move; canary is the newest version by itself")] = "stable",
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Make a channel point at a version. Clients that follow it get it at their next sync; going back they must be told to.
+
+    Example: compeft experts promote sentiment 3 --channel stable --data /var/lib/compeft
+    """
+    policy_admin.promote(open_ledger(existing(data)), name, version, channel, now_ms())
+    values = {"expert": name, "channel": channel, "version": version}
+    typer.echo(json.dumps(values) if format == "json" else f"{name}: {channel} is version {version}")

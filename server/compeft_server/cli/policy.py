@@ -1,0 +1,180 @@
+"""`compeft policy`: who may use which expert. Run on the aggregator's machine; each command calls one function and prints."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compeft_core.errors import InputError
+from compeft_server.admin import policy_admin
+from compeft_server.aggregation.access import Access
+from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.app.server import now_ms, open_ledger, own_key
+from compeft_server.data_directory import existing, open_store
+from compeft_server.domain.policy import ACTIONS, ROLE, Action, Decision, Effect, Rule, as_time, describe, standing
+from compeft_server.domain.records import ROLES
+from compeft_server.identity.aggregator_keys import earlier_keys
+from compeft_server.ledger.ledger import Ledger
+
+AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
+Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
+Expert = Annotated[str, typer.Argument(help="name of the expert, or '*' for every one")]
+Who = Annotated[str, typer.Argument(help="an enrolled member's name, or role:edge, role:reader, role:conductor")]
+Publish = Annotated[bool, typer.Option("--publish", help="submit updates, run rounds, push versions")]
+Fetch = Annotated[bool, typer.Option("--fetch", help="get versions")]
+
+app = typer.Typer()
+policy = typer.Typer(help="Who may use which expert.", no_args_is_help=True)
+app.add_typer(policy, name="policy")
+
+
+@policy.command("allow")
+def policy_allow(
+    expert: Expert,
+    who: Who,
+    data: Data,
+    publish: Publish = False,
+    fetch: Fetch = False,
+    from_version: Annotated[int, typer.Option(help="the first version that this is about")] = 0,
+    until: Annotated[str | None, typer.Option(help="when it ends: ISO 8601, UTC unless it says otherwise")] = None,
+    channel: Annotated[str, typer.Option(help="only what this channel points at, or did: stable or canary; for --fetch")] = "",
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Allow something. It replaces what was said before of the same expert, member or role, and action.
+
+    Examples: compeft policy allow sentiment role:edge --publish --fetch --data /var/lib/compeft;
+    compeft policy allow sentiment shop-7 --fetch --channel stable --until 2027-01-31T12:00Z --data /var/lib/compeft
+    """
+    bounds = policy_admin.Bounds(from_version, _time(until), channel)
+    ledger = open_ledger(data)
+    said = policy_admin.rule(ledger, "allow", expert, who, _chosen(publish, fetch), now_ms(), bounds)
+    _print_said(ledger, said, format)
+
+
+@policy.command("deny")
+def policy_deny(
+    expert: Expert, who: Who, data: Data, publish: Publish = False, fetch: Fetch = False, format: AsFormat = "text"
+) -> None:
+    """Deny everything, or what is named. A denial that names a member outweighs what its role is allowed.
+
+    Example: compeft policy deny sentiment shop-7 --data /var/lib/compeft
+    """
+    _say("deny", expert, who, data, _chosen(publish, fetch) or ACTIONS, format)
+
+
+@policy.command("clear")
+def policy_clear(
+    expert: Expert, who: Who, data: Data, publish: Publish = False, fetch: Fetch = False, format: AsFormat = "text"
+) -> None:
+    """Say nothing any more of this expert and member or role: the next, more general rule decides again.
+
+    Example: compeft policy clear sentiment shop-7 --data /var/lib/compeft
+    """
+    _say("clear", expert, who, data, _chosen(publish, fetch) or ACTIONS, format)
+
+
+@policy.command("list")
+def policy_list(
+    data: Data,
+    expert: Annotated[str | None, typer.Argument(help="only rules that speak of this expert")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="also the rules that newer ones replaced")] = False,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """List the rules that stand.
+
+    Example: compeft policy list sentiment --data /var/lib/compeft
+    """
+    rules = open_ledger(existing(data)).terms.rules(expert)
+    _print_rules(rules if everything else standing(rules), format)
+
+
+@policy.command("explain")
+def policy_explain(
+    expert: Annotated[str, typer.Argument(help="name of the expert")],
+    who: Who,
+    data: Data,
+    version: Annotated[int | None, typer.Option(help="the version it is about; the newest by default")] = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Say what a member or a role may do with an expert now, and which rule decides.
+
+    Example: compeft policy explain sentiment shop-7 --data /var/lib/compeft
+    """
+    ledger = open_ledger(existing(data))
+    policy_admin.check_expert(ledger, expert)
+    at = ledger.head(expert) if version is None else version
+    policy_admin.check_version(ledger, expert, at)
+    name, role = _who(ledger, who)
+    access = Access(ledger, ExpertLog(own_key(data).public, open_store(data), ledger, earlier_keys(data)), now_ms)
+    decisions = {action: access.decide(name, role, expert, action, at) for action in ACTIONS}
+    if name and all(m.revoked for m in ledger.members() if m.name == name):
+        decisions = dict.fromkeys(ACTIONS, Decision(False, "its key is revoked"))
+    if format == "json":
+        typer.echo(json.dumps([_decision_json(expert, who, at, action, d) for action, d in decisions.items()]))
+        return
+    for action, decision in decisions.items():
+        may = "may" if decision.allowed else "may not"
+        typer.echo(f"{who} {may} {action} {expert} version {at}: {decision.reason}")
+
+
+def _say(effect: Effect, expert: str, who: str, data: Path, actions: Sequence[Action], format: str) -> None:  # the option's name
+    ledger = open_ledger(existing(data))
+    _print_said(ledger, policy_admin.rule(ledger, effect, expert, who, actions, now_ms()), format)
+
+
+def _chosen(publish: bool, fetch: bool) -> tuple[Action, ...]:
+    chosen: tuple[tuple[Action, bool], ...] = (("publish", publish), ("fetch", fetch))
+    return tuple(action for action, given in chosen if given)
+
+
+def _time(text: str | None) -> int | None:
+    """ISO 8601 as milliseconds since the Unix epoch; UTC where no zone is given. Errors: InputError."""
+    if text is None:
+        return None
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InputError(f"time {text[:40]!a}, write it like 2027-01-31T12:00Z") from error
+    return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _who(ledger: Ledger, who: str) -> tuple[str, str]:
+    """Name and role. Errors: InputError for a member or a role that does not exist."""
+    if who.startswith(ROLE):
+        role = who.removeprefix(ROLE)
+        if role not in ROLES:
+            raise InputError(f"role {role[:40]!a}, allowed are {', '.join(ROLES)}")
+        return "", role
+    found = next((m for m in ledger.members() if m.name == who), None)
+    if found is None:
+        raise InputError(f"no enrolled member is named {who[:40]!a}: see `compeft clients list`")
+    return found.name, found.role
+
+
+def _print_said(ledger: Ledger, said: Sequence[Rule], format: str) -> None:  # the option's name
+    _print_rules(said, format)
+    name = said[0].expert
+    if name != "*" and ledger.expert(name) is None:
+        typer.echo(f"no expert {name!r} has been published yet: the rule waits for it", err=True)
+
+
+def _print_rules(rules: Sequence[Rule], format: str) -> None:  # the option's name
+    if format == "json":
+        typer.echo(json.dumps([_rule_json(rule) for rule in rules]))
+        return
+    for rule in rules:
+        typer.echo(f"{as_time(rule.at_ms)}  {describe(rule)}")
+
+
+def _rule_json(rule: Rule) -> dict[str, object]:
+    return asdict(rule) | {"until": None if rule.until_ms is None else as_time(rule.until_ms)}
+
+
+def _decision_json(expert: str, who: str, version: int, action: Action, decision: Decision) -> dict[str, object]:
+    rule = _rule_json(decision.rule) if decision.rule else None
+    asked = {"expert": expert, "who": who, "version": version, "action": action}
+    return asked | {"allowed": decision.allowed, "reason": decision.reason, "rule": rule}

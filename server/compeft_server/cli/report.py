@@ -1,0 +1,160 @@
+"""`compeft report`: parses its options, reads one report, writes it in the format that was asked for."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+from rich.console import Console
+
+from compeft_core.errors import FormatError, InputError
+from compeft_proto.errors import UnknownExpertError
+from compeft_server.app.server import open_ledger
+from compeft_server.data_directory import existing
+from compeft_server.domain.price import price_of
+from compeft_server.ledger.ledger import Ledger
+from compeft_server.private_files import write_durably
+from compeft_server.reports.extras import Extras
+from compeft_server.reports.provenance import own_public_keys
+from compeft_server.reports.report import DenseArm, Report
+
+T = TypeVar("T")
+Format = Literal["text", "html", "md", "json", "csv", "parquet"]
+TABLE_WIDTH = 110
+"""Columns that the report's table needs; a narrower terminal wraps its lines rather than lose figures."""
+
+app = typer.Typer()
+
+
+@app.command("report")
+def report_command(
+    data: Annotated[Path, typer.Option(help="the aggregator's data directory")],
+    expert: Annotated[str | None, typer.Option(help="name of the expert; not needed where there is one only")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="only bytes from this day or time on, such as 2026-11-01; UTC unless it says")
+    ] = None,
+    price_per_gb: Annotated[float | None, typer.Option(min=0, help="what a GB (10^9 bytes) on the wire costs you")] = None,
+    currency: Annotated[str, typer.Option(help="the currency of that price")] = "EUR",
+    pool: Annotated[Path | None, typer.Option(help="JSON of `compeft bench pool -o`, for the section on GPU use")] = None,
+    dense: Annotated[
+        Path | None, typer.Option(help="JSON of a dense run to compare with, as `compeft demo --compare` writes")
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", help="how to write it; csv and parquet: a row a transfer")] = "text",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="file to write instead of standard output")] = None,
+) -> None:
+    """Bytes, time and money with the task metric beside them: one expert's bandwidth report.
+
+    Examples: compeft report --data /var/lib/compeft --since 2026-11-01 --price-per-gb 0.08 --format html -o report.html;
+    compeft report --data /var/lib/compeft --format parquet -o transfers.parquet
+    """
+    from compeft_server.reports.json_format import dense_from_json
+
+    ledger, since_ms = open_ledger(existing(data)), None if since is None else moment_of(since)
+    if format in ("csv", "parquet"):
+        _write_rows(ledger, data, expert, since_ms, format, output)
+        return
+    name = expert or _only(ledger)
+    arm = _parsed(dense, dense_from_json) if dense else None
+    extras = _extras(ledger, data, name, price_per_gb, currency, pool)
+    _write_report(ledger, name, arm, since_ms, extras, format, output)
+    ledger.close()
+
+
+def moment_of(words: str) -> int:
+    """Milliseconds since 1970 of an ISO date or time; UTC unless it names its zone. Errors: InputError."""
+    try:
+        parsed = datetime.fromisoformat(words)
+    except ValueError as error:
+        raise InputError(f"--since {words[:40]!a} is no date: write 2026-11-01 or 2026-11-01T08:00+01:00") from error
+    return round((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _write_report(
+    ledger: Ledger, name: str, dense: DenseArm | None, since_ms: int | None, extras: Extras, format: Format, output: Path | None
+) -> None:
+    from compeft_server.reports.build import read_report
+    from compeft_server.reports.html import to_html
+    from compeft_server.reports.json_format import to_json
+    from compeft_server.reports.markdown import to_markdown
+
+    report = read_report(ledger, name, dense, since_ms=since_ms)
+    makers = {
+        "json": lambda: json.dumps(to_json(report, extras)),
+        "html": lambda: to_html(report, extras),
+        "md": lambda: to_markdown(report, extras),
+        "text": lambda: _as_text(report, extras),
+    }
+    if format == "text" and output is None:
+        _print(report, extras)
+        return
+    _put(makers[format](), output)
+
+
+def _write_rows(
+    ledger: Ledger, data: Path, expert: str | None, since_ms: int | None, format: Format, output: Path | None
+) -> None:
+    from compeft_server.reports.table_rows import rows_of, to_csv, write_parquet
+
+    if expert is not None and expert not in ledger.experts():
+        raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
+    if format == "parquet" and output is None:
+        raise InputError("Parquet is not for a terminal: give -o FILE")
+    rows = rows_of(ledger, own_public_keys(data), expert, since_ms or 0)
+    if format == "csv":
+        _put(to_csv(rows), output, end="")
+    elif output is not None:
+        write_parquet(rows, output)
+        typer.echo(str(output))
+
+
+def _extras(ledger: Ledger, data: Path, name: str, price: float | None, currency: str, pool: Path | None) -> Extras:
+    from compeft_server.reports.extras import densities_of, pool_from_json
+
+    measured = _parsed(pool, pool_from_json) if pool else None
+    return Extras(price_of(price, currency), measured, densities_of(ledger, name, own_public_keys(data)))
+
+
+def _only(ledger: Ledger) -> str:
+    names = ledger.experts()
+    if len(names) != 1:
+        raise InputError(f"which expert? --expert NAME; there are: {', '.join(names) or 'none'}")
+    return names[0]
+
+
+def _parsed(path: Path, parse: Callable[[str], T]) -> T:
+    """What a file says. Errors: InputError if it cannot be read; FormatError, which names it."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not text: {error}") from error
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _put(words: str, output: Path | None, end: str = "\n") -> None:
+    if output is None:
+        typer.echo(words.removesuffix("\n") + end if end else words, nl=False)
+    else:
+        write_durably(output, words.encode())
+        typer.echo(str(output))
+
+
+def _as_text(report: Report, extras: Extras) -> str:
+    from compeft_server.reports.text import to_table
+
+    capture = Console(record=True, file=StringIO(), width=TABLE_WIDTH)
+    capture.print(to_table(report, extras))
+    return capture.export_text()
+
+
+def _print(report: Report, extras: Extras) -> None:
+    from compeft_server.reports.text import to_table
+
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(to_table(report, extras))

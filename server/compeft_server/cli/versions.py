@@ -1,0 +1,187 @@
+"""Commands about experts and their versions, run on the aggregator's machine: log, lineage, verify-merge, rollback, forget."""
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compeft_core.errors import InputError
+from compeft_core.server_optimizer import ServerOptimizer
+from compeft_server.admin.lineage import Origin, Versions
+from compeft_server.app.server import now_ms, open_ledger, own_key
+from compeft_server.cli.experts import experts
+from compeft_server.data_directory import existing, open_store
+from compeft_server.identity.aggregator_keys import earlier_keys
+from compeft_server.ledger.audit import check
+
+AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
+Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
+Name = Annotated[str, typer.Argument(help="name of the expert")]
+
+app = typer.Typer()
+audit_app = typer.Typer(help="The append-only log of decisions.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
+app.add_typer(experts, name="experts")
+
+
+@experts.command("log")
+def experts_log(name: Name, data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """Show where every version comes from: round, method, density, bytes, contributors and their weights.
+
+    Example: compeft experts log sentiment --data /var/lib/compeft
+    """
+    origins = _versions(data).lineage(name)
+    if format == "json":
+        typer.echo(json.dumps([_as_json(origin) for origin in origins]))
+        return
+    for origin in origins:
+        typer.echo(_as_text(origin))
+
+
+@app.command("lineage")
+def lineage(
+    name: Name,
+    data: Data,
+    version: Annotated[int | None, typer.Option(help="the version; the newest by default")] = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Name one version's contributors: digest of each signed update, key, sequence number, weight.
+
+    Example: compeft lineage sentiment --version 3 --data /var/lib/compeft
+    """
+    origins = _versions(data).lineage(name)
+    if version is not None and not 0 <= version < len(origins):
+        raise InputError(f"{name} has versions 0 to {len(origins) - 1}, not {version}")
+    origin = origins[-1 if version is None else version]
+    if format == "json":
+        typer.echo(json.dumps(_as_json(origin)))
+        return
+    typer.echo(_as_text(origin))
+    for member, c in origin.contributors:
+        more = (f"  {c.staleness} versions late" if c.staleness else "") + ("  left out" if c.left_out else "")
+        update, key = c.update_digest.hex()[:16], c.keyid[:16]
+        typer.echo(f"  {member:<24} update {update}  key {key}  number {c.sequence}  weight {c.weight:g}{more}")
+
+
+@app.command("verify-merge")
+def verify_merge(
+    name: Name,
+    data: Data,
+    version: Annotated[int | None, typer.Option(help="the version; all of them by default")] = None,
+) -> None:
+    """Recompute versions from their stored, signed inputs and hold them against what was signed, bit for bit.
+
+    Example: compeft verify-merge sentiment --data /var/lib/compeft
+    """
+    versions = _versions(data)
+    numbers = range(len(versions.lineage(name))) if version is None else [version]
+    for number in numbers:
+        versions.verify(name, number)
+        typer.echo(f"{name} version {number} recomputes bit for bit")
+
+
+@experts.command("rollback")
+def experts_rollback(name: Name, version: Annotated[int, typer.Argument(help="the version to go back to")], data: Data) -> None:
+    """Append a version with the state of an earlier one; clients follow at their next sync. The log keeps everything.
+
+    Example: compeft experts rollback sentiment 3 --data /var/lib/compeft
+    """
+    made = _versions(data).roll_back(name, version, now_ms())
+    typer.echo(f"{name} version {made.version} has the state of version {version}")
+
+
+@app.command("forget")
+def forget(name: Name, member: Annotated[str, typer.Argument(help="the client's enrolled name")], data: Data) -> None:
+    """Append a version as if one client had never contributed: every merge is done again without its updates.
+
+    Example: compeft forget sentiment berlin-1 --data /var/lib/compeft
+    """
+    found = next((m for m in open_ledger(existing(data)).members() if m.name == member), None)
+    if found is None:
+        raise InputError(f"no enrolled member is named {member!r}: see `compeft clients list`")
+    made = _versions(data).forget(name, found.public.keyid, now_ms())
+    typer.echo(f"{name} version {made.version} is merged without {member}")
+
+
+@audit_app.command("log")
+def audit_log(data: Data, format: AsFormat = "text") -> None:  # the option's name
+    """Show every decision: enrolments, refusals with their reasons, rounds, versions.
+
+    Example: compeft audit log --data /var/lib/compeft --format json
+    """
+    for entry in open_ledger(existing(data)).audit_entries():
+        event, when = entry.event, _when(entry.event.at_ms)
+        if format == "json":
+            fields = {"number": entry.number, "at_ms": event.at_ms, "action": event.action, "subject": event.subject}
+            typer.echo(json.dumps(fields | {"detail": json.loads(event.detail), "hash": entry.hash.hex()}))
+        else:
+            typer.echo(f"{entry.number:>6}  {when}  {event.action:<12} {event.subject:<24} {event.detail}")
+
+
+@audit_app.command("verify")
+def audit_verify(data: Data) -> None:
+    """Check that no entry was altered, dropped or inserted; prints the newest hash, to be kept somewhere else.
+
+    Example: compeft audit verify --data /var/lib/compeft
+    """
+    entries = open_ledger(existing(data)).audit_entries()
+    typer.echo(f"{len(entries)} entries hold, the newest is {check(entries).hex()}")
+
+
+def _versions(data: Path) -> Versions:
+    return Versions(own_key(existing(data)), open_store(data), open_ledger(data), earlier_keys(data))
+
+
+def _when(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _as_json(origin: Origin) -> dict[str, object]:
+    return {
+        "version": origin.version,
+        "state_digest": origin.state_digest.hex(),
+        "run": origin.run,
+        "round": origin.round,
+        "created_at_ms": origin.created_at_ms,
+        "payload_bytes": origin.payload_bytes,
+        "merge_method": origin.merge_method,
+        "merge_parameters": origin.merge_parameters,
+        "density": origin.compression.density if origin.compression else None,
+        "scale": origin.compression.scale if origin.compression else None,
+        "rolled_back_to": origin.rolled_back_to,
+        "forgotten": list(origin.forgotten),
+        "publisher": origin.publisher,
+        "optimizer": asdict(origin.optimizer) if origin.compression else None,
+        "contributors": [
+            {
+                "name": name,
+                "update": c.update_digest.hex(),
+                "keyid": c.keyid,
+                "sequence": c.sequence,
+                "weight": c.weight,
+                "left_out": c.left_out,
+                "staleness": c.staleness,
+            }
+            for name, c in origin.contributors
+        ],
+    }
+
+
+def _as_text(origin: Origin) -> str:
+    state, size = origin.state_digest.hex()[:16], f"{origin.payload_bytes:,}"
+    head = f"version {origin.version:<5} {_when(origin.created_at_ms)}  state {state}  {size:>10} bytes  "
+    if origin.rolled_back_to is not None:
+        return f"{head}rolled back to version {origin.rolled_back_to}"
+    if origin.forgotten:
+        return f"{head}merged again without {', '.join(key[:16] for key in origin.forgotten)}"
+    if origin.publisher:
+        return f"{head}pushed by {origin.publisher}"
+    if origin.compression is None:
+        return f"{head}published"
+    names = ", ".join(sorted(f"{name} (left out)" if c.left_out else name for name, c in origin.contributors))
+    told = "".join(f" {name}={value:g}" for name, value in origin.merge_parameters.items())
+    told += "" if origin.optimizer == ServerOptimizer() else f" by {origin.optimizer.name}"
+    return f"{head}round {origin.round}, {origin.merge_method}{told} at {origin.compression.density:g} of {names}"

@@ -1,0 +1,174 @@
+"""The operator's metrics for Prometheus: sums of the ledger, read when they are asked for, beside what this process counts itself.
+
+Base units, `_total` for what only grows. Labels are few: experts, directions, error codes, arms; never a client, a peer or a run.
+At most MAX_EXPERTS experts are told apart, by name; the others are left out, and `compeft_experts` says how many there are.
+"""
+
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from compeft_server.ledger.ledger import Ledger
+from compeft_server.ledger.totals import Moved, Summaries
+
+MAX_EXPERTS = 200
+ALARMING = {"bad_signature": 0, "unknown_key": 0}
+"""Counts that are there from the start: an alert must see the first refusal as a step from 0."""
+Samples = dict[tuple[str, ...], float]
+
+
+class Exposition(Protocol):
+    """Whatever can say its metrics as text."""
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+
+
+class Registry:
+    """All metrics of one process; `calls` are those of its gRPC server, if it is one."""
+
+    def __init__(self, data: Path, ledger: Ledger, calls: CollectorRegistry | None = None) -> None:
+        self._calls = calls
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.registry.register(LedgerCollector(Summaries(ledger)))
+        self.registry.register(DiskCollector(data))
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry) + (b"" if self._calls is None else generate_latest(self._calls))
+
+
+class LedgerCollector(Collector):
+    """What the ledger adds up to."""
+
+    def __init__(self, summaries: Summaries) -> None:
+        self._summaries = summaries
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not read the ledger."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, from a handful of queries."""
+        yield InfoMetricFamily(
+            "compeft_build", "Version of ComPEFT", {"version": version("compeft"), "python": platform.python_version()}
+        )
+        experts = self._summaries.experts()
+        shown = {e.name for e in experts[:MAX_EXPERTS]}
+        yield _gauge("compeft_experts", "Experts published", (), {(): len(experts)})
+        yield _gauge(
+            "compeft_version", "Newest version of an expert", ("expert",), {(e.name,): e.head for e in experts if e.name in shown}
+        )
+        times: Samples = {(e.name,): e.newest_at_ms / 1000 for e in experts if e.name in shown}
+        yield _gauge("compeft_version_timestamp_seconds", "When the newest version was published", ("expert",), times)
+        yield from self._work(shown)
+        yield from _traffic({name: moved for name, moved in self._summaries.moved().items() if name in shown})
+        yield _counter(
+            "compeft_refusals", "Submissions and syncs refused", ("code",), _by(ALARMING | self._summaries.refused_by_code())
+        )
+        yield from self._quality(shown)
+        members: Samples = {}
+        for client in self._summaries.clients():
+            key = (client.role, "enrolled" if client.revoked_at_ms is None else "revoked")
+            members[key] = members.get(key, 0) + 1
+        yield _gauge("compeft_members", "Keys by role and state", ("role", "state"), members)
+
+    def _work(self, shown: set[str]) -> Iterator[Metric]:
+        rounds = {name: counts for name, counts in self._summaries.round_counts().items() if name in shown}
+        opened, closed = ({n: c[i] for n, c in rounds.items()} for i in (0, 1))
+        yield _counter("compeft_rounds_opened", "Rounds opened", ("expert",), _by(opened))
+        yield _counter("compeft_rounds_closed", "Rounds closed", ("expert",), _by(closed))
+        waiting = {name: opened[name] - closed[name] for name in rounds}
+        yield _gauge("compeft_rounds_open", "Rounds open now", ("expert",), _by(waiting))
+        merged = {name: done for name, done in self._summaries.merged_in().items() if name in shown}
+        yield _counter("compeft_versions", "Versions published", ("expert",), _by({n: m[0] for n, m in merged.items()}))
+        yield _counter("compeft_merge_seconds", "Time spent merging", ("expert",), _by({n: m[1] for n, m in merged.items()}))
+        accepted = {name: number for name, number in self._summaries.accepted().items() if name in shown}
+        yield _counter("compeft_updates_accepted", "Updates accepted", ("expert",), _by(accepted))
+
+    def _quality(self, shown: set[str]) -> Iterator[Metric]:
+        values: Samples = {}
+        for expert, metric in self._summaries.metrics().items():
+            if expert not in shown:
+                continue
+            standing = self._summaries.standing(expert, metric)
+            arms = {"base": standing.base, "dense": standing.dense, "synced": standing.synced}
+            values |= {(expert, metric, arm): newest.score.mean for arm, newest in arms.items() if newest is not None}
+        yield _gauge("compeft_quality", "Newest task metric, mean over clients", ("expert", "metric", "arm"), values)
+
+
+class DiskCollector(Collector):
+    """The disk under the data directory, and uploads that are under way or were cut."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not touch the disk."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        disk = shutil.disk_usage(self._data)
+        yield _gauge("compeft_disk_size_bytes", "Size of the disk under the data directory", (), {(): disk.total})
+        yield _gauge("compeft_disk_free_bytes", "Free on that disk", (), {(): disk.free})
+        sizes = [size for path in (self._data / "partial").glob("*") if (size := _size(path)) is not None]
+        yield _gauge("compeft_open_uploads", "Chunks that have arrived in part", (), {(): len(sizes)})
+        yield _gauge("compeft_open_upload_bytes", "What of them has arrived", (), {(): sum(sizes)})
+        files = [size for path in self._data.glob("ledger.sqlite*") if (size := _size(path)) is not None]
+        yield _gauge("compeft_ledger_size_bytes", "Size of the ledger's files", (), {(): sum(files)})
+
+
+TRAFFIC: Mapping[str, tuple[str, Callable[[Moved], tuple[float, float]]]] = {
+    "compeft_wire_received_bytes": (
+        "Received by the aggregator on the wire",
+        lambda m: (m.up.wire_received_bytes, m.down.wire_received_bytes),
+    ),
+    "compeft_wire_sent_bytes": ("Sent on the wire", lambda m: (m.up.wire_sent_bytes, m.down.wire_sent_bytes)),
+    "compeft_relayed_bytes": ("Of these, carried on by others", lambda m: (m.up.relayed_bytes, m.down.relayed_bytes)),
+    "compeft_payload_bytes": ("Encoded parameters moved", lambda m: (m.up.payload_bytes, m.down.payload_bytes)),
+    "compeft_dense_fp32_bytes": ("What the same would be as fp32", lambda m: (m.up.dense_fp32_bytes, m.down.dense_fp32_bytes)),
+    "compeft_transfer_seconds": ("Time in transfers, waiting included", lambda m: (m.up.seconds, m.down.seconds)),
+}
+"""Of edge clients, by direction: up are uploads, down are syncs; each has bytes both ways."""
+
+
+def _traffic(moved: Mapping[str, Moved]) -> Iterator[Metric]:
+    for name, (words, pair) in TRAFFIC.items():
+        samples: Samples = {(expert, way): pair(m)[i] for expert, m in moved.items() for i, way in enumerate(("up", "down"))}
+        yield _counter(name, words, ("expert", "direction"), samples)
+    yield _counter("compeft_transfers", "Uploads and syncs", ("expert",), _by({name: m.calls for name, m in moved.items()}))
+
+
+def _by(values: Mapping[str, float]) -> Samples:
+    return {(name,): value for name, value in values.items()}
+
+
+def _counter(name: str, words: str, labels: tuple[str, ...], samples: Samples) -> Metric:
+    family = CounterMetricFamily(name, words, labels=labels)
+    for key, value in samples.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _gauge(name: str, words: str, labels: tuple[str, ...], samples: Samples) -> Metric:
+    family = GaugeMetricFamily(name, words, labels=labels)
+    for key, value in samples.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,245 @@
+"""The conductor's connection to an aggregator: publish an expert, open and close rounds, report quality. No Flower in here."""
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from compeft_core import Codec, Compression, MergeParameters
+from compeft_core.errors import FormatError, InputError
+from compeft_core.merge_inputs import USUAL
+from compeft_core.server_optimizer import ServerOptimizer
+from compeft_proto import envelope as dsse
+from compeft_proto import trust
+from compeft_proto.answer import Answer, InMemory, SyncDialogue, fetch, hear
+from compeft_proto.believed import Believed, listed
+from compeft_proto.errors import from_rpc
+from compeft_proto.keys import PublicKey, SigningKey, check_private, public_keys_from_pem, signing_key_from_pem
+from compeft_proto.manifest import compression_to_proto, optimizer_to_proto, parameters_to_proto, refs_of
+from compeft_proto.site import FILES, INDEX
+from compeft_proto.transport import SubmitDialogue, Tls, offer, open_channel, persist, upload
+from compeft_proto.v1 import exchange_pb2 as xp
+from compeft_proto.v1 import exchange_pb2_grpc as rpc
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server.domain.records import Arm
+from compeft_server.private_files import read_file, read_private
+
+NONCE_BYTES = 16
+PATIENCE_S = 30.0
+"""How long a fetch that fails is tried again."""
+TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
+PLAIN = ServerOptimizer()
+"""FedAvg at rate 1: the step is the merged task vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """Who this conductor is and whom it trusts; `older` are keys that the aggregator had before. Without TLS: loopback only."""
+
+    address: str
+    key: SigningKey
+    aggregator: PublicKey
+    tls: Tls | None = None
+    older: tuple[PublicKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A task metric of one arm at one version, of one client."""
+
+    run: str
+    round: int
+    version: int
+    arm: Arm
+    client: str
+    metric: str
+    value: float
+    num_examples: int
+
+
+def station_of(config: Mapping[str, object]) -> Station:
+    """The conductor that a run's configuration describes: `site`, a folder from `compeft enroll`; or `aggregator` host:port,
+    `aggregator-key` and `conductor-key` files, and PEM files `tls-ca`, `tls-cert`, `tls-key` for anything but loopback; what is given
+    comes before what is in the folder. Errors: InputError, ForbiddenError.
+    """
+    config = {name: value for name, value in config.items() if value}
+    config = {**_site(Path(str(config["site"]))), **config} if "site" in config else config
+    needed = ("aggregator", "aggregator-key", "conductor-key")
+    missing = [name for name in needed if not config.get(name)]
+    if missing:
+        raise InputError(f"run configuration lacks {', '.join(missing)}: give them with flwr run -c")
+    key, trusted = Path(str(config["conductor-key"])), Path(str(config["aggregator-key"]))
+    tls = [read(Path(str(config[name]))) for name, read in TLS.items() if config.get(name)]
+    if tls and len(tls) < 3:
+        raise InputError("run configuration has some of tls-ca, tls-cert and tls-key: TLS needs all three")
+    newest, *older = public_keys_from_pem(read_file(trusted), str(trusted))
+    return Station(
+        address=str(config["aggregator"]),
+        key=signing_key_from_pem(read_file(key), str(key), key.stat().st_mode),
+        aggregator=newest,
+        tls=Tls(*tls) if tls else None,
+        older=tuple(older),
+    )
+
+
+class Conductor:
+    """Commands to one aggregator. Every method raises the aggregator's typed refusal, or UnreachableError."""
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        channel = open_channel(station.address, station.tls)
+        self._stub = rpc.ExpertExchangeStub(channel)
+        self._believed = Believed((station.aggregator, *station.older), lambda: listed(channel))
+
+    def publish(self, genesis: pb.Genesis, snapshot: bytes = b"") -> pb.VersionManifest:
+        """Create an expert with this version 0. Errors: ConflictError if the name is taken."""
+        genesis.keyid, genesis.issued_at_ms = self._station.key.keyid, _now_ms()
+        if genesis.WhichOneof("initial") == "snapshot":
+            genesis.snapshot.chunks.extend(refs_of(snapshot))
+        sealed = dsse.seal(self._station.key, dsse.GENESIS, genesis)
+        with SubmitDialogue(self._stub.Submit, self._station.address) as dialogue:
+            answer = upload(dialogue, sealed, genesis.snapshot.chunks, snapshot)
+        return self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
+
+    def open_round(self, expert: str, run: str, number: int, deadline_s: float, max_staleness: int = 0) -> pb.RoundStatement:
+        """Collect updates for this round on top of the newest version, for at most `deadline_s` seconds; and updates of the run's
+        earlier rounds that come late, by at most `max_staleness` versions.
+        """
+        deadline_ms = _now_ms() + int(1000 * deadline_s)
+        opening = pb.RoundOpening(expert=expert, run=run, round=number, deadline_ms=deadline_ms, max_staleness=max_staleness)
+        return self._conduct(dsse.ROUND_OPENING, opening, dsse.ROUND_STATEMENT)
+
+    def close_round(
+        self,
+        expert: str,
+        run: str,
+        number: int,
+        method: str,
+        coefficient: float,
+        compression: Compression,
+        parameters: MergeParameters = USUAL,
+        optimizer: ServerOptimizer = PLAIN,
+        codec: Codec = "context",
+        max_payload_bytes: int = 0,
+    ) -> pb.RoundStatement:
+        """Merge what was accepted and publish the optimizer's step as the next version, compressed and coded like this for the downlink,
+        at a lower density if its payload would take more than `max_payload_bytes` (0: no limit).
+
+        Errors: InputError, and the round stays open, if the method is not to be had with these parameters and that many updates.
+        """
+        closing = pb.RoundClosing(
+            expert=expert,
+            run=run,
+            round=number,
+            merge_method=method,
+            coefficient=coefficient,
+            merge_parameters=None if parameters == USUAL else parameters_to_proto(parameters),
+            compression=compression_to_proto(compression),
+            optimizer=None if optimizer == PLAIN else optimizer_to_proto(optimizer),
+            codec=codec,
+            max_payload_bytes=max_payload_bytes,
+        )
+        return self._conduct(dsse.ROUND_CLOSING, closing, dsse.ROUND_STATEMENT)
+
+    def fetch(self, expert: str, have: int, want: int, run: str, number: int) -> tuple[Answer, list[bytes]]:
+        """What leads from version `have` (-1: none) to `want`, signed, with its payloads; on behalf of this round.
+
+        Errors: those of a client's sync, `compeft_proto.trust`.
+        """
+        request, kept = (
+            pb.SyncRequest(expert=expert, keyid=self._station.key.keyid, want_version=want, run=run, round=number),
+            InMemory(),
+        )
+        if have >= 0:
+            request.have_version = have
+
+        def attempt() -> tuple[Answer, list[bytes]]:
+            request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), _now_ms()
+            with SyncDialogue(self._stub.Sync, self._station.address) as dialogue:
+                dialogue.send(xp.SyncCall(envelope=dsse.seal(self._station.key, dsse.SYNC_REQUEST, request)))
+                answer = hear(dialogue, self._believed.newest, self._believed.any)
+                trust.check_statement(answer.statement, request, have)
+                trust.check_steps(answer.steps, answer.statement)
+                return answer, fetch(dialogue, kept, answer.needed)
+
+        return persist(lambda: self._believed.trusting(attempt), PATIENCE_S)
+
+    def carry_request(self, request: Envelope) -> list[bytes]:
+        """The aggregator's answer to a client's sealed request, in boxes that only this client opens.
+
+        Errors: those of a client's sync; LimitError if the answer is too large for a letter.
+        """
+
+        def attempt() -> list[bytes]:
+            boxes = []
+            with SyncDialogue(self._stub.Sync, self._station.address) as dialogue:
+                dialogue.send(xp.SyncCall(envelope=request))
+                while not (reply := dialogue.receive()).listed:
+                    boxes.append(reply.box)
+            return boxes
+
+        return persist(attempt, PATIENCE_S)
+
+    def carry_update(self, letter: xp.Letter) -> pb.Receipt:
+        """Hand in the update of a client's letter; the receipt. Errors: those of a client's submit."""
+        boxes = {chunk.sha256: chunk.box for chunk in letter.chunks}
+
+        def part(wanted: xp.NeededChunk) -> list[xp.SubmitRequest]:
+            if wanted.sha256 not in boxes:
+                raise FormatError(f"the letter lacks chunk {wanted.sha256.hex()[:16]}")
+            return [xp.SubmitRequest(box=boxes[wanted.sha256])]
+
+        def attempt() -> Envelope:
+            with SubmitDialogue(self._stub.Submit, self._station.address) as dialogue:
+                return offer(dialogue, xp.SubmitRequest(box=letter.update), part)
+
+        answer = persist(attempt, PATIENCE_S)
+        return self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
+
+    def report(self, expert: str, measured: Measured) -> None:
+        """Put a task metric beside the bytes. The same again is nothing."""
+        report = pb.QualityReport(
+            expert=expert,
+            run=measured.run,
+            round=measured.round,
+            version=measured.version,
+            arm=measured.arm,
+            client=measured.client,
+            metric=pb.Metric(name=measured.metric, value=measured.value),
+            num_examples=measured.num_examples,
+        )
+        self._conduct(dsse.QUALITY, report, dsse.RECORDED)
+
+    def _conduct(
+        self,
+        kind: dsse.PayloadType[dsse.M],
+        command: dsse.M,
+        answer: dsse.PayloadType[dsse.N],
+    ) -> dsse.N:
+        command.keyid, command.nonce = self._station.key.keyid, secrets.token_bytes(NONCE_BYTES)  # type: ignore[attr-defined]
+        command.issued_at_ms = _now_ms()  # type: ignore[attr-defined]  # every command has these three
+        try:
+            reply: Envelope = self._stub.Conduct(dsse.seal(self._station.key, kind, command))
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._station.address) from error
+        return self._believed.trusting(lambda: dsse.open_envelope(reply, self._believed.newest, answer))
+
+
+def _site(folder: Path) -> dict[str, object]:
+    """What a site folder holds, under the names of `station_of`. Errors: InputError, ForbiddenError if others may enter it."""
+    try:
+        index = json.loads(read_file(folder / INDEX))
+    except ValueError as error:
+        raise InputError(f"{folder / INDEX} is damaged: enrol again with `compeft enroll`") from error
+    check_private(str(folder), folder.stat().st_mode)
+    found: dict[str, object] = {name: folder / file for name, file in FILES.items() if (folder / file).exists()}
+    return {"aggregator": index.get("aggregator"), "conductor-key": found.pop("key", None), **found}
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

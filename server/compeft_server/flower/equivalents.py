@@ -1,0 +1,97 @@
+"""What a Flower strategy would do with its clients' arrays, said in the aggregator's words: a merge method and a server optimizer.
+
+The aggregator merges compressed updates, so a wrapped strategy's own `aggregate_train` never runs. One whose aggregation the aggregator
+has as well is followed, with the numbers that the strategy object holds; any other is refused by name, never approximated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, FedYogi, MultiKrum
+from flwr.serverapp.strategy.fedopt import FedOpt
+
+from compeft_core import MergeParameters, check_parameters
+from compeft_core.errors import InputError
+from compeft_core.merge_inputs import USUAL
+from compeft_core.server_optimizer import ServerOptimizer
+from compeft_server.flower.conductor import PLAIN
+
+PLAIN_METHOD = "average"
+
+
+@dataclass(frozen=True, slots=True)
+class Merging:
+    """How a round is merged: a key of `compeft_core.METHODS`, its parameters, and what becomes of the result."""
+
+    method: str = PLAIN_METHOD
+    parameters: MergeParameters = USUAL
+    optimizer: ServerOptimizer = PLAIN
+
+
+def _fedavg(_: FedAvg) -> Merging:
+    return Merging()
+
+
+def _fedavgm(inner: FedAvg) -> Merging:
+    if not isinstance(inner, FedAvgM) or not inner.server_opt:
+        return _fedavg(inner)
+    return Merging(optimizer=ServerOptimizer("fedavgm", inner.server_learning_rate, inner.server_momentum))
+
+
+def _fedopt(name: str) -> Callable[[FedAvg], Merging]:
+    """Flower's FedAdam besides scales its rate by Adam's bias correction, which the paper's algorithm has not: we follow the paper."""
+
+    def merging(inner: FedAvg) -> Merging:
+        if not isinstance(inner, FedOpt):
+            return _fedavg(inner)
+        return Merging(optimizer=ServerOptimizer(name, inner.eta, inner.beta_1, inner.beta_2, inner.tau))
+
+    return merging
+
+
+def _krum(inner: FedAvg) -> Merging:
+    """Flower's Krum is its MultiKrum that selects one."""
+    if not isinstance(inner, MultiKrum):
+        return _fedavg(inner)
+    byzantine, keep = inner.num_malicious_nodes, inner.num_nodes_to_select
+    if keep == 1:
+        return Merging("krum", MergeParameters(byzantine=byzantine))
+    return Merging("multi_krum", MergeParameters(byzantine=byzantine, keep=keep))
+
+
+def _trimmed(inner: FedAvg) -> Merging:
+    return Merging("trimmed_mean", MergeParameters(trim=inner.beta)) if isinstance(inner, FedTrimmedAvg) else _fedavg(inner)
+
+
+EQUIVALENTS: dict[type, Callable[[FedAvg], Merging]] = {
+    FedAvg: _fedavg,
+    FedAvgM: _fedavgm,
+    FedAdam: _fedopt("fedadam"),
+    FedYogi: _fedopt("fedyogi"),
+    FedAdagrad: _fedopt("fedadagrad"),
+    MultiKrum: _krum,
+    FedTrimmedAvg: _trimmed,
+    FedMedian: lambda _: Merging("median"),
+}
+"""By the class whose `aggregate_train` a strategy runs: FedProx, and any subclass that leaves it alone, is a FedAvg here."""
+
+
+def merging_of(inner: FedAvg, method: str, parameters: MergeParameters, optimizer: ServerOptimizer | None) -> Merging:
+    """What the aggregator is asked to do: `method`, its parameters and `optimizer` where a plan says so, else as `inner` does.
+
+    Errors: InputError for a strategy whose aggregation the aggregator does not have, for one that asks for another method than the
+    plan, and for parameters that a method does not take.
+    """
+    owner = next(kind for kind in type(inner).__mro__ if "aggregate_train" in vars(kind))
+    if owner not in EQUIVALENTS:
+        known = ", ".join(kind.__name__ for kind in EQUIVALENTS)
+        raise InputError(
+            f"{owner.__name__} aggregates by itself, and the aggregator has nothing like it; what it can follow: {known}"
+        )
+    followed = EQUIVALENTS[owner](inner)
+    if followed.method == PLAIN_METHOD:
+        followed = Merging(method, parameters, followed.optimizer)
+    elif (method, parameters) != (PLAIN_METHOD, USUAL):
+        raise InputError(f"{owner.__name__} merges by {followed.method}, the plan by {method}: leave one of them at its default")
+    check_parameters(followed.method, followed.parameters)
+    return Merging(followed.method, followed.parameters, optimizer or followed.optimizer)

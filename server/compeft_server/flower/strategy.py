@@ -1,0 +1,312 @@
+"""CompressedStrategy: wraps a Flower strategy so that its rounds run through an aggregator, and its messages carry no weights.
+
+The inner strategy still chooses nodes, configuration and metrics. Outgoing: the arrays of each message become a task record, and
+the client's mod fetches them from the aggregator. Incoming: replies carry receipts and metrics; the aggregator merges the compressed
+updates and publishes the next version, which also comes back here, for `evaluate_fn` and `Result.arrays`. What a killed conductor
+leaves behind is one open round, which the next one abandons; a new run goes on from the expert's newest version.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from logging import INFO, WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
+
+from compeft_core import Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
+from compeft_core.budget import within
+from compeft_core.errors import InputError, LayoutMismatchError
+from compeft_core.merge_inputs import USUAL
+from compeft_core.resting import active_places, resting_in_round, share_of_active
+from compeft_core.server_optimizer import ServerOptimizer
+from compeft_proto.base_model import base_model_to_proto
+from compeft_proto.errors import ConflictError
+from compeft_proto.manifest import layout_to_proto
+from compeft_proto.task import AUTO, ORDER, RECORD, CodecChoice, Origin, RoundTask
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.domain.records import Arm
+from compeft_server.flower.conductor import Conductor, Measured, Station
+from compeft_server.flower.equivalents import merging_of
+from compeft_server.flower.quorum_grid import QuorumGrid
+from compeft_server.flower.relay_grid import RelayGrid
+from compeft_server.flower.version_follower import Follower
+
+FLOATING = ("float", "bfloat")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run does with one expert.
+
+    uplink, downlink: how clients and aggregator compress. merge_method, coefficient, merge_parameters: see `compeft_core.merge`.
+    dense: names of arrays kept as bfloat16 instead of ternary. seed: the initial arrays come from `compeft_core.seeded_state` with
+    this seed and `bounds` (one per array name; 0 or absent means zeros), so that no initial byte travels; None ships them once as a
+    snapshot. metric: name of the task metric in the clients' MetricRecord; `base-` before it marks the same for the frozen base model.
+
+    averaging: which LoRA factors rest when, a key of `compeft_core.resting.AVERAGING`. optimizer: what the aggregator makes of a
+    merged task vector; None takes what the wrapped strategy asks for. min_updates: a round closes as soon as so many clients have
+    answered, and `deadline_s` seconds after it opened at the latest; None waits for all of them, and as long as `start`'s timeout.
+    max_staleness: an update that comes late joins a later round of the run, if its base is at most so many versions older.
+
+    fetch: each new version is fetched from the aggregator too, so that `start` returns arrays and can evaluate them; without it they
+    lie at the aggregator only.
+    relay: clients need not reach the aggregator: what they ask, get and send travels inside Flower's messages, signed and encrypted end to
+    end, and this program hands it to the aggregator.
+    budget_bytes: most payload bytes of a round, all clients together, half of them up and half down; `uplink` and `downlink` are then the
+    highest densities that it may use, and each update takes what fits its share.
+    codec: of both links: `context` takes the fewest bytes, `rice` the least time where a link is faster than some 10 Mbit/s. `auto` lets
+    each client take the one that is there sooner at the rate of its upload before; versions are then `context`.
+    """
+
+    expert: str
+    origin: Origin
+    uplink: Compression
+    downlink: Compression
+    merge_method: str = "average"
+    coefficient: float = 1.0
+    merge_parameters: MergeParameters = USUAL
+    dense: Collection[str] = ()
+    seed: int | None = None
+    bounds: dict[str, float] | None = None
+    metric: str = "accuracy"
+    averaging: str = "factors"
+    optimizer: ServerOptimizer | None = None
+    min_updates: int | None = None
+    deadline_s: float | None = None
+    max_staleness: int = 0
+    fetch: bool = True
+    relay: bool = False
+    budget_bytes: int | None = None
+    codec: CodecChoice = "context"
+
+    def __post_init__(self) -> None:
+        resting_in_round(self.averaging, 1)
+        if self.max_staleness and self.averaging == "alternating":
+            raise InputError("alternating rounds take no late updates: one would bring the half that rests")
+        if (self.min_updates is not None and self.min_updates < 1) or self.max_staleness < 0:
+            raise InputError(f"min_updates {self.min_updates} must be 1 or more, max_staleness {self.max_staleness} 0 or more")
+
+
+class CompressedStrategy(Strategy):
+    """A Flower strategy whose arrays travel compressed and signed.
+
+    inner: a FedAvg, FedProx or FedOpt, or any that `flower_equivalents` knows; the merge itself happens at the aggregator.
+    """
+
+    def __init__(self, inner: FedAvg, plan: Plan, station: Station) -> None:
+        self.inner, self.plan = inner, plan
+        self._merging = merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer)
+        self._layout: Layout | None = None
+        self._most_bytes = 0
+        self._conductor = Conductor(station)
+        self._follower: Follower | None = None
+        self._names: tuple[str, ...] = ()
+        self._run = ""
+        self._deadline_s = 3600.0
+        self._version = 0
+
+    def start(
+        self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, timeout: float = 3600, *args: Any, **kwargs: Any
+    ) -> Result:
+        """As `Strategy.start`; the run's id and timeout also become those of the aggregator's rounds."""
+        if not self.plan.fetch and (kwargs.get("evaluate_fn") or len(args) > 2):
+            raise InputError("evaluate_fn needs the merged arrays here, and the plan has fetch=False")
+        self._layout_of(initial_arrays)  # refuses now what would be refused once the nodes are there
+        self._run = str(grid.run.run_id)
+        self._deadline_s = min(timeout, self.plan.deadline_s or timeout)
+        if self.plan.relay:
+            grid = RelayGrid(grid, self._conductor)
+        if self.plan.min_updates is not None or self.plan.deadline_s is not None:
+            grid = QuorumGrid(grid, self.plan.min_updates, self._deadline_s)
+        return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
+
+    def seeded_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Arrays of these names and shapes as the plan's seed and bounds give them: begin with them, and no initial byte travels.
+
+        Errors: InputError if the plan has no seed.
+        """
+        if self.plan.seed is None:
+            raise InputError("the plan has no seed: give it one, and the bounds within which each array begins")
+        layout = self._layout_of(arrays)
+        drawn = unflatten(layout, seeded_state(layout, self.plan.seed, _bounds(layout, self.plan)))
+        return ArrayRecord({name: Array(drawn[name]) for name in arrays})
+
+    def summary(self) -> None:
+        """Log what is wrapped and how it is compressed."""
+        log(
+            INFO,
+            "\t├──> CompressedStrategy: up %s, down %s, LoRA averaging %s, merge %s, %s",
+            self.plan.uplink,
+            self.plan.downlink,
+            self.plan.averaging,
+            self._merging.method,
+            self._merging.optimizer,
+        )
+        self.inner.summary()
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Open a round at the aggregator; the inner strategy's messages, with a task instead of arrays."""
+        messages = list(self.inner.configure_train(server_round, arrays, config, grid))
+        layout = self._layout = self._layout_of(arrays)
+        if self._follower is None:
+            self._follower = Follower(self._conductor, self.plan.expert, layout)
+        resting = resting_in_round(self.plan.averaging, server_round)
+        self._most_bytes = self._share(layout, resting, len(messages))
+        if server_round == 1:
+            self._publish(layout, arrays, self._follower)
+        plan = self.plan
+        opened = self._conductor.open_round(plan.expert, self._run, server_round, self._deadline_s, plan.max_staleness)
+        if opened.layout_digest != layout.digest:
+            raise LayoutMismatchError(
+                f"{plan.expert} has layout {opened.layout_digest.hex()[:16]}, this run's arrays {layout.digest.hex()[:16]}: "
+                "another rank or another set of arrays is another expert, so choose a new name"
+            )
+        self._version = opened.base_version
+        return [self._with_task(message, server_round, opened.round_nonce, resting) for message in messages]
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Close the round at the aggregator; the arrays of the version it led to, if the plan fetches them."""
+        replies = list(replies)
+        self._report(server_round, replies)
+        plan, downlink = self.plan, self.plan.downlink
+        if self._layout is not None:
+            downlink = share_of_active(self._layout, downlink, resting_in_round(plan.averaging, server_round))
+        closed = self._conductor.close_round(
+            plan.expert,
+            self._run,
+            server_round,
+            self._merging.method,
+            plan.coefficient,
+            downlink,
+            self._merging.parameters,
+            self._merging.optimizer,
+            "context" if plan.codec == AUTO else plan.codec,
+            self._most_bytes,
+        )
+        if not closed.accepted:
+            log(WARNING, "round %s: no update was accepted, version %s stays", server_round, closed.version)
+        self._version = closed.version
+        answered = [_with_placeholder(m, self.inner.arrayrecord_key) for m in replies]
+        _, metrics = FedAvg.aggregate_train(self.inner, server_round, answered)
+        return self._fetched(server_round), metrics
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """The inner strategy's messages, with a task instead of arrays."""
+        messages = self.inner.configure_evaluate(server_round, arrays, config, grid)
+        return [self._with_task(message, server_round, b"", ()) for message in messages]
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """The inner strategy's, with every client's metric reported to the aggregator."""
+        replies = list(replies)
+        self._report(server_round, replies)
+        return self.inner.aggregate_evaluate(server_round, replies)
+
+    def _layout_of(self, arrays: ArrayRecord) -> Layout:
+        """The layout of the app's arrays. Errors: InputError if one holds no floating-point numbers."""
+        for name, array in arrays.items():
+            if not array.dtype.startswith(FLOATING):
+                raise InputError(
+                    f"array {name!r} is {array.dtype}, only floating-point arrays travel: leave it out of the ArrayRecord"
+                )
+        self._names = tuple(arrays)
+        return layout_of({name: tuple(array.shape) for name, array in arrays.items()}, self.plan.dense)
+
+    def _fetched(self, server_round: int) -> ArrayRecord | None:
+        """The newest version's arrays, in the order in which the app named them."""
+        if not self.plan.fetch or self._follower is None or self._layout is None:
+            return None
+        arrays = unflatten(self._layout, self._follower.state(self._version, self._run, server_round))
+        return ArrayRecord({name: Array(arrays[name]) for name in self._names})
+
+    def _publish(self, layout: Layout, arrays: ArrayRecord, follower: Follower) -> None:
+        """Create the expert from the initial arrays, unless it is there already: then this run goes on from its newest version."""
+        state = flatten(layout, {name: array.numpy() for name, array in arrays.items()})
+        genesis = pb.Genesis(
+            expert=self.plan.expert,
+            base_model_digest=self.plan.origin.base_model_digest,
+            base_model=base_model_to_proto(self.plan.origin),
+            adapter_config_digest=self.plan.origin.adapter_config_digest,
+            adapter_config=self.plan.origin.adapter_config,
+            layout=layout_to_proto(layout),
+            state_digest=state_digest(layout, state),
+        )
+        seeded = _seeded(layout, self.plan, genesis.state_digest)
+        if seeded is not None:
+            genesis.seeded.CopyFrom(seeded)
+        else:
+            genesis.snapshot.SetInParent()
+        try:
+            self._conductor.publish(genesis, b"" if seeded else state.astype("<f4").tobytes())
+            follower.begin(genesis, state)
+        except ConflictError:
+            log(INFO, "expert %s is there already: this run continues it", self.plan.expert)
+
+    def _share(self, layout: Layout, resting: tuple[str, ...], clients: int) -> int:
+        """Most payload bytes of one update of this round, up or down; 0 is no limit. Errors: InputError if that is too little for any,
+        or nothing would be active.
+        """
+        active = int(np.count_nonzero(active_places(layout, resting)[: layout.ternary_size]))
+        if self.plan.budget_bytes is None or not clients:
+            return 0
+        share = self.plan.budget_bytes // (2 * clients)
+        foretold = within(self.plan.uplink, active, layout.dense_size, share).density
+        log(INFO, "budget of %s bytes a round: %s an update, a density of %.4g or more", self.plan.budget_bytes, share, foretold)
+        return share
+
+    def _with_task(self, message: Message, server_round: int, nonce: bytes, resting: tuple[str, ...]) -> Message:
+        plan = self.plan
+        how = plan.uplink, resting, plan.codec, self._most_bytes
+        task = RoundTask(plan.expert, self._run, server_round, nonce, self._version, *how)
+        content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
+        content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key, ORDER: self._order()})
+        meta = message.metadata
+        return Message(content, meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
+
+    def _order(self) -> list[int]:
+        """Where each of the app's arrays, in its order, stands in the layout."""
+        places = {t.name: place for place, t in enumerate(self._layout.tensors)} if self._layout else {}
+        return [places[name] for name in self._names]
+
+    def _report(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Put the metrics of each reply beside the bytes: of the version that the client measured, and of the frozen base."""
+        for reply in replies:
+            if reply.has_error() or RECORD not in reply.content.config_records:
+                continue
+            receipt = reply.content.config_records[RECORD]
+            for metrics in reply.content.metric_records.values():
+                self._measure(server_round, str(receipt["keyid"]), receipt["version"], metrics)
+
+    def _measure(self, server_round: int, client: str, version: object, metrics: MetricRecord) -> None:
+        arms: tuple[tuple[Arm, str], ...] = (("synced", self.plan.metric), ("base", f"base-{self.plan.metric}"))
+        count = metrics.get("test-examples", metrics.get(self.inner.weighted_by_key, 0))
+        for arm, name in arms:
+            value = metrics.get(name)
+            if isinstance(value, int | float) and isinstance(count, int | float) and isinstance(version, int):
+                measured = Measured(self._run, server_round, version, arm, client, self.plan.metric, float(value), int(count))
+                self._conductor.report(self.plan.expert, measured)
+
+
+def _seeded(layout: Layout, plan: Plan, digest: bytes) -> pb.SeededState | None:
+    """The recipe of the initial arrays, if there is one that gives exactly them."""
+    if plan.seed is None:
+        return None
+    bounds = _bounds(layout, plan)
+    if state_digest(layout, seeded_state(layout, plan.seed, bounds)) != digest:
+        log(WARNING, "the initial arrays are not those of seed %s and its bounds: they travel once, as a snapshot", plan.seed)
+        return None
+    return pb.SeededState(seed=plan.seed, bounds=bounds)
+
+
+def _bounds(layout: Layout, plan: Plan) -> list[float]:
+    return [float(np.float32((plan.bounds or {}).get(t.name, 0.0))) for t in layout.tensors]
+
+
+def _with_placeholder(reply: Message, key: str) -> Message:
+    """The reply as the inner strategy expects it: one ArrayRecord, whose average nobody reads."""
+    if not reply.has_error():
+        reply.content[key] = ArrayRecord({"merged-at-the-aggregator": Array(np.zeros(1, np.float32))})
+    return reply

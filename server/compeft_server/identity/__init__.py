@@ -1,0 +1,1 @@
+"""Keys, certificate authority, invitations at work (registrar)."""

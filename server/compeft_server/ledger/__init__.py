@@ -1,0 +1,1 @@
+"""One SQL database of what happened; the only folder that may import sqlalchemy."""

@@ -1,0 +1,106 @@
+"""The database behind the ledger: how it is reached, and its schema brought up to date. No query of the ledger is here.
+
+A database is a SQLite file (WAL, the default) or PostgreSQL by URL. `open_engine` returns one that has every table of `schema.py`;
+`take_turn` is the lock under which decisions are made one at a time, whatever number of processes share the database.
+"""
+
+from pathlib import Path
+from typing import NoReturn
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_url
+
+from compeft_core.errors import InputError, LimitError
+from compeft_proto.errors import UnreachableError
+from compeft_server.ledger import migrations
+
+SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+SQLITE_WAIT_S = 30
+"""Seconds that a writer waits for another one."""
+POSTGRESQL = "postgresql+psycopg"
+POSTGRESQL_TURN = 0x636F6D7065667402
+"""PostgreSQL's key of the lock of `take_turn`: "compeft" and a 2."""
+CONNECTIONS, SPARE_CONNECTIONS = 8, 24
+CONNECT_WAIT_S = 10
+
+
+def open_engine(database: str | Path) -> Engine:
+    """An engine on a SQLite file (made if absent) or on the PostgreSQL of a URL, with the newest schema.
+
+    Errors: InputError for another kind of URL, or without psycopg; UnreachableError; NewerDatabaseError.
+    """
+    engine = _sqlite(database) if isinstance(database, Path) else _postgresql(parse_url(database))
+    sa.event.listen(engine, "handle_error", _translate)
+    try:
+        migrations.upgrade(engine)
+    except sa.exc.OperationalError as error:
+        engine.dispose()
+        if isinstance(database, Path):
+            raise
+        shown = engine.url.render_as_string(hide_password=True)
+        raise UnreachableError(f"database {shown} cannot be reached: {_first_line(error)}") from error
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def parse_url(database: str) -> URL:
+    """The URL of a PostgreSQL database. Errors: InputError, which does not repeat a password."""
+    try:
+        url = make_url(database)
+    except sa.exc.ArgumentError as error:
+        raise InputError(f"that is no database URL, one looks like {POSTGRESQL}://user@host/name") from error
+    if url.drivername != POSTGRESQL:
+        raise InputError(f"database URL begins with {url.drivername[:40]!a}, it must be {POSTGRESQL}://user@host/name")
+    return url
+
+
+def take_turn(connection: Connection) -> None:
+    """Keep every other transaction that takes its turn out until this one ends. Must be the first thing that a transaction does.
+
+    SQLite has one writer at a time anyway: there the first write of a transaction is what takes the turn.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(POSTGRESQL_TURN)))
+
+
+def _sqlite(path: Path) -> Engine:
+    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": SQLITE_WAIT_S})
+    sa.event.listen(engine, "connect", _configure_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: object, _record: object) -> None:
+    cursor = connection.cursor()  # type: ignore[attr-defined]  # a DB-API connection
+    for pragma in SQLITE_PRAGMAS:
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _postgresql(url: URL) -> Engine:
+    """`pool_pre_ping` replaces connections that a restart of the database has broken."""
+    try:
+        return sa.create_engine(
+            url,
+            pool_pre_ping=True,
+            pool_size=CONNECTIONS,
+            max_overflow=SPARE_CONNECTIONS,
+            connect_args={"connect_timeout": CONNECT_WAIT_S, "application_name": "compeft"},
+        )
+    except ModuleNotFoundError as error:
+        raise InputError("PostgreSQL needs psycopg: pip install 'compeft[postgres]'") from error
+
+
+def _translate(failed: ExceptionContext) -> None:
+    """PostgreSQL bounds what SQLite takes: lengths, integers, no NUL in text. Errors: LimitError."""
+    if isinstance(failed.sqlalchemy_exception, sa.exc.DataError):
+        _too_large(failed.sqlalchemy_exception)
+
+
+def _too_large(error: sa.exc.DataError) -> NoReturn:
+    raise LimitError(f"the ledger cannot hold this: {_first_line(error)}") from error
+
+
+def _first_line(error: sa.exc.DBAPIError) -> str:
+    return (str(error.orig).strip().splitlines() or ["no reason given"])[0]

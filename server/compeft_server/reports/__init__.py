@@ -1,0 +1,1 @@
+"""The bandwidth report: one value, six formats."""

@@ -1,0 +1,92 @@
+"""The report as one self-contained page: tables, and a picture of the task metric against wire bytes, drawn here as inline SVG.
+
+Geometry is computed in Python and drawn by the template, which escapes every value. The page asks for nothing from outside and
+runs no script: its content security policy forbids both.
+"""
+
+import statistics
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from compeft_server.reports import report as rp
+from compeft_server.reports import text
+from compeft_server.reports.chart import NARROW, WIDE, curves_of, describe, draw
+from compeft_server.reports.extras import Extras
+from compeft_server.reports.report import Report, Score
+
+HERE = Path(__file__).parent
+MAX_REFUSALS = 25
+"""Refusals that the page lists; all are counted."""
+
+
+def environment() -> Environment:
+    """Where templates are found, what escapes them, and the filters that turn numbers into words."""
+    made = Environment(
+        loader=FileSystemLoader(
+            [HERE / "templates", *(HERE.parent / "dashboard" / folder for folder in ("templates", "static"))]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(bytes=text.human_bytes, seconds=text.human_seconds, times=text.human_times)
+    made.filters.update(printable=text.printable, moment=moment, sentence=sentence)
+    made.filters.update(money=text.human_money, percent=text.human_percent)
+    return made
+
+
+def to_html(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # frozen
+    """The page."""
+    older, shown = report.versions[: -text.MAX_VERSIONS], report.versions[-text.MAX_VERSIONS :]
+    means = [run.score.mean for run in report.runs]
+    curves = curves_of(report)
+    charts = [chart for frame in (WIDE, NARROW) if (chart := draw(curves, frame)) is not None]
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            extras=extras,
+            older=older,
+            older_up=rp.add(row.up for row in older),
+            older_down=rp.add(row.down for row in older),
+            shown=shown,
+            deviation=None if report.deviation is None else text.human_spread(report.metric, report.deviation),
+            runs_mean=statistics.fmean(means) if means else None,
+            runs_deviation=text.human_spread(report.metric, statistics.stdev(means)) if len(means) > 1 else "–",
+            refusals=report.refusals[-MAX_REFUSALS:],
+            refused_by_code=Counter(refusal.code for refusal in report.refusals).most_common(),
+            quality_at=lambda row: text.quality_at(report, row),
+            charts=charts,
+            curves=curves,
+            description=describe(curves),
+            links=rp.link_times(report),
+            rate=rp.measured_rate(report),
+            verdict=text.verdict(report),
+            dense_verdict=text.dense_verdict(report),
+            value=lambda value: text.human_metric(report.metric, value),
+            score=lambda score: text.human_score(report.metric, score),
+            spread=lambda score: _spread(report.metric, score),
+            row_savings=lambda row, size: rp.row_savings(report, row, size),
+        )
+    )
+
+
+def _spread(metric: str, score: Score) -> str:
+    """Lowest to highest, the unit once."""
+    low, high = (text.human_metric(metric, value) for value in (score.low, score.high))
+    return f"{low.removesuffix(' %')} – {high}"
+
+
+def sentence(words: str) -> str:
+    """The words with their first letter large."""
+    return words[:1].upper() + words[1:]
+
+
+def moment(at_ms: int) -> str:
+    """A time in UTC."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

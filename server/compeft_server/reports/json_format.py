@@ -1,0 +1,161 @@
+"""The report and the dense arm as JSON: stable keys, whole bytes, seconds, savings as dense / wire. Reads and writes text only."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, fields
+
+from compeft_core.errors import FormatError
+from compeft_server.domain.price import Price
+from compeft_server.reports.extras import Extras
+from compeft_server.reports.report import ClientRow, DenseArm, Report, Traffic, VersionRow, link_times, measured_rate
+
+
+def dense_to_json(dense: DenseArm) -> str:
+    """Text that `dense_from_json` reads."""
+    return json.dumps({field.name: getattr(dense, field.name) for field in fields(DenseArm)}, indent=2, allow_nan=False)
+
+
+def dense_from_json(text: str) -> DenseArm:
+    """The dense arm in this text. Errors: FormatError that names the field."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise FormatError(f"the dense run's file is not JSON: {error}") from error
+    names = {field.name for field in fields(DenseArm)}
+    if not isinstance(values, dict) or not names - {"base"} <= set(values) <= names:
+        raise FormatError(f"the dense run's file must be an object with {', '.join(sorted(names))}")
+    for name, valid in _DENSE_FIELDS.items():
+        if name in values and not valid(values[name]):
+            raise FormatError(f"field {name} of the dense run's file is {str(values[name])[:40]!a}")
+    return DenseArm(**{**values, "metrics": tuple(values["metrics"])})
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+_DENSE_FIELDS: dict[str, Callable[[object], bool]] = {
+    "metric": lambda v: isinstance(v, str) and bool(v),
+    "metrics": lambda v: isinstance(v, list) and bool(v) and all(m is None or _number(m) for m in v),
+    "clients": _count,
+    "dense_fp32_bytes": _count,
+    "wire_bytes": _count,
+    "seconds": lambda v: _number(v) and float(str(v)) >= 0,
+    "counted": lambda v: isinstance(v, str),
+    "base": lambda v: v is None or _number(v),
+}
+
+
+def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # noqa: B008  # frozen
+    """Values for `json.dumps`; the keys are stable. Bytes are whole numbers, times seconds, savings dense / wire."""
+    final = report.final.score if report.final else None
+    return {
+        "expert": report.expert,
+        "parameters": report.parameters,
+        "metric": report.metric,
+        f"base_{report.metric}": report.base.mean if report.base else None,
+        f"final_{report.metric}": final.mean if final else None,
+        "final_version": report.final.version if report.final else None,
+        "rounds": report.rounds,
+        "clients": len(report.clients),
+        "refused": len(report.refusals),
+        "seconds": report.seconds,
+        **_traffic_json(report.traffic),
+        "up": _traffic_json(report.up),
+        "down": _traffic_json(report.down),
+        "operator_wire_bytes": report.operator_wire_bytes,
+        "savings_fp32": report.savings(report.traffic.dense_fp32_bytes),
+        "savings_bf16": report.savings(report.traffic.dense_bf16_bytes),
+        "savings_measured": report.savings_measured,
+        "no_savings_because": report.silence or None,
+        "retained_gain": report.retained_gain,
+        "measured_bits_per_second": measured_rate(report),
+        "link_seconds": [
+            {"link": t.link.name, "dense_fp32": t.dense_fp32, "dense_bf16": t.dense_bf16, "wire": t.wire}
+            for t in link_times(report)
+        ],
+        "versions": [_version_json(report, row) for row in report.versions],
+        "per_client": [_client_json(report, row) for row in report.clients],
+        "refusals": [{"at_ms": r.at_ms, "peer": r.peer, "code": r.code, "reason": r.reason} for r in report.refusals],
+        "dense": _dense_json(report) if report.dense else None,
+        "since_ms": report.since_ms,
+        f"deviation_{report.metric}": report.deviation,
+        "runs": [{"run": r.run, "version": r.version, report.metric: r.score.mean} for r in report.runs],
+        "cost": _cost_json(report, extras.price) if extras.price else None,
+        "densities": [{**asdict(row), "used": row.used or None} for row in extras.densities],
+        "pool": asdict(extras.pool) if extras.pool else None,
+    }
+
+
+def _cost_json(report: Report, price: Price) -> dict[str, object]:
+    traffic = report.traffic
+    sizes = {"dense_fp32": traffic.dense_fp32_bytes, "dense_bf16": traffic.dense_bf16_bytes, "wire": traffic.wire_bytes}
+    return {"currency": price.currency, "per_gb": price.per_gb, **{name: price.of(size) for name, size in sizes.items()}}
+
+
+def _traffic_json(traffic: Traffic) -> dict[str, object]:
+    return {
+        "dense_fp32_bytes": traffic.dense_fp32_bytes,
+        "dense_bf16_bytes": traffic.dense_bf16_bytes,
+        "payload_bytes": traffic.payload_bytes,
+        "wire_bytes": traffic.wire_bytes,
+        "wire_to_aggregator_bytes": traffic.wire_received_bytes,
+        "wire_from_aggregator_bytes": traffic.wire_sent_bytes,
+        "relayed_bytes": traffic.relayed_bytes,
+        "transfer_seconds": traffic.seconds,
+    }
+
+
+def _version_json(report: Report, row: VersionRow) -> dict[str, object]:
+    score = row.score
+    return {
+        "version": row.version,
+        "published": row.published,
+        report.metric: score.mean if score else None,
+        f"lowest_{report.metric}": score.low if score else None,
+        f"highest_{report.metric}": score.high if score else None,
+        "up": _traffic_json(row.up),
+        "down": _traffic_json(row.down),
+        "cumulative_wire_bytes": row.cumulative_wire_bytes,
+        "participants": row.participants,
+        "refused": row.refused,
+        "merge_seconds": row.merge_seconds,
+    }
+
+
+def _client_json(report: Report, row: ClientRow) -> dict[str, object]:
+    return {
+        "name": row.name,
+        "keyid": row.keyid,
+        "up": _traffic_json(row.up),
+        "down": _traffic_json(row.down),
+        f"base_{report.metric}": row.base,
+        f"first_{report.metric}": row.first,
+        f"final_{report.metric}": row.last,
+    }
+
+
+def _dense_json(report: Report) -> dict[str, object] | None:
+    dense = report.dense
+    if dense is None:
+        return None
+    base = report.base.mean if report.base else None
+    return {
+        f"base_{dense.metric}": base if dense.base is None else dense.base,
+        f"final_{dense.metric}": dense.final,
+        "rounds": dense.rounds,
+        "clients": dense.clients,
+        "refused": 0,
+        "seconds": dense.seconds,
+        "dense_fp32_bytes": dense.dense_fp32_bytes,
+        "dense_bf16_bytes": dense.dense_fp32_bytes // 2,
+        "payload_bytes": dense.dense_fp32_bytes,
+        "wire_bytes": dense.wire_bytes,
+        "counted": dense.counted,
+        "versions": [{"version": number, dense.metric: value} for number, value in enumerate(dense.metrics)],
+    }

@@ -1,0 +1,126 @@
+"""The report as Markdown: the same figures as the page, for a ticket, a wiki or a mail. No arithmetic on bytes here."""
+
+from collections.abc import Iterable, Sequence
+
+from compeft_server.reports import text
+from compeft_server.reports.extras import Extras
+from compeft_server.reports.report import Report, link_times, measured_rate, row_savings
+from compeft_server.reports.text import human_bytes, human_metric, human_score, human_seconds, human_times
+
+
+def to_markdown(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # frozen
+    """The text; ends with a newline."""
+    name = _cell(report.expert)
+    parts = [f"# Bandwidth report: {name}", text.verdict(report), *_since(report), *_quality(report), *_versions(report)]
+    parts += [*_time(report), *_money(report, extras), *_densities(report, extras), *_pool(extras), *_how()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _since(report: Report) -> list[str]:
+    return [] if report.since_ms is None else [f"Bytes since {text.iso(report.since_ms)}."]
+
+
+def _quality(report: Report) -> list[str]:
+    final = report.final.score if report.final else None
+    dense = human_score(report.metric, report.uncompressed) if report.uncompressed else "not measured"
+    dense = human_metric(report.metric, report.dense.final) if report.dense else dense
+    rows = [("base only, zero bytes", human_score(report.metric, report.base)), ("uncompressed", dense)]
+    rows += [("compressed", human_score(report.metric, final))]
+    if final is not None and report.deviation is not None:
+        low, high = (human_metric(report.metric, v) for v in (final.low, final.high))
+        rows += [("over clients", f"{low} to {high}, standard deviation {text.human_spread(report.metric, report.deviation)}")]
+    rows += [(f"run {_cell(r.run)}", human_score(report.metric, r.score)) for r in report.runs if len(report.runs) > 1]
+    return ["## Quality", _table(("", report.metric), rows)]
+
+
+def _versions(report: Report) -> list[str]:
+    head = (
+        "version",
+        report.metric,
+        "dense fp32",
+        "payload up",
+        "payload down",
+        "wire",
+        "fewer than fp32",
+        "fewer than bf16",
+        "clients",
+    )
+    rows = []
+    for row in report.versions[-text.MAX_VERSIONS :]:
+        t = row.traffic
+        savings = [human_times(row_savings(report, row, size)) for size in (t.dense_fp32_bytes, t.dense_bf16_bytes)]
+        sizes = (t.dense_fp32_bytes, row.up.payload_bytes, row.down.payload_bytes, t.wire_bytes)
+        cells = [
+            f"{row.version}",
+            human_score(report.metric, row.score),
+            *map(human_bytes, sizes),
+            *savings,
+            f"{row.participants}",
+        ]
+        rows.append(cells)
+    t = report.traffic
+    savings = [human_times(report.savings(size)) for size in (t.dense_fp32_bytes, t.dense_bf16_bytes)]
+    sizes = (t.dense_fp32_bytes, report.up.payload_bytes, report.down.payload_bytes, t.wire_bytes)
+    final = human_score(report.metric, report.final.score if report.final else None)
+    rows.append(["total", final, *map(human_bytes, sizes), *savings, f"{len(report.clients)}"])
+    return ["## Bytes", _table(head, rows)]
+
+
+def _time(report: Report) -> list[str]:
+    if report.silence:
+        return []
+    rows = [(t.link.name, *map(human_seconds, (t.dense_fp32, t.dense_bf16, t.wire))) for t in link_times(report)]
+    rate, clients = measured_rate(report), max(1, len(report.clients))
+    if rate:
+        sizes = (report.traffic.dense_fp32_bytes, report.traffic.dense_bf16_bytes)
+        dense = [human_seconds(8 * size / rate / clients) for size in sizes]
+        rows.append((f"measured, {rate / 1e6:.3g} Mbit/s", *dense, human_seconds(report.traffic.seconds / clients)))
+    return ["## Transfer time of one client", _table(("link", "dense fp32", "dense bf16", "wire"), rows)]
+
+
+def _money(report: Report, extras: Extras) -> list[str]:
+    price, t = extras.price, report.traffic
+    if price is None:
+        return ["## Money", "No price was given: --price-per-gb."]
+    sizes = {"dense fp32": t.dense_fp32_bytes, "dense bf16": t.dense_bf16_bytes, "wire": t.wire_bytes}
+    rows = [(name, human_bytes(size), text.human_money(price.of(size), price.currency)) for name, size in sizes.items()]
+    return [f"## Money, at {text.human_money(price.per_gb, price.currency)} a GB", _table(("", "bytes", "cost"), rows)]
+
+
+def _densities(report: Report, extras: Extras) -> list[str]:
+    if not extras.densities:
+        return []
+    rows = [
+        (
+            text.human_percent(row.density),
+            human_bytes(row.payload_bytes),
+            human_times(row.dense_bf16_bytes / row.payload_bytes),
+            text.quality_at(report, row),
+        )
+        for row in extras.densities
+    ]
+    return ["## At other densities", _table(("density", "one update", "fewer than bf16", "quality"), rows)]
+
+
+def _pool(extras: Extras) -> list[str]:
+    pool = extras.pool
+    if pool is None:
+        return ["## GPU use", "Not measured: `compeft bench pool -o pool.json`, then --pool pool.json."]
+    rows = [
+        ("experts in a GB of memory", f"{pool.experts_per_gb:,.0f}", f"{pool.bf16_experts_per_gb:,.0f}"),
+        ("time to switch", human_seconds(pool.switch_s), human_seconds(pool.bf16_hotswap_s)),
+    ]
+    return [f"## GPU use, measured on {_cell(pool.device)}", _table(("", "packed", "bfloat16"), rows)]
+
+
+def _how() -> list[str]:
+    return ["## How each figure was computed", "\n".join(f"- **{name}**: {words}" for name, words in text.METHODS)]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(words: str) -> str:
+    return text.printable(words).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

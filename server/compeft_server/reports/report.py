@@ -1,0 +1,273 @@
+"""The bandwidth report of one expert: what the ledger's facts add up to, as a frozen value.
+
+report_read.py makes it; here is arithmetic only. Only the transfers of edge clients
+are the report's bytes, those of conductors and readers are summed apart. Invariants: the rows of versions and the rows of clients
+both add up to the totals, and a saving is never stated without its quality: where none was reported, or the wire was not
+counted, words stand in its place.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from compeft_server.domain.records import Refusal
+
+MIN_GAIN = 0.01
+"""Smallest dense - base of which a retained share is stated: below one point the quotient is noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A named link and its rates in bit/s, seen from the edge client."""
+
+    name: str
+    up: float
+    down: float
+
+
+LINKS = (
+    Link("10 Mbit/s", 10e6, 10e6),
+    Link("100 Mbit/s", 100e6, 100e6),
+    Link("4G, 5 Mbit/s up, 20 Mbit/s down", 5e6, 20e6),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A sum of transfers. dense: the same parameters uncompressed; received and sent are seen from the aggregator; relayed: of these, what
+    others carried to and from clients inside their own messages.
+    """
+
+    dense_fp32_bytes: int = 0
+    payload_bytes: int = 0
+    wire_received_bytes: int = 0
+    wire_sent_bytes: int = 0
+    seconds: float = 0.0
+    relayed_bytes: int = 0
+
+    @property
+    def dense_bf16_bytes(self) -> int:
+        """The same parameters as bfloat16."""
+        return self.dense_fp32_bytes // 2
+
+    @property
+    def wire_bytes(self) -> int:
+        """Both ways on the socket: a call's acknowledgements and heads are part of its price."""
+        return self.wire_received_bytes + self.wire_sent_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A task metric over clients: the mean weighted by test examples, the smallest and the largest."""
+
+    mean: float
+    low: float
+    high: float
+    clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRow:
+    """One version: what it cost to make (up) and to deliver (down), and how good it is. Unpublished: its round has not closed."""
+
+    version: int
+    published: bool
+    score: Score | None
+    up: Traffic
+    down: Traffic
+    cumulative_wire_bytes: int
+    participants: int
+    refused: int
+    merge_seconds: float
+
+    @property
+    def traffic(self) -> Traffic:
+        """Both directions."""
+        return add((self.up, self.down))
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRow:
+    """One edge client; `first` and `last` are its own metric at the first and the last version it measured."""
+
+    name: str
+    keyid: str
+    up: Traffic
+    down: Traffic
+    base: float | None
+    first: float | None
+    last: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """The newest measurement of one run (a seed, say), over its clients."""
+
+    run: str
+    version: int
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class DenseArm:
+    """What a plain dense run of the same task measured. `metrics[v]` is the metric after v rounds, None where it has none.
+
+    dense_fp32_bytes: what its arrays are as float32. wire_bytes: what was counted, and `counted` says in words how. base: its own
+    measurement of the base model, None to use the report's.
+    """
+
+    metric: str
+    metrics: tuple[float | None, ...]
+    clients: int
+    dense_fp32_bytes: int
+    wire_bytes: int
+    seconds: float
+    counted: str
+    base: float | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it ran."""
+        return len(self.metrics) - 1
+
+    @property
+    def final(self) -> float | None:
+        """The newest metric."""
+        return next((value for value in reversed(self.metrics) if value is not None), None)
+
+    def wire_bytes_after(self, rounds: int) -> int:
+        """Its wire bytes spread evenly over its rounds."""
+        return round(self.wire_bytes * rounds / self.rounds) if self.rounds else self.wire_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a page or a table shows about one expert. deviation: standard deviation over clients at the newest measured version,
+    None of fewer than two. uncompressed: what the ledger holds of a dense peer.
+    since_ms: bytes before it are left out; the quality is what was measured last, whenever that was.
+    """
+
+    expert: str
+    parameters: int
+    metric: str
+    base: Score | None
+    versions: tuple[VersionRow, ...]
+    clients: tuple[ClientRow, ...]
+    refusals: tuple[Refusal, ...]
+    up: Traffic
+    down: Traffic
+    operator_wire_bytes: int
+    rounds: int
+    seconds: float
+    dense: DenseArm | None
+    runs: tuple[RunRow, ...] = ()
+    deviation: float | None = None
+    since_ms: int | None = None
+    uncompressed: Score | None = None
+
+    @property
+    def traffic(self) -> Traffic:
+        """Both directions."""
+        return add((self.up, self.down))
+
+    @property
+    def final(self) -> VersionRow | None:
+        """The newest version with a metric."""
+        return next((row for row in reversed(self.versions) if row.score is not None), None)
+
+    @property
+    def wire_counted(self) -> bool:
+        """Whether the wire bytes can be believed: no client's are fewer than its payload, and some were counted."""
+        clients = [add((c.up, c.down)) for c in self.clients]
+        return self.traffic.wire_bytes > 0 and all(c.wire_bytes >= c.payload_bytes for c in clients)
+
+    @property
+    def silence(self) -> str:
+        """Why no saving is stated, in words; empty when one is."""
+        return why_silent(self.traffic.dense_fp32_bytes, self.wire_counted, self.final is not None)
+
+    def savings(self, dense_bytes: int) -> float | None:
+        """Dense / wire over the whole log, None where `silence` says why."""
+        return None if self.silence else dense_bytes / self.traffic.wire_bytes
+
+    @property
+    def savings_measured(self) -> float | None:
+        """Wire of the dense run / wire, None unless both had as many clients and rounds."""
+        if self.dense is None or (self.dense.clients, self.dense.rounds) != (len(self.clients), self.rounds):
+            return None
+        return self.savings(self.dense.wire_bytes)
+
+    @property
+    def retained_gain(self) -> float | None:
+        """(compressed - base) / (dense - base); None unless the dense run gained at least MIN_GAIN."""
+        if self.dense is None or self.dense.final is None or self.base is None or self.final is None or self.final.score is None:
+            return None
+        base = self.base.mean if self.dense.base is None else self.dense.base
+        gain = self.dense.final - base
+        return (self.final.score.mean - self.base.mean) / gain if gain >= MIN_GAIN else None
+
+
+def why_silent(dense_bytes: int, wire_counted: bool, measured: bool) -> str:
+    """Why no saving may be stated, in words; empty when one may."""
+    if not dense_bytes:
+        return "No transfer of an edge client was recorded yet, so there is no saving to state."
+    if not wire_counted:
+        return "The wire was not counted on this aggregator (it needs Linux), so no saving is stated."
+    return (
+        ""
+        if measured
+        else "No quality was reported for any version of this expert, so no saving is stated: bytes alone say nothing."
+    )
+
+
+def add(parts: Iterable[Traffic]) -> Traffic:
+    """The sum."""
+    parts = list(parts)
+    return Traffic(*(sum(getattr(part, field.name) for part in parts) for field in fields(Traffic)))
+
+
+# Transfer time
+
+
+@dataclass(frozen=True, slots=True)
+class LinkTime:
+    """Seconds that an average client's bytes of the whole log take on a link, without latency."""
+
+    link: Link
+    dense_fp32: float
+    dense_bf16: float
+    wire: float
+
+
+def link_times(report: Report) -> list[LinkTime]:
+    """One row a named link, for an average client."""
+    return times_of(report.up, report.down, max(1, len(report.clients)))
+
+
+def times_of(up: Traffic, down: Traffic, clients: int) -> list[LinkTime]:
+    """One row a named link. Wire bytes take the way they went: to the aggregator at the up rate, from it at the down rate."""
+    both = add((up, down))
+
+    def seconds(link: Link, to_aggregator: float, from_aggregator: float) -> float:
+        return 8 * (to_aggregator / link.up + from_aggregator / link.down) / clients
+
+    return [
+        LinkTime(
+            link=link,
+            dense_fp32=seconds(link, up.dense_fp32_bytes, down.dense_fp32_bytes),
+            dense_bf16=seconds(link, up.dense_bf16_bytes, down.dense_bf16_bytes),
+            wire=seconds(link, both.wire_received_bytes, both.wire_sent_bytes),
+        )
+        for link in LINKS
+    ]
+
+
+def measured_rate(report: Report) -> float | None:
+    """Wire bit/s of the calls as they were, waiting and latency included; None if none was counted."""
+    traffic = report.traffic
+    return 8 * traffic.wire_bytes / traffic.seconds if traffic.seconds > 0 and report.wire_counted else None
+
+
+def row_savings(report: Report, row: VersionRow, dense_bytes: int) -> float | None:
+    """Dense / wire of one version, None where the report or the row has no quality to put beside it."""
+    wire = row.traffic.wire_bytes
+    return dense_bytes / wire if wire and row.score is not None and not report.silence else None

@@ -1,0 +1,132 @@
+"""The ledger's facts as one table, for spreadsheets and notebooks: a row for each transfer, with the facts of its version beside it.
+
+CSV and Parquet have the same columns in the same order; docs/dashboard.md lists them. Ratios are left to whoever reads.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from compeft_core.errors import InputError
+from compeft_proto.keys import PublicKey
+from compeft_server.ledger.ledger import Ledger
+from compeft_server.ledger.schema import keys, transfers, versions
+from compeft_server.ledger.totals import Summaries
+from compeft_server.reports.provenance import Origin, read_origin
+from compeft_server.reports.text import iso
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. `kind` is one of time, text, count, number; every column may be empty where nothing is known."""
+
+    name: str
+    kind: str
+    words: str
+
+
+COLUMNS = (
+    Column("at", "time", "start of the call, UTC"),
+    Column("expert", "text", "name of the expert; empty if the call never proved one"),
+    Column("run", "text", "run of the round that it served"),
+    Column("round", "count", "number of that round"),
+    Column("version", "count", "version that an upload was made for, or a sync delivered"),
+    Column("direction", "text", "up: an upload; down: a sync"),
+    Column("client", "text", "enrolled name; empty if the call never proved a key"),
+    Column("role", "text", "edge, conductor or reader"),
+    Column("keyid", "text", "the client's key"),
+    Column("dense_fp32_bytes", "count", "the same parameters as float32; 0 for calls that moved none"),
+    Column("dense_bf16_bytes", "count", "the same as bfloat16"),
+    Column("payload_bytes", "count", "encoded parameters"),
+    Column("wire_received_bytes", "count", "counted on the socket, to the aggregator"),
+    Column("wire_sent_bytes", "count", "counted on the socket, from the aggregator"),
+    Column("relayed_bytes", "count", "of these, what others carried on inside their own messages"),
+    Column("seconds", "number", "how long the call lasted, waiting included"),
+    Column("metric", "text", "the expert's task metric"),
+    Column("quality", "number", "that metric at this version, mean over clients weighted by their examples"),
+    Column("quality_base", "number", "that metric of the base model alone"),
+    Column("version_origin", "text", "how the version came to be: merge, start, rollback ..."),
+    Column("version_density", "number", "fraction of the parameters that the version's step kept"),
+    Column("version_scale", "text", "scale rule of that step"),
+    Column("version_codec", "text", "codec of that step"),
+    Column("version_method", "text", "merge method"),
+    Column("version_participants", "count", "updates merged into it"),
+    Column("version_merge_seconds", "number", "time spent merging it"),
+)
+
+
+def rows_of(ledger: Ledger, own: Sequence[PublicKey], expert: str | None = None, since_ms: int = 0) -> Iterator[dict[str, Any]]:
+    """All transfers of an expert, or of all, oldest first. Times are milliseconds since 1970; what is not known is None."""
+    beside = {name: _Beside(ledger, own, name) for name in ledger.experts() if expert in (None, name)}
+    where = [transfers.c.at_ms >= since_ms] + ([transfers.c.expert == expert] if expert is not None else [])
+    columns = [c for c in transfers.c if c.name != "id"]
+    query = sa.select(*columns, keys.c.name.label("client"), keys.c.role)
+    joined = transfers.outerjoin(keys, keys.c.keyid == transfers.c.keyid)
+    for row in ledger.select(query.select_from(joined).where(*where).order_by(transfers.c.id)):
+        moved: dict[str, Any] = dict(row._mapping)
+        facts = beside[row.expert].at(row.version) if row.expert in beside else {}
+        moved |= facts | {"at": row.at_ms, "dense_bf16_bytes": row.dense_fp32_bytes // 2}
+        yield {column.name: moved.get(column.name) for column in COLUMNS}
+
+
+class _Beside:
+    """The facts of one expert's versions, as columns."""
+
+    def __init__(self, ledger: Ledger, own: Sequence[PublicKey], expert: str) -> None:
+        summaries, c = Summaries(ledger), versions.c
+        query = sa.select(c.version, c.envelope, c.merge_seconds).where(c.expert == expert)
+        self._rows = {r.version: (read_origin(r.envelope, own, {}), r.merge_seconds) for r in ledger.select(query)}
+        self._metric = summaries.metrics().get(expert)
+        self._scores = summaries.scores(expert, self._metric or "", "synced")
+        base = summaries.standing(expert, self._metric).base if self._metric else None
+        self._base = base.score.mean if base else None
+
+    def at(self, version: int) -> dict[str, Any]:
+        """Those of one version; of one that is not published yet, only what does not depend on it."""
+        score = self._scores.get(version)
+        known = {"metric": self._metric, "quality": score.mean if score else None, "quality_base": self._base}
+        return known | (_facts(*self._rows[version]) if version in self._rows else {})
+
+
+def _facts(origin: Origin, merge_seconds: float) -> dict[str, Any]:
+    compression = origin.compression
+    return {
+        "version_origin": origin.kind or None,
+        "version_density": compression.density if compression else None,
+        "version_scale": compression.scale if compression else None,
+        "version_codec": origin.codec or None,
+        "version_method": origin.merge_method or None,
+        "version_participants": len(origin.contributors) if not origin.doubt else None,
+        "version_merge_seconds": merge_seconds,
+    }
+
+
+def to_csv(rows: Iterator[dict[str, Any]]) -> str:
+    """The table as CSV with a header; times as ISO 8601. A cell that a spreadsheet would run as a formula begins with an apostrophe."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [column.name for column in COLUMNS], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _plain(value) for name, value in (row | {"at": iso(row["at"])}).items()})
+    return out.getvalue()
+
+
+def _plain(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:
+    """The table as a Parquet file; each column carries its description. Errors: InputError if pyarrow is not installed."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise InputError("Parquet needs pyarrow: pip install 'compeft[parquet]'") from error
+    types = {"time": pa.timestamp("ms", tz="UTC"), "text": pa.string(), "count": pa.int64(), "number": pa.float64()}
+    schema = pa.schema([pa.field(c.name, types[c.kind], metadata={"description": c.words}) for c in COLUMNS])
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")

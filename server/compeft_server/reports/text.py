@@ -1,0 +1,221 @@
+"""The report for people: numbers with units, verdicts in one sentence, and the table for a terminal. No arithmetic on bytes here."""
+
+import math
+from datetime import UTC, datetime
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compeft_server.reports.extras import DensityRow, Extras
+from compeft_server.reports.report import DenseArm, Report, Score, Traffic, add, row_savings
+
+
+def human_bytes(count: float) -> str:
+    """Three digits and a decimal unit: 62.4 kB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{_digits(count) if unit != 'B' else f'{count:.0f}'} {unit}"
+        count /= 1000
+    return f"{_digits(count)} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Three digits and a unit up to minutes: 240 ms, 1.85 s, 12.5 min."""
+    if seconds < 0.9995:
+        return f"{_digits(1000 * seconds)} ms" if seconds else "0 s"
+    return f"{_digits(seconds)} s" if seconds < 600 else f"{_digits(seconds / 60)} min"
+
+
+def human_times(ratio: float | None) -> str:
+    """A saving as 47.3×, a dash for none."""
+    return "–" if ratio is None else f"{_digits(ratio)}×"
+
+
+def human_metric(metric: str, value: float | None) -> str:
+    """An accuracy in percent, anything else as a number, a dash for none."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.4g}"
+
+
+def human_score(metric: str, score: Score | None) -> str:
+    """The mean of a score as `human_metric`."""
+    return human_metric(metric, score.mean if score else None)
+
+
+def human_percent(share: float) -> str:
+    """A density as 5 % or 0.25 %."""
+    return f"{100 * share:.3g} %"
+
+
+def human_money(amount: float, currency: str) -> str:
+    """An amount with its currency: 12.34 EUR, 0.0042 EUR; more digits the less it is."""
+    decimals = 2 if abs(amount) >= 1 or not amount else min(8, 2 - math.floor(math.log10(abs(amount))))
+    return f"{amount:,.{decimals}f} {printable(currency)}"
+
+
+def iso(at_ms: int) -> str:
+    """A time in UTC, ISO 8601, as programs read it."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def human_spread(metric: str, deviation: float) -> str:
+    """A standard deviation of a metric: points of percent for an accuracy."""
+    return f"{100 * deviation:.2g} points" if metric == "accuracy" else f"{deviation:.3g}"
+
+
+def quality_at(report: Report, row: DensityRow) -> str:
+    """What is known of the task metric at a density."""
+    final = report.final.score if report.final else None
+    if row.used and final is not None:
+        return f"{human_score(report.metric, final)}, measured (in use, {row.used})"
+    return f"unknown (in use, {row.used})" if row.used else "unknown: not measured at this density"
+
+
+def printable(text: str) -> str:
+    """The text without control and direction characters: names and reasons come from outside."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def _digits(value: float) -> str:
+    decimals = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:,.{decimals}f}"
+
+
+MAX_VERSIONS = 100
+"""Versions that have a row of their own on a page; older ones are summed up in one."""
+METHODS = (
+    (
+        "wire",
+        "bytes that the kernel counted on the aggregator's TCP sockets: TLS, HTTP/2 and gRPC framing in, TCP/IP headers not.",
+    ),
+    ("payload", "the encoded parameters alone."),
+    (
+        "dense",
+        "what the same transfers would carry uncompressed: parameters × 4 bytes (fp32) or × 2 (bf16) a transfer, unframed.",
+    ),
+    ("fewer bytes", "dense / wire, stated only beside the metric that those bytes led to."),
+    ("quality", "mean over clients, each on its own test rows, weighted by their number; the newest version that was measured."),
+    ("transfer time", "an average client's bytes over the link's rate, without latency; the measured rate has waiting in it."),
+    ("money", "bytes times the price that was given; a GB is 10^9 bytes."),
+    (
+        "other densities",
+        "a real encoding of this layout by codec rice, at positions without a pattern; codec context needs a sixth to a tenth less.",
+    ),
+    ("GPU use", "what compeft bench pool measured on the device that it names; never derived from the ledger."),
+)
+"""How each figure was computed, for people."""
+_COLUMNS = ("dense\nfp32", "dense\nbf16", "payload\nup", "payload\ndown", "wire\nup", "wire\ndown", "vs\nfp32", "vs\nbf16")
+
+
+NOTHING_BESIDE = Extras()
+
+
+def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
+    """What `rich` prints: one row a version, base only and uncompressed beside them, then the totals in words, and what they cost and what
+    a pool measured if that is given. From 100 columns on.
+    """
+    table = Table(
+        title=Text(f"expert {printable(report.expert)}", "bold"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+    )
+    table.add_column("version", no_wrap=True)
+    for name in (printable(report.metric), *_COLUMNS):
+        table.add_column(Text(name), justify="right", no_wrap=True, min_width=6)
+    table.add_row("base only", human_score(report.metric, report.base), *["0 B"] * 6, "–", "–")
+    if report.uncompressed is not None:
+        table.add_row("uncompressed", human_score(report.metric, report.uncompressed), *["–"] * len(_COLUMNS))
+    for row in report.versions:
+        name = f"{row.version}" if row.published else f"{row.version} (open)"
+        savings = [row_savings(report, row, size) for size in (row.traffic.dense_fp32_bytes, row.traffic.dense_bf16_bytes)]
+        table.add_row(name, human_score(report.metric, row.score), *_cells(row.up, row.down), *map(human_times, savings))
+    table.add_section()
+    traffic, final = report.traffic, report.final.score if report.final else None
+    savings = [report.savings(size) for size in (traffic.dense_fp32_bytes, traffic.dense_bf16_bytes)]
+    table.add_row(
+        "total", human_score(report.metric, final), *_cells(report.up, report.down), *map(human_times, savings), style="bold"
+    )
+    if report.dense is not None:
+        table.add_row(*_dense_cells(report.dense))
+    return Group(table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *_pool(extras)]))
+
+
+def _cells(up: Traffic, down: Traffic) -> list[str]:
+    both = add((up, down))
+    sizes = (both.dense_fp32_bytes, both.dense_bf16_bytes, up.payload_bytes, down.payload_bytes, up.wire_bytes, down.wire_bytes)
+    return [human_bytes(size) for size in sizes]
+
+
+def _dense_cells(dense: DenseArm) -> list[str]:
+    sizes = [human_bytes(dense.dense_fp32_bytes), human_bytes(dense.dense_fp32_bytes // 2)]
+    return ["dense run", human_metric(dense.metric, dense.final), *sizes, "–", "–", "–", "–", "–", "–"]
+
+
+def _lines(report: Report) -> list[str]:
+    traffic = report.traffic
+    lines = [
+        f"clients {len(report.clients)}, rounds {report.rounds}, refused {len(report.refusals)}, {human_seconds(report.seconds)}",
+        f"{human_bytes(traffic.wire_bytes)} on the wire: {human_bytes(traffic.wire_received_bytes)} to the aggregator, "
+        f"{human_bytes(traffic.wire_sent_bytes)} from it"
+        + (
+            f"; {human_bytes(report.operator_wire_bytes)} of conductors and readers beside that"
+            if report.operator_wire_bytes
+            else ""
+        ),
+        *_relayed(traffic),
+        verdict(report),
+    ]
+    return [*lines, dense_verdict(report)] if report.dense else lines
+
+
+def _money(report: Report, extras: Extras) -> list[str]:
+    price, t = extras.price, report.traffic
+    if price is None:
+        return []
+    wire, fp32, bf16 = (
+        human_money(price.of(size), price.currency) for size in (t.wire_bytes, t.dense_fp32_bytes, t.dense_bf16_bytes)
+    )
+    return [f"at {human_money(price.per_gb, price.currency)} a GB: {wire} on the wire; dense fp32 {fp32}, bf16 {bf16}"]
+
+
+def _pool(extras: Extras) -> list[str]:
+    pool = extras.pool
+    if pool is None:
+        return []
+    return [
+        f"on {printable(pool.device)}: {pool.experts_per_gb:,.0f} experts a GB (bfloat16 {pool.bf16_experts_per_gb:,.0f}), "
+        f"{human_seconds(pool.switch_s)} to switch (bfloat16 {human_seconds(pool.bf16_hotswap_s)})"
+    ]
+
+
+def _relayed(traffic: Traffic) -> list[str]:
+    if not traffic.relayed_bytes:
+        return []
+    return [
+        f"{human_bytes(traffic.relayed_bytes)} of the clients' bytes travelled on inside Flower's messages (Plan(relay=True))"
+    ]
+
+
+def verdict(report: Report) -> str:
+    """The saving and its quality in one sentence, or why there is none."""
+    if report.silence or report.final is None:
+        return report.silence
+    fp32, bf16 = (
+        human_times(report.savings(size)) for size in (report.traffic.dense_fp32_bytes, report.traffic.dense_bf16_bytes)
+    )
+    final, base = human_score(report.metric, report.final.score), human_score(report.metric, report.base)
+    beside = f"base only {base}" if report.base else "base only not reported"
+    beside += f", uncompressed {human_score(report.metric, report.uncompressed)}" if report.uncompressed else ""
+    return f"{fp32} fewer bytes than dense fp32, {bf16} than bf16, at {report.metric} {final} ({beside})"
+
+
+def dense_verdict(report: Report) -> str:
+    """The same beside the dense run that was measured."""
+    if report.dense is None:
+        return ""
+    final = human_metric(report.metric, report.dense.final)
+    words = f"dense run: {human_bytes(report.dense.wire_bytes)} counted, {report.metric} {final}"
+    saving, kept = report.savings_measured, report.retained_gain
+    words += f"; {human_times(saving)} fewer bytes than it" if saving else ""
+    return words + (f", {100 * kept:.0f} % of its gain over base only kept" if saving and kept is not None else "")
