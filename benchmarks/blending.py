@@ -23,11 +23,11 @@ from tokenizers import Tokenizer
 
 from benchmarks.codec import Figures
 from benchmarks.experts import FILE
-from compeft_client.adapter import load_adapter
-from compeft_client.blending import Blend, BlendSettings, Weights, blend, search
-from compeft_client.fine_tune import Classifier, Examples, evaluate, features, fit_probe, linear, score
-from compeft_client.packing import PackSettings, save_compressed
-from compeft_client.pool import ExpertPool
+from compeft_client.models.adapter import load_adapter
+from compeft_client.models.expert_pool import ExpertPool
+from compeft_client.models.fine_tune import Classifier, Examples, evaluate, features, fit_probe, linear, score
+from compeft_client.packing.pack import PackSettings, save_compressed
+from compeft_client.search.blend import Blend, BlendSettings, Weights, blend, search
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "sentiment"))
 from sentiment import task  # found through the line above

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from compeft_client.device import apply_on_device, compress_on_device
-from compeft_client.device_selection import magnitudes_of, select
+from compeft_client.models.device_codec import apply_on_device, compress_on_device
+from compeft_client.models.device_selection import magnitudes_of, select
 from compeft_core import Compression, Layout, add_to, compress, encode, layout_of, parse
 
 DENSITY = 0.05

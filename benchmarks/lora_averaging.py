@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.codec import Figures
-from compeft_client.adapter import rest
-from compeft_client.fine_tune import Classifier, Examples, TuningSettings, evaluate, fine_tune
+from compeft_client.models.adapter import rest
+from compeft_client.models.fine_tune import Classifier, Examples, TuningSettings, evaluate, fine_tune
 from compeft_core import Compression, Layout, Vector, compress, densify, encode, flatten, shapes_of, unflatten
 from compeft_core.lora import Factors, average_product, product_gap, stack
 from compeft_core.resting import active_places, resting_in_round, share_of_active

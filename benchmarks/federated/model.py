@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 
-from compeft_client.adapter import load_adapter
-from compeft_client.fine_tune import Classifier, linear
+from compeft_client.models.adapter import load_adapter
+from compeft_client.models.fine_tune import Classifier, linear
 from compeft_core import Layout, Vector, flatten, layout_of, unflatten
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "sentiment"))

@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from benchmarks.federated.model import DOMAINS, domain_rows, model_folder
-from compeft_client.fine_tune import Examples
+from compeft_client.models.fine_tune import Examples
 from compeft_core.errors import InputError
 
 SHARED = Path("../shared/data")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.slow_link.stages import Arm
 from benchmarks.slow_link.work import lora_layout, task_vector
-from compeft_client.exchange import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
 from compeft_core import Codec, Compression, Layout, seeded_state, state_digest
 from compeft_proto import manifest as mf
 from compeft_proto.keys import new_key, public_key_from_pem, signing_key_from_pem

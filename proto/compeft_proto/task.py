@@ -26,7 +26,7 @@ NOBODY_SAYS = hashlib.sha256(b"").digest()
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an expert is trained with: the weights digest of the base model (`compeft_client.weights`), the adapter's configuration as
+    """What an expert is trained with: the weights digest of the base model (`compeft_client.checkpoints.base_model_digest`), the adapter's configuration as
     canonical JSON (see `canonical_json`), and the base model's id and revision. By default nobody says.
     """
 

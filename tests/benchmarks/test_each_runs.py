@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from benchmarks.blending import DOMAINS, OTHERS, RANK, task
 from benchmarks.flower_existing import STRATEGIES
 from benchmarks.lora_averaging import METHODS
-from compeft_client.adapter import adapter_arrays, load_adapter
+from compeft_client.models.adapter import adapter_arrays, load_adapter
 from tests.web.test_pages import ALL
 
 pytestmark = pytest.mark.xdist_group("benchmarks")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compeft_client.cli import EXIT_CODES, exit_code, run
+from compeft_client.cli.main import EXIT_CODES, exit_code, run
 from compeft_core.errors import CompeftError
 from compeft_proto.errors import BY_CODE
 

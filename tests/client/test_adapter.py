@@ -12,7 +12,7 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
-from compeft_client.adapter import (
+from compeft_client.models.adapter import (
     adapter_arrays,
     check_plain,
     load_adapter,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
-from compeft_client import pool_bench
-from compeft_client.cli import run
+from compeft_client.cli.main import run
+from compeft_client.models import pool_benchmark
 
 SMALL = ["bench", "pool", "--parameters", "83000", "--experts", "2", "--device", "cpu"]
 
@@ -16,14 +16,14 @@ def test_it_prints_what_it_measured_and_writes_it_for_the_report(tmp_path: Path,
     assert run([*SMALL, "-o", str(tmp_path / "pool.json"), "--format", "json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "pool.json").read_text())
-    assert printed["parameters"] == 2 * pool_bench.PER_RANK
+    assert printed["parameters"] == 2 * pool_benchmark.PER_RANK
     assert printed["experts_per_gb"] > 30 * printed["bf16_experts_per_gb"]
     assert all(printed[name] > 0 for name in ("switch_s", "switch_from_disk_s", "bf16_hotswap_s", "bf16_load_s"))
 
 
 def test_the_bench_model_has_the_parameters_it_claims() -> None:
-    model: PeftModel = pool_bench._model(3)
-    assert sum(p.numel() for name, p in model.named_parameters() if "lora_" in name) == 3 * pool_bench.PER_RANK
+    model: PeftModel = pool_benchmark._model(3)
+    assert sum(p.numel() for name, p in model.named_parameters() if "lora_" in name) == 3 * pool_benchmark.PER_RANK
 
 
 def test_one_expert_is_nothing_to_switch_between(capsys: pytest.CaptureFixture[str]) -> None:

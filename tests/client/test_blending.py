@@ -10,10 +10,10 @@ import pytest
 import torch
 from peft import PeftModel
 
-from compeft_client.adapter import adapter_arrays, load_adapter
-from compeft_client.blending import Blend, BlendSettings, Weights, blend, plain, search
-from compeft_client.packing import PackSettings, save_compressed
-from compeft_client.pool import ExpertPool
+from compeft_client.models.adapter import adapter_arrays, load_adapter
+from compeft_client.models.expert_pool import ExpertPool
+from compeft_client.packing.pack import PackSettings, save_compressed
+from compeft_client.search.blend import Blend, BlendSettings, Weights, blend, plain, search
 from compeft_core.errors import InputError, NotFiniteError
 from tests.client.test_adapter import model
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compeft_client import device as device_module
-from compeft_client.device import apply_on_device, compress_on_device, flatten_on_device
-from compeft_client.device_selection import span_sums
+from compeft_client.models import device_codec as device_module
+from compeft_client.models.device_codec import apply_on_device, compress_on_device, flatten_on_device
+from compeft_client.models.device_selection import span_sums
 from compeft_core import (
     SCALE_RULES,
     CompeftError,

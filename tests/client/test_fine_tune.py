@@ -6,8 +6,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
-from compeft_client.adapter import rest
-from compeft_client.fine_tune import (
+from compeft_client.models.adapter import rest
+from compeft_client.models.fine_tune import (
     Classifier,
     Examples,
     TuningSettings,

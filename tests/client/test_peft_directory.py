@@ -10,9 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from transformers.models.bert.modeling_bert import BertConfig, BertModel
 
-from compeft_client.adapter import adapter_arrays, load_adapter
-from compeft_client.exchange import Synced
-from compeft_client.peft_directory import write_peft_directory
+from compeft_client.delivery.peft_directory import write_peft_directory
+from compeft_client.exchange.edge_client import Synced
+from compeft_client.models.adapter import adapter_arrays, load_adapter
 from compeft_core import flatten, layout_of
 from compeft_proto.task import canonical_json
 

@@ -9,10 +9,10 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import save_file
 
-from compeft_client.adapter import adapter_arrays, load_adapter
-from compeft_client.expert_file import open_expert
-from compeft_client.packing import PackSettings, load_compressed, save_compressed
-from compeft_client.pool import ExpertPool
+from compeft_client.models.adapter import adapter_arrays, load_adapter
+from compeft_client.models.expert_pool import ExpertPool
+from compeft_client.packing.expert_file import open_expert
+from compeft_client.packing.pack import PackSettings, load_compressed, save_compressed
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError
 from compeft_proto.errors import ConflictError, UnknownKeyError, WrongBaseError
 from compeft_proto.keys import new_key

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compeft_client.quality import HALVINGS, Floor, Measure, above
+from compeft_client.exchange.quality_floor import HALVINGS, Floor, Measure, above
 from compeft_core import Compression, Layout, Vector, compress, densify, flatten, layout_of
 from compeft_core.errors import InputError
 

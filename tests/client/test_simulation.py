@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, RecordDict
 
-from compeft_client.flower_mod import CompressionMod
-from compeft_client.simulation import own_or_simulated
+from compeft_client.flower.mod import CompressionMod
+from compeft_client.flower.simulation import own_or_simulated
 
 CONFIG = own_or_simulated(lambda context: context.run_config["sites"])
 

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import compeft_client.cli as cli
+import compeft_client.cli.main as cli
 from compeft_server.demo.processes import Processes, free_ports
 from tests.deploy.conftest import DEPLOY
 

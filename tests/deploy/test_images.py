@@ -9,7 +9,7 @@ from typing import Any
 import click
 import pytest
 
-from compeft_client.cli import command
+from compeft_client.cli.main import command
 from tests.deploy.conftest import DEPLOY, ROOT, program
 
 RECIPES = sorted((DEPLOY / "docker").glob("*.Dockerfile"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from compeft_client.cli import command
+from compeft_client.cli.main import command
 from tests.deploy.conftest import DEPLOY, program
 
 UNITS = sorted((DEPLOY / "systemd").iterdir())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange import Edge, EdgeClient, Synced, Trained
+from compeft_client.exchange.edge_client import Edge, EdgeClient, Synced, Trained
 from compeft_core import Compression, Layout, Vector, layout_of, seeded_state, state_digest
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import layout_to_proto

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 from flwr.serverapp.strategy import FedAvg
 
-from compeft_client.exchange import Trained
+from compeft_client.exchange.edge_client import Trained
 from compeft_core import InputError, MergeParameters, Vector, compress, densify, encode, merge, parse
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import WrongBaseError

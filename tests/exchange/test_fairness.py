@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from compeft_client.exchange import Edge, EdgeClient
+from compeft_client.exchange.edge_client import Edge, EdgeClient
 from compeft_proto.errors import BusyError
 from compeft_proto.keys import new_key
 from compeft_proto.v1 import exchange_pb2 as xp

@@ -24,10 +24,10 @@ from flwr.serverapp.strategy import (
 )
 from flwr.supercore.task_identity import TaskIdentity
 
-from compeft_client.flower_mod import CompressionMod
-from compeft_client.node import edge_of
-from compeft_client.quality import Floor
-from compeft_client.state import StateDirectory
+from compeft_client.exchange.quality_floor import Floor
+from compeft_client.exchange.state_directory import StateDirectory
+from compeft_client.flower.mod import CompressionMod
+from compeft_client.identity.edge_config import edge_of
 from compeft_core import Compression, MergeParameters, decode, densify, flatten, layout_of, state_digest
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.merge_inputs import USUAL

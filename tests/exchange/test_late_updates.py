@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from compeft_client.exchange import EdgeClient
-from compeft_client.state import StateDirectory
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import Vector, compress, densify
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import RoundClosedError

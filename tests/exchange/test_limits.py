@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from compeft_client.exchange import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
 from compeft_core import Compression, layout_of
 from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange import Edge, EdgeClient
-from compeft_client.state import StateDirectory
+from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import compress, densify
 from compeft_core.errors import InputError
 from compeft_proto.errors import ConflictError, ReplayError, UnreachableError

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from compeft_client.exchange import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
 from compeft_core import compress, layout_of, parse, state_digest
 from compeft_core.errors import CompeftError, FormatError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_proto import envelope as dsse

@@ -11,10 +11,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
-from compeft_client.carriers import Letters
-from compeft_client.exchange import Edge, EdgeClient
-from compeft_client.flower_mod import CompressionMod
-from compeft_client.state import StateDirectory
+from compeft_client.exchange.connections import Letters
+from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.state_directory import StateDirectory
+from compeft_client.flower.mod import CompressionMod
 from compeft_core import layout_of, state_digest
 from compeft_core.errors import CompeftError, FormatError, LimitError
 from compeft_proto import envelope as dsse
@@ -240,7 +240,7 @@ def test_an_answer_to_a_request_of_more_than_an_hour_ago_is_refused(
     world: World, far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, came = world.open_round(), far.answered(far.request())
-    monkeypatch.setattr("compeft_client.carriers.now_ms", lambda: now_ms() + 3_700_000)
+    monkeypatch.setattr("compeft_client.exchange.connections.now_ms", lambda: now_ms() + 3_700_000)
     refused(world, ExpiredError, "3700 s ago", lambda: far.train(came, task))
 
 

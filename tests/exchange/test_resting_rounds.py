@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from compeft_client.exchange import EdgeClient, Trained
-from compeft_client.state import StateDirectory
+from compeft_client.exchange.edge_client import EdgeClient, Trained
+from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import Vector, decode, densify, layout_of, unflatten
 from compeft_core.errors import InputError
 from compeft_core.merge_inputs import USUAL

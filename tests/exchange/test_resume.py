@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange import Edge, EdgeClient, Trained
-from compeft_client.state import StateDirectory
+from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
+from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import Compression, layout_of
 from compeft_proto.errors import ExpiredError, ReplayError, UnreachableError
 from compeft_proto.keys import new_key

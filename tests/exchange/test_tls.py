@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from compeft_client.exchange import Edge, EdgeClient
+from compeft_client.exchange.edge_client import Edge, EdgeClient
 from compeft_proto.errors import UnreachableError
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.transport import Tls as ClientTls

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from compeft_client.exchange import EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
 from compeft_server.admin.lineage import Versions

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
 from compeft_core import Compression, layout_of
 from compeft_proto.keys import new_key
 from compeft_proto.task import RoundTask

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from compeft_client.exchange import EdgeClient
-from compeft_client.files import write_durably
-from compeft_client.state import StateDirectory
+from compeft_client.durable_files import write_durably
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import compress, densify
 from compeft_proto.errors import TransferError
 from compeft_proto.manifest import payload_of

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange import EdgeClient, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Trained
 from compeft_core import Compression, layout_of
 from compeft_proto.errors import ChunkMismatchError, StorageFullError, TransferError
 from compeft_proto.manifest import CHUNK_BYTES

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from compeft_client.exchange import EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
 from tests.exchange.conftest import EXPERT, World, synced_by, trained
 from tests.relay import Relay, end
 

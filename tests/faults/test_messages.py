@@ -7,8 +7,8 @@ import grpc
 import numpy as np
 import pytest
 
-from compeft_client.exchange import EdgeClient, Trained
-from compeft_client.state import StateDirectory
+from compeft_client.exchange.edge_client import EdgeClient, Trained
+from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import compress, densify
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto.errors import ChunkMismatchError, ExpiredError, ReplayError, UnreachableError, from_rpc

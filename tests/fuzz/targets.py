@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError
 
-from compeft_client.carriers import Letters
-from compeft_client.checkpoint import read_header
-from compeft_client.expert_file import open_expert
-from compeft_client.packing import check_payloads
+from compeft_client.checkpoints.safetensors_file import read_header
+from compeft_client.exchange.connections import Letters
+from compeft_client.packing.expert_file import open_expert
+from compeft_client.packing.pack import check_payloads
 from compeft_core import Encoded, decode, encode, parse
 from compeft_core.errors import CompeftError
 from compeft_proto import envelope as dsse

@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from compeft_client.enrolling import Standing, enrol
-from compeft_client.exchange import EdgeClient
-from compeft_client.node import edge_of
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.identity.edge_config import edge_of
+from compeft_client.identity.enrol import Standing, enrol
 from compeft_proto.invitation import Invitation, new_invitation
 from compeft_server.app.server import Settings, now_ms, open_ledger, start, start_enrolment
 from compeft_server.domain.admission import Limits

@@ -8,10 +8,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from compeft_client import enrolling
-from compeft_client.certificates import new_request, pinned_authority
-from compeft_client.exchange import EdgeClient
-from compeft_client.node import edge_of
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.identity import enrol
+from compeft_client.identity.certificates import new_request, pinned_authority
+from compeft_client.identity.edge_config import edge_of
 from compeft_core.errors import CompeftError, FormatError, InputError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import (
@@ -181,7 +181,7 @@ def test_only_the_hash_of_a_secret_is_kept(house: House) -> None:
 def test_a_server_of_another_authority_never_hears_the_secret(house: House, other: House) -> None:
     invitation = house.invite("berlin")
     with pytest.raises(TrustError, match="nothing secret was sent"):
-        enrolling.enrol(invitation, other.door, house.folder / "berlin")
+        enrol.enrol(invitation, other.door, house.folder / "berlin")
     assert other.refusals() == []
     assert house.try_to_enrol(invitation, "berlin").name == "berlin"
 
@@ -198,19 +198,19 @@ def test_a_server_that_shows_the_right_authority_but_is_not_certified_by_it_neve
     port = server.add_secure_port("localhost:0", shown)
     server.start()
     with pytest.raises(UnreachableError):
-        enrolling.enrol(house.invite("berlin"), f"localhost:{port}", house.folder / "berlin")
+        enrol.enrol(house.invite("berlin"), f"localhost:{port}", house.folder / "berlin")
     server.stop(None).wait()
     assert other.refusals() == []
 
 
 def test_an_address_that_the_certificate_is_not_for_is_named(house: House) -> None:
     with pytest.raises(InputError, match=r"certificate for localhost, 127.0.0.1, not for 127.1"):
-        enrolling.enrol(house.invite("berlin"), f"127.1:{house.door_port}", house.folder / "berlin")
+        enrol.enrol(house.invite("berlin"), f"127.1:{house.door_port}", house.folder / "berlin")
 
 
 def test_an_invitation_without_authority_is_for_this_machine_only(plain: House) -> None:
     with pytest.raises(InputError, match="not this machine"):
-        enrolling.enrol(plain.invite("berlin"), "192.0.2.1:9444", plain.folder / "berlin")
+        enrol.enrol(plain.invite("berlin"), "192.0.2.1:9444", plain.folder / "berlin")
 
 
 def test_a_garbage_certificate_request_is_refused_and_the_invitation_stays_good(house: House) -> None:
@@ -279,7 +279,7 @@ def test_revoking_takes_effect_at_once_whatever_the_certificate_says(house: Hous
         with pytest.raises(UnknownKeyError):
             connected.sync(EXPERT)
     with pytest.raises(UnknownKeyError):
-        enrolling.renew(site, replace_key=False)
+        enrol.renew(site, replace_key=False)
 
 
 @pytest.mark.parametrize("file", ["signing.key", "tls.pem", "."])

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from compeft_client import enrolling
-from compeft_client.certificates import is_due, new_request, read_certificate
-from compeft_client.enrolling import NEXT_KEY, renew
-from compeft_client.exchange import EdgeClient
-from compeft_client.node import edge_of, load_public_keys, load_signing_key
-from compeft_client.state import StateDirectory
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.exchange.state_directory import StateDirectory
+from compeft_client.identity import enrol
+from compeft_client.identity.certificates import is_due, new_request, read_certificate
+from compeft_client.identity.edge_config import edge_of, load_public_keys, load_signing_key
+from compeft_client.identity.enrol import NEXT_KEY, renew
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import (
@@ -84,7 +84,7 @@ def test_a_replaced_key_gets_nowhere_and_its_updates_stay(house: House) -> None:
     (house.folder / "old.key").chmod(0o600)
     renew(site, replace_key=True)
     with pytest.raises(UnknownKeyError):
-        enrolling.renew(_with_key(site, house.folder / "old.key"), replace_key=False)
+        enrol.renew(_with_key(site, house.folder / "old.key"), replace_key=False)
     assert close_round(house, 1) == 1
     versions = Versions(aggregator_keys.own_key(house.data), open_store(house.data), house.ledger)
     versions.verify(EXPERT, 1)

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from compeft_client.checkpoint import from_float32, header_bytes, read_bytes, read_header, read_shards, read_values
+from compeft_client.checkpoints.safetensors_file import (
+    from_float32,
+    header_bytes,
+    read_bytes,
+    read_header,
+    read_shards,
+    read_values,
+)
 from compeft_core.errors import CompeftError, FormatError, InputError, LimitError, NotFiniteError
 
 GOOD = {

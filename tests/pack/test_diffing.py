@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.diffing import alike, diff
-from compeft_client.packing import PackSettings, save_compressed
+from compeft_client.packing.diff import alike, diff
+from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_core.errors import InputError
 from compeft_proto.errors import WrongBaseError
 from tests.pack import builders

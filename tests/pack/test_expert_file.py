@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compeft_client.expert_file import open_expert
-from compeft_client.packing import PackSettings, check_payloads, load_compressed, save_compressed, unpack
+from compeft_client.packing.expert_file import open_expert
+from compeft_client.packing.pack import PackSettings, check_payloads, load_compressed, save_compressed, unpack
 from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import PayloadTypeError, SignatureError, UnknownKeyError

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from compeft_client.expert_file import open_expert
-from compeft_client.packing import load_compressed
+from compeft_client.packing.expert_file import open_expert
+from compeft_client.packing.pack import load_compressed
 from compeft_proto.keys import PublicKey
 
 GOLDEN = Path(__file__).with_name("golden.expert")

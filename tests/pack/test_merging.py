@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from compeft_client.cli import run
-from compeft_client.packing import PackSettings, load_compressed, save_compressed
+from compeft_client.cli.main import run
+from compeft_client.packing.pack import PackSettings, load_compressed, save_compressed
 from compeft_core import METHODS
 from compeft_core.factors import FACTOR_METHODS
 from tests.pack import builders

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from compeft_client.cli import run
+from compeft_client.cli.main import run
 from tests.pack import builders
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from compeft_client.auto_scale import FACTORS, auto_compression, auto_factor
-from compeft_client.checkpoint import Stored
-from compeft_client.packing import PackSettings, load_compressed, save_compressed, unpack
-from compeft_client.source import Source
-from compeft_client.start import Start, read_start
-from compeft_client.treatment import treatment_of
+from compeft_client.checkpoints.initial_values import Start, read_start
+from compeft_client.checkpoints.safetensors_file import Stored
+from compeft_client.checkpoints.source import Source
+from compeft_client.packing.auto_scale import FACTORS, auto_compression, auto_factor
+from compeft_client.packing.pack import PackSettings, load_compressed, save_compressed, unpack
+from compeft_client.packing.tensor_rules import treatment_of
 from compeft_core import Compression, compress, densify, flatten, layout_of, seeded_state, unflatten
 from compeft_core.errors import FormatError, InputError, LimitError, NotFiniteError
 from compeft_proto.errors import ConflictError, WrongBaseError

@@ -9,8 +9,8 @@ from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from compeft_client.cli import run
-from compeft_client.packing import PackSettings, from_compressed, load_compressed, save_compressed, unpack
+from compeft_client.cli.main import run
+from compeft_client.packing.pack import PackSettings, from_compressed, load_compressed, save_compressed, unpack
 from compeft_core.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore")

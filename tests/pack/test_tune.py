@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.cli import run
-from compeft_client.measuring import adapter_float32, write_untrained
-from compeft_client.packing import load_compressed
+from compeft_client.cli.main import run
+from compeft_client.packing.pack import load_compressed
+from compeft_client.search.measure import adapter_float32, write_untrained
 from tests.pack import builders
 
 MEASURE = """

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from compeft_client.exchange import EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
 from compeft_core.errors import FormatError
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.errors import WrongBaseError

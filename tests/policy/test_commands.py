@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from compeft_client.cli import run
+from compeft_client.cli.main import run
 from tests.policy.conftest import EXPERT, World, grow
 
 

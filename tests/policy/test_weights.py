@@ -9,8 +9,8 @@ import torch
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
-from compeft_client.cli import run
-from compeft_client.weights import digest_of, model_weights_digest, weights_digest
+from compeft_client.checkpoints.base_model_digest import digest_of, model_weights_digest, weights_digest
+from compeft_client.cli.main import run
 from compeft_core.errors import InputError
 
 

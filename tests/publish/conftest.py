@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from compeft_client.exchange import Edge
-from compeft_client.packages import PackageClient
-from compeft_client.packing import PackSettings, save_compressed
+from compeft_client.exchange.edge_client import Edge
+from compeft_client.exchange.package_client import PackageClient
+from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_proto.keys import SigningKey
 from tests.exchange.conftest import World
 from tests.exchange.conftest import world as world

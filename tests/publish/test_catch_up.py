@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compeft_client.exchange import EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
 from compeft_core import Compression, state_digest, state_of
 from compeft_core.errors import FormatError, NotFiniteError
 from compeft_proto.answer import Answer, lead

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from compeft_client.cli import run
-from compeft_client.delivery import Reference, Wishes, deliver, reference_of
-from compeft_client.exchange import EdgeClient
-from compeft_client.packages import Measured, PackageClient
-from compeft_client.packing import save_compressed, unpack
+from compeft_client.cli.main import run
+from compeft_client.delivery.pull import Reference, Wishes, deliver, reference_of
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.exchange.package_client import Measured, PackageClient
+from compeft_client.packing.pack import save_compressed, unpack
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf

@@ -16,13 +16,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from compeft_client.cli import run
-from compeft_client.delivery import Delivered, Reference
-from compeft_client.exchange import Edge
-from compeft_client.packages import PackageClient
-from compeft_client.packing import unpack
-from compeft_client.publish_commands import seconds_of
-from compeft_client.watching import Job, Voice, follow, watch
+from compeft_client.cli.main import run
+from compeft_client.cli.publish import seconds_of
+from compeft_client.delivery.pull import Delivered, Reference
+from compeft_client.delivery.watch import Job, Voice, follow, watch
+from compeft_client.exchange.edge_client import Edge
+from compeft_client.exchange.package_client import PackageClient
+from compeft_client.packing.pack import unpack
 from compeft_core.errors import InputError
 from compeft_proto.keys import SigningKey, new_key
 from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from compeft_client.cli import run
+from compeft_client.cli.main import run
 from compeft_core import Compression, compress, encode, layout_of
 from compeft_core.errors import FormatError, InputError
 from compeft_server.app.server import open_ledger

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from compeft_client.node import edge_of
+from compeft_client.identity.edge_config import edge_of
 from compeft_core.errors import InputError
 from compeft_proto.site import SIMULATED_CONDUCTOR, simulated
 from compeft_server.admin.simulated_sites import make_sites

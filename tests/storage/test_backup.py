@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange import Edge, EdgeClient
+from compeft_client.exchange.edge_client import Edge, EdgeClient
 from compeft_core.errors import CompeftError, FormatError, InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.admin.backup import back_up

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from compeft_client.exchange import Edge, EdgeClient
+from compeft_client.exchange.edge_client import Edge, EdgeClient
 from compeft_core import Compression, layout_of
 from compeft_core.errors import FormatError
 from compeft_proto.task import RoundTask

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import URL
 
-from compeft_client.cli import run
+from compeft_client.cli.main import run
 from compeft_server.app.server import open_ledger, own_key
 from compeft_server.data_directory import Storage, choose_storage, open_store
 from tests.storage import servers

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import httpx
 
-from compeft_client.cli import run
+from compeft_client.cli.main import run
 from compeft_server.dashboard.security import read_password
 
-COMPEFT = [sys.executable, "-c", "from compeft_client.cli import main; main()"]
+COMPEFT = [sys.executable, "-c", "from compeft_client.cli.main import main; main()"]
 
 
 @contextmanager

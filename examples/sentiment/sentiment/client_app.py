@@ -9,9 +9,18 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from compeft_client.adapter import rest
-from compeft_client.fine_tune import Classifier, TuningSettings, evaluate, features, fine_tune, fit_probe, prepare_device, score
-from compeft_client.flower_mod import CompressionMod
+from compeft_client.flower.mod import CompressionMod
+from compeft_client.models.adapter import rest
+from compeft_client.models.fine_tune import (
+    Classifier,
+    TuningSettings,
+    evaluate,
+    features,
+    fine_tune,
+    fit_probe,
+    prepare_device,
+    score,
+)
 from compeft_proto.task import RESTING
 from sentiment.expert import LABELS, origin
 from sentiment.task import DATA, Domain, adapter_of, arrays_of, load_arrays, load_classifier, load_domain

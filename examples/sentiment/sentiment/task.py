@@ -18,9 +18,9 @@ from tokenizers import Tokenizer
 from transformers.models.bert.modeling_bert import BertModel
 from transformers.utils import logging
 
-from compeft_client.adapter import adapter_arrays, load_adapter
-from compeft_client.fine_tune import Classifier, Examples, linear
-from compeft_client.weights import weights_digest
+from compeft_client.checkpoints.base_model_digest import weights_digest
+from compeft_client.models.adapter import adapter_arrays, load_adapter
+from compeft_client.models.fine_tune import Classifier, Examples, linear
 from compeft_core.errors import InputError
 from compeft_core.layout import Vector
 from sentiment.expert import ALPHA, HEAD, HIDDEN, LABELS, TARGETS, WEIGHTS_DIGEST

@@ -108,7 +108,7 @@ def clients_simulate(
     """Make and enrol the keys of simulated clients, all on this machine. What is there already is kept.
 
     Without --expert they may do nothing yet: see `compeft policy allow`. An app finds them by
-    `compeft_client.simulation.own_or_simulated`; its ServerApp takes the site folder simulated-conductor.
+    `compeft_client.flower.simulation.own_or_simulated`; its ServerApp takes the site folder simulated-conductor.
 
     Example: compeft clients simulate ./sites --clients 10 --expert digits --data /var/lib/compeft
     """

@@ -4,8 +4,8 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from compeft_client.flower_mod import CompressionMod
-from compeft_client.simulation import own_or_simulated
+from compeft_client.flower.mod import CompressionMod
+from compeft_client.flower.simulation import own_or_simulated
 from digits.task import Net, load_data
 from digits.task import test as measure
 from digits.task import train as fit

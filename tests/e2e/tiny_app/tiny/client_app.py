@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from compeft_client.flower_mod import CompressionMod
+from compeft_client.flower.mod import CompressionMod
 
 app = ClientApp(mods=[CompressionMod()])
 

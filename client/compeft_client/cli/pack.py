@@ -1,0 +1,168 @@
+"""Commands for one expert and no server: pack, unpack, inspect, verify, diff. Each parses, calls one function, prints."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from compeft_client.checkpoints.source import read_source
+from compeft_client.cli import pack_output as texts
+from compeft_client.cli.options import AsFormat
+from compeft_client.cli.progress import watched
+from compeft_client.identity.edge_config import load_public_key, load_signing_key
+from compeft_client.packing.diff import diff as compare
+from compeft_client.packing.expert_file import is_expert_file, open_expert
+from compeft_client.packing.inspect_costs import inspect_directory
+from compeft_client.packing.pack import MAX_PARAMETERS, PackSettings, check_payloads, save_compressed
+from compeft_client.packing.pack import unpack as write_directory
+from compeft_core import Codec
+from compeft_core.budget import HIGHEST, bytes_of
+from compeft_core.errors import InputError
+from compeft_proto.keys import SigningKey
+
+Init = Annotated[
+    str | None, typer.Option(help="where it started: the untrained adapter's (or base model's) directory, or seed:N")
+]
+Trusted = Annotated[Path | None, typer.Option(help="public key of the signer; nothing is written unless it signed")]
+Force = Annotated[bool, typer.Option("--force", help="replace what is there")]
+
+
+def _density(text: str) -> float | None:
+    """A density, or None for `auto`. Errors: BadParameter."""
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text[:40]!a} is neither a fraction, such as 0.05, nor auto") from error
+
+
+Density = Annotated[
+    float | None,
+    typer.Option(
+        parser=_density,
+        metavar="FRACTION|auto",
+        help="fraction of the changes to keep, above 0 and at most 1; 0.1 is safer for an expert trained long on a hard task; auto: as "
+        "much as --budget holds",
+    ),
+]
+Budget = Annotated[str | None, typer.Option(help="most bytes of the file, such as 200kB: the density is lowered until it fits")]
+Scale = Literal["auto", "alpha_sigma", "bounded_norm", "mean_magnitude", "norm"]
+ScaleRule = Annotated[Scale, typer.Option(help="the rule for the one magnitude of what is kept")]
+Factor = Annotated[float | None, typer.Option(help="multiplies the rule's scale; for auto, replaces its factor")]
+CodecName = Annotated[Codec, typer.Option(help="rice is fast, context some per cent smaller")]
+
+app = typer.Typer()
+
+
+def pack_settings(
+    density: float | None,
+    budget: str | None,
+    scale: Scale,
+    factor: float | None,
+    init: str | None,
+    codec: Codec,
+    key: SigningKey | None,
+) -> PackSettings:
+    """What the options of `pack` and `push` say. Errors: InputError."""
+    if density is None and budget is None:
+        raise InputError(
+            "--density auto needs --budget SIZE to fill; for the fewest bytes that keep the metric: compeft tune DIRECTORY --eval ..."
+        )
+    most = bytes_of(budget) if budget else None
+    return PackSettings(HIGHEST if density is None else density, scale, factor, init, most, codec, key)
+
+
+@app.command()
+def pack(
+    directory: Annotated[Path, typer.Argument(help="a PEFT directory, or a full checkpoint (with --init BASE)")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="the file; DIRECTORY's name and .expert by default")
+    ] = None,
+    density: Density = 0.05,
+    budget: Budget = None,
+    scale: ScaleRule = "auto",
+    factor: Factor = None,
+    init: Init = None,
+    codec: CodecName = "rice",
+    sign: Annotated[Path | None, typer.Option(help="private key to sign with, from `compeft keys new`")] = None,
+    force: Force = False,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Pack a fine-tuned expert into one small file.
+
+    Example: compeft pack ./my-lora -o my.expert --density 0.05 --init ./my-lora-untrained --sign me.key
+
+    Example: compeft pack ./my-lora --density auto --budget 200kB --init seed:0
+    """
+    file = output or Path(f"{directory.resolve().name}.expert")
+    key = load_signing_key(sign) if sign else None
+    settings = pack_settings(density, budget, scale, factor, init, codec, key)
+    with watched("packing", read_source(directory).size) as tick:
+        packed = save_compressed(directory, file, settings, force=force, progress=tick)
+    typer.echo(texts.packed(file, packed, key.keyid if key else None, format))
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(help="an expert file")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
+    key: Trusted = None,
+    init: Init = None,
+    max_parameters: Annotated[int, typer.Option(help="refuse a file that would unpack to more")] = MAX_PARAMETERS,
+    force: Force = False,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Write a packed expert out as the directory it was packed from: PEFT and serving stacks load it.
+
+    Example: compeft unpack my.expert -o ./my-lora --key me.pub
+    """
+    trusted = load_public_key(key) if key else None
+    with watched("unpacking", open_expert(file, trusted).manifest.size) as tick:
+        opened = write_directory(file, output, init=init, key=trusted, force=force, max_parameters=max_parameters, progress=tick)
+    typer.echo(texts.unpacked(opened, output, format))
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="an expert file, or a directory that could be packed")],
+    init: Init = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Show what costs bytes: in a directory before anything is packed, or in an expert file.
+
+    Example: compeft inspect ./my-lora
+    """
+    if is_expert_file(path):
+        typer.echo(texts.file(open_expert(path), format))
+        return
+    with watched("measuring", read_source(path).size) as tick:
+        found = inspect_directory(path, init, tick)
+    typer.echo(texts.directory(found, init is not None, format))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="an expert file")],
+    key: Annotated[Path, typer.Option(help="public key of the signer you trust")],
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Check that a key signed an expert file, and that every byte of it is what was signed.
+
+    Example: compeft verify my.expert --key me.pub
+    """
+    opened = open_expert(file, load_public_key(key))
+    check_payloads(opened)
+    typer.echo(texts.verified(opened, load_public_key(key).keyid, format))
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="an expert file or a directory")],
+    b: Annotated[Path, typer.Argument(help="another one")],
+    init: Init = None,
+    format: AsFormat = "text",  # the option's name
+) -> None:
+    """Compare what two experts changed: cosine, norms, and where and with which sign they moved.
+
+    Example: compeft diff berlin.expert paris.expert
+    """
+    typer.echo(texts.difference(compare(a, b, init), format))

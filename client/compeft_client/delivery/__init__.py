@@ -1,0 +1,1 @@
+"""Pull and watch: an expert, by name, into a folder."""

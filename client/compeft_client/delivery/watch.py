@@ -1,0 +1,185 @@
+"""Keep a folder at an expert's newest version: what `compeft watch` does. The folder's name is a link, and the link is what changes.
+
+`DIR` points to a sibling, `.DIR.VERSION-DIGEST`, which is complete before the link is replaced by one rename; so whoever opens `DIR`
+finds the old version or the new one, never half of one. The sibling before stays, for those who have just opened it; older ones go.
+"""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from compeft_client.delivery.pull import Delivered, Reference, Wishes, deliver
+from compeft_client.durable_files import write_durably
+from compeft_client.exchange.edge_client import Edge
+from compeft_client.exchange.package_client import PackageClient
+from compeft_core.errors import InputError
+from compeft_proto.answer import Progress, Tick
+from compeft_proto.errors import RefusedError, TransferError
+
+KILL_S = 5.0
+"""How long a command has to end after it was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to follow, the folder to keep, the command to run after each change (empty: none), and how often to ask."""
+
+    reference: Reference
+    directory: Path
+    command: Sequence[str] = ()
+    every_s: float = 30.0
+    wishes: Wishes = field(default_factory=Wishes)
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Who is told of what: `changed` of each new version, `trouble` of each new reason why there is none."""
+
+    changed: Callable[[Delivered], None]
+    trouble: Callable[[str], None]
+
+
+class Stopped(Exception):  # noqa: N818  # no error: somebody asked
+    """Told to stop in the middle of a transfer; what has arrived is kept."""
+
+
+def watch(edge: Edge, job: Job, stop: threading.Event, voice: Voice) -> None:
+    """Follow until `stop`. An aggregator that is away, or refuses, is asked again; nothing here changes meanwhile.
+
+    Errors: InputError if the folder is no link; TrustError, FormatError and LimitError, which waiting does not mend.
+    """
+    check_directory(job.directory)
+    edge, last = replace(edge, patience_s=0.0), ""
+    while not stop.is_set():
+        try:
+            with PackageClient(edge) as client:
+                while not stop.is_set():
+                    follow(client, edge, job, stop, voice)
+                    last = ""
+                    stop.wait(job.every_s)
+        except Stopped:
+            return
+        except (TransferError, RefusedError) as error:
+            if str(error) != last:
+                voice.trouble(str(error))
+            last = str(error)
+            stop.wait(job.every_s)
+
+
+def follow(client: PackageClient, edge: Edge, job: Job, stop: threading.Event, voice: Voice) -> bool:
+    """One look: bring the folder to the newest version if it is not there, run the command. Whether the command, if any, succeeded.
+
+    Errors: those of `deliver`.
+    """
+    newest = client.newest(job.reference.expert, job.reference.version, job.reference.channel)
+    if _current(job.directory) != _place(job.directory, newest.version, newest.state_digest).name:
+        delivered = deliver(edge, job.reference, _fresh(job.directory), job.wishes, _until(stop))
+        _switch(job.directory, delivered)
+        voice.changed(delivered)
+    return not job.command or _ran(job) == _current(job.directory) or _run(job, stop, voice)
+
+
+def check_directory(directory: Path) -> None:
+    """Errors: InputError if there is something that is not a link of ours, or no folder to put it in."""
+    if not directory.parent.is_dir():
+        raise InputError(f"{directory.parent} is no folder: make it first")
+    if directory.exists() and not directory.is_symlink():
+        raise InputError(f"{directory} is there and no link: watch keeps a link to a folder beside it, choose another name")
+
+
+def _current(directory: Path) -> str:
+    """The name of the sibling that the link points to; empty if there is no link."""
+    return os.readlink(directory) if directory.is_symlink() else ""
+
+
+def _place(directory: Path, version: int, digest: bytes) -> Path:
+    return directory.parent / f".{directory.name}.{version}-{digest.hex()[:16]}"
+
+
+def _fresh(directory: Path) -> Path:
+    """A sibling to write to; what an earlier, broken try left there is gone."""
+    folder = directory.parent / f".{directory.name}.new"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _switch(directory: Path, delivered: Delivered) -> None:
+    """Give the fresh sibling its name and turn the link to it, durably."""
+    before, place = _current(directory), _place(directory, delivered.version, delivered.digest)
+    if place.name != before:
+        shutil.rmtree(place, ignore_errors=True)
+        (directory.parent / f".{directory.name}.new").replace(place)
+    link = directory.parent / f".{directory.name}.link"
+    link.unlink(missing_ok=True)
+    link.symlink_to(place.name)
+    link.replace(directory)
+    folder = os.open(directory.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    for old in directory.parent.glob(f".{directory.name}.*-*"):
+        if old.name not in (before, place.name) and old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _run(job: Job, stop: threading.Event, voice: Voice) -> bool:
+    """Run the command; whether it succeeded. It is told to end when we are."""
+    current = _current(job.directory)
+    version = current.removeprefix(f".{job.directory.name}.").partition("-")[0]
+    told = {
+        "COMPEFT_EXPERT": job.reference.expert,
+        "COMPEFT_VERSION": version,
+        "COMPEFT_DIRECTORY": str(job.directory.absolute()),
+    }
+    try:
+        child = subprocess.Popen(job.command, env=os.environ | told)  # noqa: S603  # the user's own command, no shell
+    except OSError as error:
+        raise InputError(f"cannot run {job.command[0]}: {error.strerror}") from error
+    code = _ended(child, stop)
+    if stop.is_set():
+        return False
+    write_durably(_ran_file(job), current.encode())
+    if code:
+        voice.trouble(f"{job.command[0]} ended with code {code} after {job.reference.expert} version {version}")
+    return code == 0
+
+
+def _ended(child: "subprocess.Popen[bytes]", stop: threading.Event) -> int:
+    while child.poll() is None:
+        if stop.wait(0.05):
+            child.terminate()
+            try:
+                return child.wait(KILL_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+    return child.wait()
+
+
+def _ran(job: Job) -> str:
+    """After which change the command ran last: if we ended between a change and its command, it still runs."""
+    file = _ran_file(job)
+    return file.read_text() if file.exists() else ""
+
+
+def _ran_file(job: Job) -> Path:
+    return job.directory.parent / f".{job.directory.name}.ran"
+
+
+def _until(stop: threading.Event) -> Progress:
+    """Progress that nobody watches, and that ends the transfer once `stop` is set."""
+
+    @contextmanager
+    def progress(_total: int) -> Iterator[Tick]:
+        def tick(_done: int) -> None:
+            if stop.is_set():
+                raise Stopped
+
+        yield tick
+
+    return progress

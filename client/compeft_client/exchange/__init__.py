@@ -1,0 +1,1 @@
+"""The SDK: EdgeClient, PackageClient, connection or relay, state directory, quality floor."""

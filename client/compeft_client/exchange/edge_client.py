@@ -1,0 +1,355 @@
+"""EdgeClient: sync an expert from an aggregator, submit a task vector to it. The SDK; no Flower, no torch.
+
+Nothing that arrives is used before its signature, its place in the log and its state digest are checked. A client never goes
+back to an older version than the one it has unless told to.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from compeft_client.durable_files import write_durably
+from compeft_client.exchange.connections import Carrier, Connection, Letters, now_ms
+from compeft_client.exchange.quality_floor import Floor, above
+from compeft_client.exchange.state_directory import WORKERS, Memory, Pending, StateDirectory, settled
+from compeft_core import Compression, Encoded, Layout, State, Vector
+from compeft_core.budget import payload_bytes
+from compeft_core.codec import sooner_codec
+from compeft_core.errors import InputError, LayoutMismatchError
+from compeft_core.machine import workers_for
+from compeft_core.resting import active_places, share_of_active
+from compeft_proto import envelope as dsse
+from compeft_proto import manifest as mf
+from compeft_proto import trust
+from compeft_proto.answer import Answer, Progress, fetch, hear, lead, quiet
+from compeft_proto.base_model import base_model_to_proto
+from compeft_proto.believed import Believed
+from compeft_proto.errors import WrongBaseError
+from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.task import AUTO, Origin, RoundTask
+from compeft_proto.transport import Tls
+from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
+
+PATIENCE_S = 30.0
+LIFETIME_MS = 60 * 60 * 1000
+"""How long a sealed update may be under way."""
+ROUNDING, TINY = np.float32(2**-8), np.float32(2**-24)
+"""What loading a state into a bfloat16 or float16 adapter may change, in relation to a value and beside it."""
+
+NO_ORIGIN = Origin()
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback. A transfer that
+    fails is tried again, from where it stopped, for `patience_s` seconds without success. `older` are keys that the aggregator had
+    before: versions that they signed still hold, everything else must be signed by `aggregator`, or by a key that it introduced; `learn`
+    is the file of public keys that such a key is written to. `max_update_bytes`, `max_upload_s`: the density of a round is lowered where
+    its update would take more, or longer at the rate of the upload before.
+    """
+
+    address: str
+    key: SigningKey
+    aggregator: PublicKey
+    state: Path
+    tls: Tls | None = None
+    patience_s: float = PATIENCE_S
+    older: tuple[PublicKey, ...] = ()
+    learn: Path | None = None
+    max_update_bytes: int | None = None
+    max_upload_s: float | None = None
+
+    def learned(self, keys: tuple[PublicKey, ...]) -> None:
+        """The aggregator has changed its key."""
+        if self.learn is not None:
+            write_durably(self.learn, b"".join(key.to_pem() for key in keys))
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """An expert at one version. `vector` is float32 of shape (layout.size,), the state that the version's digest names;
+    `adapter_config` is canonical JSON, empty if its publisher did not say.
+    """
+
+    expert: str
+    version: int
+    layout: Layout
+    vector: Vector
+    adapter_config: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What local training produced: the task vector (tuned minus synced, float32 of shape (layout.size,)), the number of examples
+    behind it, metrics by name, and the SHA-256 of the base model and adapter configuration it was trained with.
+    """
+
+    task_vector: Vector
+    num_examples: int
+    metrics: Mapping[str, float]
+    origin: Origin = field(default_factory=Origin)
+
+
+class EdgeClient:
+    """One edge client of one aggregator; a context manager, because it holds a connection. With `letters` it has none, and others carry
+    what it asks and answers; all checks are the same.
+    """
+
+    def __init__(self, edge: Edge, letters: Letters | None = None) -> None:
+        self._edge = edge
+        self._carrier: Carrier = letters or Connection(edge.key, edge.address, edge.tls, edge.patience_s)
+        self._believed = Believed((edge.aggregator, *edge.older), self._carrier.handovers, edge.learned)
+        self._relay_key = b""
+
+    def __enter__(self) -> "EdgeClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._carrier.close()
+
+    def sync(
+        self,
+        expert: str,
+        version: int | None = None,
+        run: str = "",
+        round_number: int = 0,
+        *,
+        channel: str = "",
+        go_back: bool = False,
+        origin: Origin = NO_ORIGIN,
+        progress: Progress = quiet,
+    ) -> Synced:
+        """Bring the local copy of `expert` to `version`, or to where `channel` points (to the newest by default), and settle the
+        pending update.
+
+        `run` and `round_number` say on whose behalf, for the ledger. `go_back` allows an older version than the one that is here:
+        after a rolled back channel, say. `origin` is what this client trains or serves with: another base
+        model than the expert's is a WrongBaseError. Errors: UnreachableError; UnknownExpertError; ForbiddenError; InputError for a version
+        and a channel at once; SignatureError, WrongBaseError, ReplayError, FormatError or ChunkMismatchError if the answer cannot
+        be trusted. After an error the local copy is what it was.
+        """
+        if channel and version is not None:
+            raise InputError(f"{expert}: asked for version {version} and for channel {channel}: name one of them")
+        directory = self._memory_of(expert)
+        with directory.lock():
+            memory = before = directory.load()
+            trust.check_goal(expert, memory.version, version, go_back)
+            if version is not None and version < memory.version:
+                memory = _rewound(memory)
+            request = self._request(expert, memory, run, round_number)
+            if version is not None:
+                request.want_version = version
+            request.channel = channel
+            answer, payloads = self._answered(directory, request, memory, progress)
+            statement = answer.statement
+            trust.check_channel(statement, memory.version, go_back)
+            if statement.want_version < memory.version:
+                memory = _rewound(memory)
+                answer, payloads = self._answered(directory, request, memory, progress)
+            genesis = trust.genesis_of(answer.steps, expert) if memory.version < 0 else _genesis(directory, memory)
+            trust.check_base(origin, genesis)
+            memory, synced = _follow(directory, memory, answer, payloads)
+            memory = settled(memory, statement.merged_sequence, statement.waiting_sequence)
+            if memory != before:
+                directory.save(memory)
+        return synced
+
+    def _answered(
+        self, directory: StateDirectory, request: pb.SyncRequest, memory: Memory, progress: Progress
+    ) -> tuple[Answer, list[bytes]]:
+        """The signed answer to `request` from what `memory` has, and the payloads of the steps that are needed of it."""
+        _place(request, memory)
+        self._carrier.date(request)
+
+        def attempt() -> tuple[Answer, list[bytes]]:
+            with self._carrier.ask(request) as dialogue:
+                answer = hear(dialogue, self._believed.newest, self._believed.any)
+                trust.check_statement(answer.statement, request, memory.version)
+                trust.check_steps(answer.steps, answer.statement)
+                return answer, fetch(dialogue, directory, answer.needed, progress)
+
+        answer, payloads = self._carrier.persist(lambda: self._believed.trusting(attempt))
+        self._relay_key = answer.statement.relay_key
+        return answer, payloads
+
+    def next_request(self, expert: str, run: str, round_number: int) -> pb.SyncRequest:
+        """What a sync to the newest version would ask now, for others to carry."""
+        directory = self._memory_of(expert)
+        with directory.lock():
+            return self._request(expert, directory.load(), run, round_number)
+
+    def _request(self, expert: str, memory: Memory, run: str, round_number: int) -> pb.SyncRequest:
+        request = pb.SyncRequest(expert=expert, keyid=self._edge.key.keyid, run=run, round=round_number, sequence=memory.sequence)
+        return _place(request, memory)
+
+    def check_ready(self, task: RoundTask) -> None:
+        """Raise now, before anybody trains, what `submit` would raise of this client's memory. Errors: WrongBaseError, ConflictError."""
+        directory = self._memory_of(task.expert)
+        with directory.lock():
+            memory = directory.load()
+            trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
+
+    def submit(self, task: RoundTask, trained: Trained, floor: Floor | None = None) -> pb.Receipt | None:
+        """Compress the task vector plus the residual, seal it and send it for one round; the aggregator's receipt, or None where others
+        carry it: then the next `sync` says what became of it.
+
+        With a `floor`, the task's density is the most: the update is compressed as far as the floor allows. What compression leaves
+        behind is kept for the next round, and so is all that earlier rounds left of tensors that rest in this one.
+
+        Errors: WrongBaseError if another version was synced last; ConflictError while an earlier update waits for its round to close;
+        NotFiniteError; InputError if training changed a tensor that rests; the aggregator's refusal; UnreachableError. After an error of
+        the exchange the update stays pending, and the next `sync` settles it.
+        """
+        directory = self._memory_of(task.expert)
+        with directory.lock():
+            memory = directory.load()
+            trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
+            layout = mf.layout_from_proto(_genesis(directory, memory).layout)
+            target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
+            awake = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
+            asked, workers = share_of_active(layout, task.compression, task.resting), workers_for(layout.size, WORKERS)
+            codec = sooner_codec(asked.density, memory.upload_bytes_per_s, workers) if task.codec == AUTO else task.codec
+            used, encoded = mf.coded(layout, awake, asked, codec, workers, _most_bytes(self._edge, memory, layout, task))
+            if floor is not None:
+                synced = directory.state(memory, layout).vector
+                goal = above(floor, layout, synced, synced + trained.task_vector, awake, used)
+                used, encoded = (used, encoded) if goal == used else mf.coded(layout, awake, goal, codec, workers)
+            update = self._update(task, trained, encoded, layout, used)
+            update.sequence = memory.sequence + 1
+            update.base_state_digest = bytes.fromhex(memory.synced)
+            sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
+            pending = Pending(
+                sequence=update.sequence,
+                envelope=directory.write(sealed.SerializeToString()),
+                payload=directory.write(encoded.blob),
+                target=directory.write_vector(target),
+                carried=directory.write(encoded.rice),
+            )
+            memory = replace(memory, sequence=pending.sequence, pending=pending)
+            directory.save(memory)
+            started = time.monotonic()
+            receipt = self._send(sealed, encoded.blob)
+            if receipt is not None:
+                directory.save(replace(memory, upload_bytes_per_s=len(encoded.blob) / (time.monotonic() - started)))
+            return receipt
+
+    def resume(self, expert: str) -> pb.Receipt | None:
+        """Go on with the update that was under way when an earlier process ended; None if there is none. Errors: as `submit`."""
+        directory = self._memory_of(expert)
+        with directory.lock():
+            pending = directory.load().pending
+            if pending is None:
+                return None
+            return self._send(Envelope.FromString(directory.read(pending.envelope)), directory.read(pending.payload))
+
+    def _send(self, sealed: Envelope, payload: bytes) -> pb.Receipt | None:
+        """Bring a sealed update on its way; the aggregator's receipt, checked, if there is one yet."""
+        answer = self._carrier.hand_in(sealed, payload, self._relay_key)
+        if answer is None:
+            return None
+        receipt = self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
+        trust.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
+        return receipt
+
+    def _memory_of(self, expert: str) -> StateDirectory:
+        return StateDirectory.of(self._edge.state, expert)
+
+    def _update(
+        self, task: RoundTask, trained: Trained, encoded: Encoded, layout: Layout, compression: Compression
+    ) -> pb.UpdateManifest:
+        now = now_ms()
+        return pb.UpdateManifest(
+            expert=task.expert,
+            base_version=task.version,
+            run=task.run,
+            round=task.round,
+            round_nonce=task.nonce,
+            keyid=self._edge.key.keyid,
+            base_model_digest=trained.origin.base_model_digest,
+            base_model=base_model_to_proto(trained.origin),
+            layout_digest=layout.digest,
+            adapter_config_digest=trained.origin.adapter_config_digest,
+            coding=mf.coding_of(encoded, compression),
+            num_examples=trained.num_examples,
+            metrics=mf.metrics_to_proto(trained.metrics.items()),
+            issued_at_ms=now,
+            expires_at_ms=now + LIFETIME_MS,
+            chunks=mf.refs_of(encoded.blob),
+        )
+
+
+def _genesis(directory: StateDirectory, memory: Memory) -> pb.Genesis:
+    return pb.Genesis.FromString(directory.read(memory.genesis))
+
+
+def _place(request: pb.SyncRequest, memory: Memory) -> pb.SyncRequest:
+    """The request, from the version that `memory` has."""
+    request.ClearField("have_version")
+    if memory.version >= 0:
+        request.have_version = memory.version
+    return request
+
+
+def _rewound(memory: Memory) -> Memory:
+    """A memory without a synced state, for a log that is followed from its start. Residual and pending update stay."""
+    return replace(memory, version=-1, genesis="", synced="")
+
+
+def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads: Sequence[bytes]) -> tuple[Memory, Synced]:
+    """Go where the answer leads, each step checked against its signed digest. The memory that names it is not saved yet."""
+    statement = answer.statement
+    if memory.version < 0:
+        memory = replace(memory, genesis=directory.write(trust.genesis_of(answer.steps, statement.expert).SerializeToString()))
+    genesis = _genesis(directory, memory)
+    layout = mf.layout_from_proto(genesis.layout)
+    state = _led(directory, memory, answer, payloads, genesis, layout)
+    if statement.want_version != memory.version:
+        memory = replace(memory, version=statement.want_version, synced=directory.write_state(state))
+    return memory, Synced(statement.expert, memory.version, layout, state.vector, genesis.adapter_config)
+
+
+def _led(
+    directory: StateDirectory, memory: Memory, answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout: Layout
+) -> State:
+    """The state that the answer leads to. What lies here is held against its digest only if nothing is built on it, or that went wrong."""
+    known = directory.claimed_state(memory, layout) if answer.steps else directory.state(memory, layout)
+    try:
+        return lead(answer, payloads, genesis, layout, known, workers_for(layout.size, WORKERS))
+    except WrongBaseError:
+        directory.state(memory, layout)
+        raise
+
+
+def _most_bytes(edge: Edge, memory: Memory, layout: Layout, task: RoundTask) -> int:
+    """What an update of this client may take in this round, 0 if nothing limits it. Before anything was uploaded, no rate is known; a rate
+    that is too low for the smallest update leaves that, or a link that recovers would never be measured again.
+    """
+    limits = [most for most in (task.max_payload_bytes, edge.max_update_bytes) if most]
+    if edge.max_upload_s is not None and memory.upload_bytes_per_s:
+        least = payload_bytes(layout.ternary_size, layout.dense_size, 0)
+        limits.append(max(least, int(edge.max_upload_s * memory.upload_bytes_per_s)))
+    return min(limits, default=0)
+
+
+def _task_vector(directory: StateDirectory, memory: Memory, layout: Layout, task: RoundTask, trained: Trained) -> Vector:
+    """The task vector, zero where the round rests. Errors: LayoutMismatchError; InputError if training changed what rests, beyond
+    the rounding of a bfloat16 adapter: then the average would not be the exact one that was asked for.
+    """
+    vector = trained.task_vector
+    if vector.shape != (layout.size,):
+        raise LayoutMismatchError(f"task vector has shape {vector.shape}, the layout says ({layout.size},)")
+    if not task.resting:
+        return vector
+    active, synced = active_places(layout, task.resting), directory.state(memory, layout).vector
+    changed = int(np.count_nonzero(np.abs(vector[~active]) > np.abs(synced[~active]) * ROUNDING + TINY))
+    if changed:
+        raise InputError(
+            f"round {task.round} rests {', '.join(task.resting)}, but training changed {changed} parameters there: "
+            "freeze them (compeft_client.models.adapter.rest)"
+        )
+    return np.where(active, vector, np.float32(0))

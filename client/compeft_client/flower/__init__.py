@@ -1,0 +1,1 @@
+"""The Flower mod (the two-line seam)."""

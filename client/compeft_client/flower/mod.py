@@ -1,0 +1,118 @@
+"""CompressionMod: the one line that makes a Flower client's arrays travel compressed and signed.
+
+    app = ClientApp(mods=[CompressionMod()])
+
+Who this client is and which aggregator it believes stands in the node configuration that its own operator wrote. An app's author may take
+it from elsewhere (`config`); nothing that a server sends decides it.
+
+Incoming: a message with a task instead of arrays gets its arrays from the aggregator, checked. The app trains as ever. Outgoing: its
+arrays become a compressed, signed update at the aggregator, and the reply carries a receipt. Whether this client reaches the aggregator
+itself, or a letter in Flower's message carries all of that, is the server's to say (`Plan(relay=True)`) and changes no check. If tensors
+rest in a round, the app finds the endings of their names in the record `resting`, and must leave them as they are. A message without a
+task passes through untouched, so the same app also runs without the strategy's other half. Put it first in the list: what comes after
+it (clipping, noise) then works on plain arrays.
+"""
+
+from collections.abc import Callable, Mapping
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from google.protobuf.message import DecodeError
+
+from compeft_client.exchange.connections import Letters
+from compeft_client.exchange.edge_client import EdgeClient, Synced, Trained
+from compeft_client.exchange.quality_floor import Floor
+from compeft_client.identity.edge_config import edge_of
+from compeft_core import flatten, unflatten
+from compeft_core.errors import FormatError
+from compeft_proto import letter
+from compeft_proto.keys import SigningKey
+from compeft_proto.task import ORDER, RECORD, RESTING, Origin, RoundTask, task_from_values
+from compeft_proto.v1 import exchange_pb2 as xp
+
+App = Callable[[Message, Context], Message]
+
+
+class CompressionMod:
+    """A Flower mod.
+
+    origin: what this client trains with; the aggregator refuses an update with another origin than its expert's. config: the client's own
+    configuration, as `compeft_client.identity.edge_config.edge_of` takes it: by default the node's; `compeft_client.flower.simulation` has one for simulations.
+    floor: what an update must still be worth on this client's validation rows; None compresses as the round asks.
+    """
+
+    def __init__(
+        self,
+        origin: Callable[[Context], Origin] = lambda _: Origin(),
+        config: Callable[[Context], Mapping[str, object]] = lambda context: context.node_config,
+        floor: Callable[[Context], Floor | None] = lambda _: None,
+    ) -> None:
+        self._origin, self._config, self._floor = origin, config, floor
+
+    def __call__(self, message: Message, context: Context, call_next: App) -> Message:
+        """Sync, run the app, submit. Errors of the exchange end the message: Flower reports them, the round goes on without."""
+        record = message.content.config_records.get(RECORD)
+        if record is None:
+            return call_next(message, context)
+        task, key, edge = task_from_values(record), str(record["arrays-key"]), edge_of(self._config(context))
+        letters = _letters(message, edge.key)
+        del message.content[RECORD]
+        with EdgeClient(edge, letters) as client:
+            if letters is not None and not letters.answers:
+                return _enclosed(Message(RecordDict(), reply_to=message), client, task, letters)
+            synced = client.sync(task.expert, task.version, task.run, task.round, origin=self._origin(context))
+            message.content[key] = _arrays(synced, record.get(ORDER))
+            if message.metadata.message_type == MessageType.TRAIN:
+                client.check_ready(task)
+            if task.resting:
+                message.content[RESTING] = ConfigRecord({RESTING: list(task.resting)})
+            reply = call_next(message, context)
+            if reply.has_error():
+                return reply
+            if message.metadata.message_type == MessageType.TRAIN:
+                self._submit(client, task, synced, reply, context)
+            if letters is not None:
+                _enclosed(reply, client, task, letters)
+        reply.content[RECORD] = ConfigRecord({"keyid": edge.key.keyid, "version": synced.version})
+        return reply
+
+    def _submit(self, client: EdgeClient, task: RoundTask, synced: Synced, reply: Message, context: Context) -> None:
+        """Take the tuned arrays out of the reply and send their task vector."""
+        records = dict(reply.content.array_records)
+        if len(records) != 1:
+            raise FormatError(f"the app's reply has {len(records)} ArrayRecords, needed is one with the tuned arrays")
+        ((key, arrays),) = records.items()
+        tuned = flatten(synced.layout, {name: array.numpy() for name, array in arrays.items()})
+        del reply.content[key]
+        metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
+        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        count = int(numbers.get("num-examples", 1))
+        trained = Trained(tuned - synced.vector, count, numbers, self._origin(context))
+        client.submit(task, trained, self._floor(context))
+
+
+def _letters(message: Message, key: SigningKey) -> Letters | None:
+    """Those of a message that carries one; it is taken out. None if this client is to reach the aggregator itself. Errors: FormatError."""
+    record = message.content.array_records.get(letter.RECORD)
+    if record is None:
+        return None
+    del message.content[letter.RECORD]
+    try:
+        return Letters(key, xp.Letter.FromString(record[letter.RECORD].data))
+    except (KeyError, DecodeError) as error:
+        raise FormatError("the message's letter is none") from error
+
+
+def _enclosed(reply: Message, client: EdgeClient, task: RoundTask, letters: Letters) -> Message:
+    """The reply with a letter: the update, if there is one, and what is to be answered next."""
+    letters.enclose(client.next_request(task.expert, task.run, task.round))
+    data = letters.reply.SerializeToString()
+    reply.content[letter.RECORD] = ArrayRecord({letter.RECORD: Array("uint8", (len(data),), letter.KIND, data)})
+    return reply
+
+
+def _arrays(synced: Synced, order: object) -> ArrayRecord:
+    """The synced arrays in the app's order, which some apps go by instead of by names. Errors: FormatError if it is no order of them."""
+    arrays = list(unflatten(synced.layout, synced.vector).items())
+    if not isinstance(order, list) or sorted(order) != list(range(len(arrays))):
+        raise FormatError(f"the task's order of arrays is none of {len(arrays)} arrays")
+    return ArrayRecord({name: Array(array) for name, array in (arrays[place] for place in order)})

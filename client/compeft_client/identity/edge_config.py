@@ -1,0 +1,84 @@
+"""An edge client's local configuration: from the names and paths that the site's operator wrote to an `Edge`."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from compeft_client.durable_files import read_file, read_private
+from compeft_client.exchange.edge_client import PATIENCE_S, Edge
+from compeft_client.identity.certificates import check_lasting
+from compeft_client.identity.site_folder import complete
+from compeft_core.budget import bytes_of
+from compeft_core.errors import InputError
+from compeft_proto.keys import PublicKey, SigningKey, public_key_from_pem, public_keys_from_pem, signing_key_from_pem
+from compeft_proto.transport import Tls
+
+NEEDED = ("aggregator", "aggregator-key", "key", "state-dir")
+TLS = ("tls-ca", "tls-cert", "tls-key")
+
+
+def edge_of(config: Mapping[str, object]) -> Edge:
+    """The client that the options of a command, or a SuperNode's --node-config, describe.
+
+    site: folder that holds all that is not given beside it; aggregator: host:port; aggregator-key: file with its public key, older
+    ones after it; key: file with this client's private key; state-dir: folder for its memory; patience-s: seconds to try a failing
+    transfer again; max-update: most bytes of one update, such as 200kB, for which the density is lowered if need be; max-upload-s: most
+    seconds of one, at the rate of the upload before; tls-ca, tls-cert, tls-key: PEM files, all three or none. Errors: InputError,
+    ForbiddenError.
+    """
+    config = complete(config)
+    missing = [name for name in NEEDED if not config.get(name)]
+    if missing:
+        raise InputError(
+            f"lacking {', '.join(missing)}: give --site with the folder that `compeft enroll` made, or each by itself"
+        )
+    given = [name for name in TLS if config.get(name)]
+    if given and len(given) < len(TLS):
+        raise InputError(f"only {', '.join(given)} of TLS: it needs {', '.join(TLS)}")
+    known = Path(str(config["aggregator-key"]))
+    newest, *older = load_public_keys(known)
+    return Edge(
+        address=str(config["aggregator"]),
+        key=load_signing_key(Path(str(config["key"]))),
+        aggregator=newest,
+        state=Path(str(config["state-dir"])),
+        tls=_tls(config) if given else None,
+        patience_s=float(str(config.get("patience-s", PATIENCE_S))),
+        older=tuple(older),
+        max_update_bytes=bytes_of(str(config["max-update"])) if config.get("max-update") else None,
+        max_upload_s=seconds_of("max-upload-s", config) if config.get("max-upload-s") is not None else None,
+        learn=known if "site" in config else None,
+    )
+
+
+def seconds_of(name: str, config: Mapping[str, object]) -> float:
+    """A time above 0 in a configuration. Errors: InputError."""
+    try:
+        seconds = float(str(config[name]))
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InputError(f"{name} is {config[name]!r}: give seconds, more than 0")
+    return seconds
+
+
+def load_signing_key(path: Path) -> SigningKey:
+    """A private key from a file. Errors: InputError if there is none, ForbiddenError if others may read it."""
+    return signing_key_from_pem(read_file(path), str(path), path.stat().st_mode)
+
+
+def load_public_key(path: Path) -> PublicKey:
+    """A public key from a file. Errors: InputError."""
+    return public_key_from_pem(read_file(path), str(path))
+
+
+def load_public_keys(path: Path) -> tuple[PublicKey, ...]:
+    """One or more public keys from a file, in their order. Errors: InputError."""
+    return public_keys_from_pem(read_file(path), str(path))
+
+
+def _tls(config: Mapping[str, object]) -> Tls:
+    authority, certificate, key = (Path(str(config[name])) for name in TLS)
+    check_lasting(read_file(certificate), str(certificate), time.time_ns() // 1_000_000)
+    return Tls(read_file(authority), read_file(certificate), read_private(key))

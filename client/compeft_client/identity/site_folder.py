@@ -1,0 +1,48 @@
+"""A site folder: what `compeft enroll` wrote, under the names of the options that it replaces.
+
+Nothing is read from a folder that anybody but its owner may enter.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from compeft_client.durable_files import read_file, write_durably
+from compeft_core.errors import InputError
+from compeft_proto.keys import check_private
+from compeft_proto.site import FILES, INDEX
+
+
+def complete(config: Mapping[str, object]) -> dict[str, object]:
+    """A client's options with those that are not given taken from the site folder, if `site` names one.
+
+    Errors: as `read_site`.
+    """
+    given = {name: value for name, value in config.items() if value is not None and value != ""}
+    return {**read_site(Path(str(given["site"]))), **given} if "site" in given else given
+
+
+def read_site(folder: Path) -> dict[str, object]:
+    """The options that a site folder holds. Errors: InputError if it is none, ForbiddenError if others may enter it."""
+    if not (folder / INDEX).is_file():
+        raise InputError(f"{folder} is no site folder, it has no {INDEX}: make one with `compeft enroll`")
+    check_private(str(folder), folder.stat().st_mode)
+    found: dict[str, object] = {name: folder / file for name, file in FILES.items() if (folder / file).exists()}
+    return {"aggregator": read_index(folder).get("aggregator"), "state-dir": folder / FILES["state-dir"], **found}
+
+
+def read_index(folder: Path) -> dict[str, object]:
+    """What the folder's index says. Errors: InputError if it is damaged."""
+    path = folder / INDEX
+    try:
+        values = json.loads(read_file(path))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: enrol again with `compeft enroll`") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds a JSON {type(values).__name__}, needed is an object: enrol again with `compeft enroll`")
+    return values
+
+
+def write_index(folder: Path, values: Mapping[str, str]) -> None:
+    """Make the folder a site folder: all its other files are there."""
+    write_durably(folder / INDEX, json.dumps(dict(values), indent=1).encode(), mode=0o600)

@@ -1,0 +1,135 @@
+"""Experts that are to be merged: read from expert files or PEFT directories, and held against each other before anything is computed.
+
+Full checkpoints, DoRA, and adapters that start from their base model (PiSSA ...) are refused: their files alone do not hold what they
+changed.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compeft_client.checkpoints.safetensors_file import NUMPY, Stored, read_bytes, read_values
+from compeft_client.checkpoints.source import Source, read_source
+from compeft_client.packing.expert_file import ExpertFile, is_expert_file, open_expert
+from compeft_client.packing.pack import load_compressed
+from compeft_client.packing.tensor_rules import RANDOM_STARTS
+from compeft_core.errors import FormatError, InputError
+from compeft_proto.expert_manifest import FLOATS, MODEL
+
+Tensors = Mapping[str, NDArray[np.generic]]
+SAME_FOR_FACTORS = ("peft_type", "base_model_name_or_path", "fan_in_fan_out", "layer_replication")
+SAME_FOR_ENTRIES = (*SAME_FOR_FACTORS, "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One expert to merge: where it lies (opened, or read as a directory) and what its configuration says."""
+
+    path: Path
+    opened: ExpertFile | None
+    source: Source | None
+    config: bytes
+    fields: Mapping[str, object]
+
+
+def read_candidates(paths: Sequence[Path], same: Sequence[str]) -> list[Candidate]:
+    """The experts at these paths. Errors: InputError if they are fewer than two, no adapters, or their fields in `same` differ."""
+    if len(paths) < 2:
+        raise InputError(f"{len(paths)} experts given, merging needs two at least")
+    found = [_candidate(path) for path in paths]
+    for candidate in found:
+        _check(candidate)
+        for name in same:
+            if (candidate.fields.get(name) or None) != (found[0].fields.get(name) or None):
+                raise InputError(
+                    f"{name} is {found[0].fields.get(name)!r} in {found[0].path} and {candidate.fields.get(name)!r} in "
+                    f"{candidate.path}: {WAYS_OUT.get(name, 'they cannot be merged')}"
+                )
+    return found
+
+
+WAYS_OUT = {
+    name: "entries of factors of other scale or rank do not compare: use core_average, core_ties, knots_ties, tsv_m or iso_c"
+    for name in SAME_FOR_ENTRIES
+    if name not in SAME_FOR_FACTORS
+} | {"base_model_name_or_path": "experts of different base models cannot be merged"}
+
+
+def tensors_of(candidate: Candidate, init: str | None) -> dict[str, Tensors]:
+    """All tensors by file and name, floats as float32. Errors: those of reading."""
+    if candidate.opened:
+        return dict(load_compressed(candidate.path, init=init).tensors)
+    if candidate.source is None:
+        return {}
+    files = candidate.source.files
+    return {file: {t.name: _values(t) for t in header.tensors.values()} for file, header in files.items()}
+
+
+def _values(tensor: Stored) -> NDArray[np.generic]:
+    if tensor.dtype in FLOATS:
+        return np.concatenate([np.zeros(0, np.float32), *read_values(tensor)]).reshape(tensor.shape)
+    raw = np.frombuffer(read_bytes(tensor), NUMPY[tensor.dtype])
+    return (raw.astype(np.bool_) if tensor.dtype == "BOOL" else raw).reshape(tensor.shape)
+
+
+def _candidate(path: Path) -> Candidate:
+    if is_expert_file(path):
+        opened = open_expert(path)
+        if MODEL in opened.manifest.files:
+            raise InputError(f"{path} is a full checkpoint: merge takes adapters")
+        return Candidate(path, opened, None, opened.manifest.config, _fields(path, opened.manifest.config))
+    source = read_source(path)
+    if not source.is_adapter:
+        raise InputError(f"{path} is a full checkpoint: merge takes adapters")
+    return Candidate(path, None, source, source.config, source.fields)
+
+
+def _fields(path: Path, config: bytes) -> Mapping[str, object]:
+    try:
+        fields = json.loads(config)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} holds a configuration that is not JSON") from error
+    if not isinstance(fields, dict):
+        raise FormatError(f"{path} holds a configuration that is no JSON object")
+    return fields
+
+
+def _check(candidate: Candidate) -> None:
+    fields = candidate.fields
+    if fields.get("use_dora"):
+        raise InputError(
+            f"{candidate.path} is a DoRA: its directions are divided by norms of the base model, so changes do not add up"
+        )
+    if fields.get("peft_type") == "LORA" and fields.get("init_lora_weights", True) not in RANDOM_STARTS:
+        raise InputError(
+            f"{candidate.path} starts from its base model (init_lora_weights is {fields['init_lora_weights']!r}): save it as a plain "
+            "LoRA first (PEFT's path_initial_model_for_weight_conversion)"
+        )
+    if fields.get("lora_bias"):
+        raise InputError(f"{candidate.path} has lora_bias, which is scaled like a factor: it cannot be merged")
+
+
+def merged_beside(
+    paths: Sequence[Path], name: str, values: Sequence[NDArray[np.generic]], weights: Sequence[float]
+) -> NDArray[np.generic]:
+    """A tensor that is no factor (a head, a bias): itself if all experts agree, else the weighted mean.
+
+    Errors: InputError if shapes differ, or values do that are not floats.
+    """
+    for path, value in zip(paths, values, strict=True):
+        if value.shape != values[0].shape or value.dtype != values[0].dtype:
+            raise InputError(
+                f"{name} has shape {list(values[0].shape)} in {paths[0]} and {list(value.shape)} in {path}: no mean of them"
+            )
+    if all(np.array_equal(value, values[0]) for value in values):
+        return values[0]
+    if values[0].dtype != np.float32:
+        raise InputError(f"{name} differs between experts and holds {values[0].dtype}: no mean of them")
+    total = math.fsum(weights)
+    mean = sum((w / total * v.astype(np.float64) for w, v in zip(weights, values, strict=True)), np.zeros(values[0].shape))
+    return mean.astype(np.float32)

@@ -1,0 +1,120 @@
+"""Merge adapters into one: as products of factors or entry by entry, into a PEFT directory or an expert file."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from compeft_client.durable_files import write_durably
+from compeft_client.merging.by_entry import EntrySettings, merge_as_entries
+from compeft_client.merging.by_factor import merge_as_factors
+from compeft_client.packing.pack import PackSettings, save_compressed
+from compeft_core import METHODS, MergeParameters
+from compeft_core.errors import InputError
+from compeft_core.factors import FACTOR_METHODS, FactorSettings
+from compeft_core.merge_inputs import COUNTS, check_weights
+from compeft_proto.errors import ConflictError
+from compeft_proto.expert_manifest import ADAPTER_CONFIG
+
+PACKED = ".expert"
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRequest:
+    """What to merge and how. weights: one an expert, or none for equal ones.   told: parameters of the method, by name."""
+
+    paths: Sequence[Path]
+    method: str
+    weights: Sequence[float]
+    coefficient: float
+    told: Mapping[str, float]
+    rank: int | None
+    pack: PackSettings
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What was written: parameters, bytes on disk, and the ranks of the result's factors (none if it was merged by entries)."""
+
+    output: Path
+    parameters: int
+    bytes: int
+    ranks: Sequence[int]
+
+
+def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -> MergeResult:
+    """Merge adapters into `output`: a directory, or an expert file if its name ends so. Nothing is written unless all is well.
+
+    Errors: ConflictError if it is there and not `force`; InputError, WrongBaseError; those of reading.
+    """
+    by_factors, packs = request.method in FACTOR_METHODS, output.suffix == PACKED
+    if not by_factors and request.method not in METHODS:
+        raise InputError(f"merge method is {request.method!r}, known are {', '.join([*FACTOR_METHODS, *METHODS])}")
+    if by_factors and packs:
+        raise InputError(
+            f"{request.method} makes new factors, which have no start to pack against: write a directory, -o {output.stem}"
+        )
+    check_free(output, force)
+    weights = list(request.weights) or [1.0] * len(request.paths)
+    if len(weights) != len(request.paths):
+        raise InputError(f"{len(weights)} weights for {len(request.paths)} experts: give one each, or none")
+    check_weights(weights, by_factors or METHODS[request.method].normalised)
+    files, config, init = _merged_factors(request, weights) if by_factors else _merged_entries(request, weights)
+    size = sum(v.size for tensors in files.values() for v in tensors.values())
+    if packs:
+        with tempfile.TemporaryDirectory() as folder:
+            _write(Path(folder), files, config)
+            save_compressed(folder, output, replace(request.pack, init=init), force=force)
+        return MergeResult(output, size, output.stat().st_size, ())
+    _write(output, files, config)
+    written = sum((output / name).stat().st_size for name in [*files, ADAPTER_CONFIG])
+    ranks = sorted(
+        {v.shape[0] for t in files.values() for n, v in t.items() if n.endswith((".lora_A.weight", ".lora_embedding_A"))}
+    )
+    return MergeResult(output, size, written, ranks if by_factors else ())
+
+
+def check_free(output: Path, force: bool) -> None:
+    """Errors: ConflictError if a merge would replace what is at `output`, and not `force`."""
+    if (output if output.suffix == PACKED else output / ADAPTER_CONFIG).exists() and not force:
+        raise ConflictError(f"{output} exists already: say --force to replace it, or -o for another name")
+
+
+Files = dict[str, dict[str, NDArray[np.generic]]]
+
+
+def _merged_factors(request: MergeRequest, weights: Sequence[float]) -> tuple[Files, bytes, str | None]:
+    if extra := set(request.told) - {"keep"}:
+        raise InputError(f"merge method {request.method} takes keep, not {sorted(extra)[0]}")
+    settings = FactorSettings(weights, request.coefficient, request.told.get("keep", 0.2), request.rank)
+    files, config = merge_as_factors(request.paths, request.method, settings, weights, request.pack.init)
+    return files, config, None
+
+
+def _merged_entries(request: MergeRequest, weights: Sequence[float]) -> tuple[Files, bytes, str | None]:
+    if request.rank is not None:
+        raise InputError(f"{request.method} keeps the ranks as they are: --rank is for {', '.join(FACTOR_METHODS)}")
+    taken = METHODS[request.method].takes
+    if unknown := set(request.told) - taken:
+        takes = ", ".join(sorted(taken)) or "no parameters"
+        raise InputError(f"merge method {request.method} takes {takes}, not {sorted(unknown)[0]}")
+    if broken := [name for name in COUNTS if request.told.get(name, 0) % 1]:
+        raise InputError(f"{broken[0]} is {request.told[broken[0]]:g}, it must be a whole number")
+    told = {name: int(value) if name in COUNTS else value for name, value in request.told.items()}
+    parameters = MergeParameters(**told)  # type: ignore[arg-type]  # counts are whole, as was just made sure
+    return merge_as_entries(request.paths, EntrySettings(request.method, weights, request.coefficient, parameters, request.pack))
+
+
+def _write(folder: Path, files: Files, config: bytes) -> None:
+    """Tensors first, the configuration last: half a directory does not load."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, tensors in files.items():
+            write_durably(folder / name, save({n: np.ascontiguousarray(v) for n, v in tensors.items()}, {"format": "pt"}))
+        write_durably(folder / ADAPTER_CONFIG, config)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}") from error

@@ -1,0 +1,204 @@
+"""ExpertPool: hundreds of experts held compressed where one would fit as bfloat16, and any of them active within milliseconds.
+
+    pool = ExpertPool(model, capacity_bytes=2**30)
+    pool.add("berlin", "berlin.expert")
+    with pool.using("berlin"):
+        model(...)
+    with pool.using({"berlin": 0.5, "paris": 0.5}):
+        model(...)
+    model(...)                                     # the base model, bit for bit
+
+Experts are packed files. Their bytes are checked once, when they are read, and are kept until others, used later, need the room;
+then they are read again. What is active is float32 and exact: start plus what was kept. Safe to use from several threads: one
+thread at a time is inside `using`, or writes the adapter.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from compeft_client.checkpoints.initial_values import read_start
+from compeft_client.checkpoints.source import fields_of
+from compeft_client.models.adapter_slot import AdapterSlot, HeldPart
+from compeft_client.packing.expert_file import ExpertFile, open_expert, read_payload_of
+from compeft_client.packing.pack import load_tensors
+from compeft_client.packing.part_codec import read_part, start_of, start_vector
+from compeft_core.errors import InputError
+from compeft_proto.errors import ConflictError
+from compeft_proto.expert_manifest import ADAPTER, HEAD, Manifest
+from compeft_proto.keys import PublicKey
+
+CAPACITY_BYTES = 2**30
+Chosen = str | Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """One expert in memory: `held_bytes` counts its encodings and their indexes."""
+
+    parts: tuple[HeldPart, ...]
+    held_bytes: int
+
+
+class ExpertPool:
+    """Experts for one adapter of one PEFT model.
+
+    capacity_bytes: of compressed experts in memory, the one used longest ago leaves first; init: the directory that experts were
+    packed against, where they were; key: their signer's, without it nobody's signature is asked for.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        *,
+        capacity_bytes: int = CAPACITY_BYTES,
+        init: str | None = None,
+        key: PublicKey | None = None,
+        adapter: str = "default",
+    ) -> None:
+        self._slot = AdapterSlot(model, adapter)
+        self._capacity_bytes, self._start, self._key = capacity_bytes, read_start(init), key
+        self._files: dict[str, ExpertFile] = {}
+        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._active: dict[str, float] = {}
+        self._table, self._model_lock = threading.RLock(), threading.RLock()
+        self._reader = ThreadPoolExecutor(1, "expert-prefetch")
+        self._slot.leave()
+
+    def __enter__(self) -> "ExpertPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the model with its base only, and forget all experts."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self.deactivate()
+        with self._table:
+            self._held.clear()
+            self._files.clear()
+
+    def add(self, name: str, file: Path | str) -> None:
+        """Make an expert known by its manifest; its payload is read when it is first needed.
+
+        Errors: ConflictError if the name is taken by another file; InputError, LayoutMismatchError if it does not fit the model;
+        FormatError; with a key, UnknownKeyError, SignatureError.
+        """
+        opened = open_expert(Path(file), self._key)
+        manifest = opened.manifest
+        adapter = [part for part in manifest.parts if part.file == ADAPTER]
+        if not adapter or any(part.coding is None for part in adapter):
+            raise InputError(f"{file} is no packed LoRA adapter: only those can be switched")
+        self._slot.check([part.layout for part in adapter], fields_of(manifest.config, Path(file)))
+        with self._table:
+            known = self._files.setdefault(name, opened)
+        if _payloads(known.manifest) != _payloads(manifest):
+            raise ConflictError(f"{name!r} is {known.path} already: choose another name for {file}")
+
+    def prefetch(self, names: Iterable[str]) -> "list[Future[Held]]":
+        """Read experts in the background, in this order. A failure shows when the expert is activated."""
+        return [self._reader.submit(self._hold, name) for name in names]
+
+    def activate(self, chosen: Chosen) -> None:
+        """Put one expert, or a weighted composition, into the model. Errors: InputError for an unknown name or experts that do not
+        compose; FormatError for a damaged file. After an error the model is what it was.
+        """
+        weights = {chosen: 1.0} if isinstance(chosen, str) else dict(chosen)
+        if not weights:
+            raise InputError("no expert is named: `deactivate` goes back to the base model")
+        held = [(self._hold(name).parts, weight) for name, weight in sorted(weights.items())]
+        with self._model_lock:
+            if weights != self._active:
+                self._slot.fill(held)
+                self._active = weights
+
+    def deactivate(self) -> None:
+        """Back to the base model, bit for bit."""
+        with self._model_lock:
+            self._slot.leave()
+            self._active = {}
+
+    @contextmanager
+    def using(self, chosen: Chosen) -> Iterator[None]:
+        """Have it active inside, while no other thread switches; the base model again afterwards. Errors: as `activate`."""
+        with self._model_lock:
+            self.activate(chosen)
+            try:
+                yield
+            finally:
+                self.deactivate()
+
+    def head(self, name: str) -> Mapping[str, NDArray[np.generic]]:
+        """The tensors of an expert's own classification head, by name; none if its file has none. Errors: InputError, FormatError."""
+        opened = self._file(name)
+        return load_tensors(opened, HEAD, self._start) if HEAD in opened.manifest.files else {}
+
+    @property
+    def names(self) -> list[str]:
+        """All experts that were added, sorted."""
+        with self._table:
+            return sorted(self._files)
+
+    @property
+    def resident(self) -> list[str]:
+        """Those in memory, the one used longest ago first."""
+        with self._table:
+            return list(self._held)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the experts in memory."""
+        with self._table:
+            return sum(held.held_bytes for held in self._held.values())
+
+    @property
+    def active(self) -> Mapping[str, float]:
+        """Name -> weight of what is in the model now; empty: the base model."""
+        return dict(self._active)
+
+    def _file(self, name: str) -> ExpertFile:
+        with self._table:
+            found = self._files.get(name)
+        if found is None:
+            raise InputError(f"no expert {name[:40]!a} in this pool; there are: {', '.join(self.names) or 'none'}")
+        return found
+
+    def _hold(self, name: str) -> Held:
+        """The expert, in memory and the newest there. What is larger than the capacity is read but not kept."""
+        opened = self._file(name)
+        with self._table:
+            if name in self._held:
+                self._held.move_to_end(name)
+                return self._held[name]
+        held = self._read(opened)
+        with self._table:
+            self._held[name] = held
+            self._held.move_to_end(name)
+            while self._held and self.held_bytes > self._capacity_bytes:
+                self._held.popitem(last=False)
+        return held
+
+    def _read(self, opened: ExpertFile) -> Held:
+        parts = []
+        for number, part in enumerate(opened.manifest.parts):
+            if part.file == ADAPTER:
+                if part.initial_digest:
+                    start_vector(
+                        part, self._start, opened.path.name
+                    )  # refuses another directory than the one it was packed against
+                encoded = read_part(part, read_payload_of(opened, number))
+                parts.append(HeldPart(part.file, part.layout, encoded, start_of(part, self._start, opened.path.name)))
+        return Held(tuple(parts), sum(part.encoded.held_bytes for part in parts))
+
+
+def _payloads(manifest: Manifest) -> list[bytes]:
+    return [part.payload_sha256 for part in manifest.parts]

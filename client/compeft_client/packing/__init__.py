@@ -1,0 +1,1 @@
+"""Expert files offline: plan, code, pack, unpack, inspect, diff."""

@@ -1,0 +1,281 @@
+"""Pack an expert into one small file, and get it back: `save_compressed`, `load_compressed`, `unpack`, `from_compressed`.
+
+No server, no account and, but for `from_compressed`, no torch. What comes back has the names, types and configuration that went in;
+the values are where the expert started plus what compression kept of the way it went.
+"""
+
+import io
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compeft_client.checkpoints.initial_values import Start, read_start
+from compeft_client.checkpoints.safetensors_file import NUMPY, PIECE, from_float32, header_bytes, to_float32
+from compeft_client.checkpoints.source import Source, read_source
+from compeft_client.durable_files import write_durably
+from compeft_client.packing.auto_scale import auto_compression
+from compeft_client.packing.expert_file import ExpertFile, open_expert, read_payload_of, write_expert
+from compeft_client.packing.part_codec import CodedPart, Progress, code, decode_part, exact_tensors, silent
+from compeft_client.packing.plan import plan
+from compeft_client.whole_file import written_whole
+from compeft_core import Codec, Compression, Tensor, Vector
+from compeft_core.budget import filled
+from compeft_core.errors import InputError, LimitError, NotFiniteError
+from compeft_proto.errors import ConflictError
+from compeft_proto.expert_file import check_payload
+from compeft_proto.expert_manifest import ADAPTER_CONFIG, FLOATS, WIDTHS, Manifest, Part
+from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.manifest import compression_of
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+AUTO = "auto"
+MAX_PARAMETERS = 10**9
+"""Most parameters unpacked unless the caller says more: a file of a few kilobytes can stand for gigabytes of zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackSettings:
+    """How to pack.
+
+    density, scale, factor: of what changed; `auto` is the data-free rule of `auto_scale`, and no factor is 1, or the rule's.
+    budget_bytes: the file takes no more: `density` is lowered until it fits.
+    init: where the expert started, a directory or `seed:N`; None: nobody knows, which costs bytes (docs/expert-file.md).
+    """
+
+    density: float = 0.05
+    scale: str = AUTO
+    factor: float | None = None
+    init: str | None = None
+    budget_bytes: int | None = None
+    codec: Codec = "rice"
+    key: SigningKey | None = None
+
+    @property
+    def compression(self) -> Compression:
+        """As core knows it. Errors: InputError."""
+        if self.scale == AUTO:
+            return auto_compression(self.density, self.factor)
+        return compression_of(self.density, self.scale, 1.0 if self.factor is None else self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What packing made. `stored_bytes` are those of the tensors before, `bf16_bytes` what they take as bfloat16."""
+
+    source: Source
+    parts: Sequence[CodedPart]
+    compression: Compression
+    total_bytes: int
+    stored_bytes: int
+    bf16_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An expert out of a file: its configuration as bytes, and by file name its tensors: floats as float32, others as they are."""
+
+    config: bytes
+    tensors: Mapping[str, Mapping[str, NDArray[np.generic]]] = field(default_factory=dict)
+
+
+def save_compressed(
+    directory: Path | str,
+    file: Path | str,
+    settings: PackSettings = PackSettings(),
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Packed:
+    """Pack a PEFT directory, or a full checkpoint and its base, into one file. An interrupted call leaves no file.
+
+    Errors: ConflictError if the file is there and not `force`; InputError; NotFiniteError; FormatError for damaged input.
+    """
+    file = Path(file)
+    if file.exists() and not force:
+        raise ConflictError(f"{file} exists already: say --force to replace it, or -o for another name")
+    source = read_source(Path(directory))
+    coded, settings = _within_budget(source, settings, progress)
+    manifest = manifest_of(source, [c.part for c in coded])
+    with written_whole(file) as stream:
+        write_expert(stream, manifest, [c.payload for c in coded], settings.key)
+        total = stream.tell()
+    stored = [c.part.stored_bytes for c in coded]
+    return Packed(source, coded, settings.compression, total, sum(stored), 2 * manifest.size)
+
+
+def code_parts(source: Source, settings: PackSettings, progress: Progress = silent) -> list[CodedPart]:
+    """All parts of a source, coded, in memory. Errors: those of `save_compressed`."""
+    start = read_start(settings.init)
+    planned = plan(source, start, settings.compression)
+    if settings.init is not None and not any(part.uses(start) for part in planned):
+        raise InputError(f"{source.path} has no tensor that --init {settings.init} says the start of")
+    return [code(part, start, settings.codec, progress) for part in planned]
+
+
+def _within_budget(source: Source, settings: PackSettings, progress: Progress) -> tuple[list[CodedPart], PackSettings]:
+    """The parts, at the settings' density or at the highest lower one that fits. Errors: InputError if none does."""
+    coded, budget = code_parts(source, settings, progress), settings.budget_bytes
+    total = _file_bytes(source, coded, settings)
+    if budget is None or total <= budget:
+        return coded, settings
+    chosen = [c for c in coded if c.planned.compression == settings.compression]
+    layouts, others = [c.planned.layout for c in chosen], total - sum(len(c.payload) for c in chosen)
+    if budget <= others:
+        raise InputError(f"{others:,} bytes do not depend on the density, the budget is {budget:,}: `compeft inspect` says what")
+
+    def make(compression: Compression) -> list[CodedPart]:
+        return code_parts(source, replace(settings, density=compression.density))
+
+    used, coded = filled(
+        make,
+        lambda parts: _file_bytes(source, parts, settings) - others,
+        settings.compression,
+        sum(layout.ternary_size for layout in layouts),
+        sum(layout.dense_size for layout in layouts),
+        budget - others,
+    )
+    return coded, replace(settings, density=used.density)
+
+
+def _file_bytes(source: Source, coded: Sequence[CodedPart], settings: PackSettings) -> int:
+    head = write_expert(io.BytesIO(), manifest_of(source, [c.part for c in coded]), [], settings.key)
+    return head + sum(len(c.payload) for c in coded)
+
+
+def manifest_of(source: Source, parts: Sequence[Part]) -> Manifest:
+    """What a file made of these parts says of itself: nothing of when and where, so that equal experts make equal files."""
+    files = {part.file for part in parts}
+    metadata = {name: header.metadata for name, header in source.files.items() if name in files and header.metadata}
+    return Manifest(f"compeft {version('compeft')}", source.base_model, source.config, parts, metadata)
+
+
+def load_compressed(
+    file: Path | str, *, init: str | None = None, key: PublicKey | None = None, max_parameters: int = MAX_PARAMETERS
+) -> Loaded:
+    """The tensors of an expert file, rounded to the types they were stored as. Errors: those of `unpack`."""
+    opened, start = _open_within(file, key, max_parameters), read_start(init)
+    return Loaded(opened.manifest.config, {name: load_tensors(opened, name, start) for name in opened.manifest.files})
+
+
+def load_tensors(opened: ExpertFile, file: str, start: Start) -> dict[str, NDArray[np.generic]]:
+    """The tensors of one file of an opened expert, by name. Errors: those of `unpack`."""
+    rows = _tensors(opened, file, start)
+    return {t.name: _values(dtype, b"".join(pieces)).reshape(t.shape) for t, dtype, pieces in rows}
+
+
+def unpack(
+    file: Path | str,
+    directory: Path | str,
+    *,
+    init: str | None = None,
+    key: PublicKey | None = None,
+    force: bool = False,
+    max_parameters: int = MAX_PARAMETERS,
+    progress: Progress = silent,
+) -> ExpertFile:
+    """Write an expert file out as the directory it was packed from. The configuration comes last: half a directory does not load.
+
+    Errors: ConflictError if one of its files is there and not `force`; WrongBaseError if `init` is not the directory it was packed
+    against; FormatError, LimitError; with a key, UnknownKeyError, SignatureError.
+    """
+    opened, start, directory = _open_within(file, key, max_parameters), read_start(init), Path(directory)
+    manifest = opened.manifest
+    for name in [*manifest.files, *([manifest.config_name] if manifest.config else [])]:
+        if (directory / name).exists() and not force:
+            raise ConflictError(f"{directory / name} exists already: say --force to replace it, or -o for another folder")
+    _make(directory)
+    for name in manifest.files:
+        with written_whole(directory / name) as stream:
+            _write_tensors(stream, opened, name, start, progress)
+    if manifest.config:
+        write_durably(directory / manifest.config_name, manifest.config)
+    return opened
+
+
+def check_payloads(opened: ExpertFile) -> None:
+    """Whether every payload of an opened file is the one its manifest names, and decodes. Errors: FormatError."""
+    for number, part in enumerate(opened.manifest.parts):
+        check_payload(part, read_payload_of(opened, number))
+
+
+def from_compressed(
+    base_model: "PreTrainedModel", file: Path | str, *, init: str | None = None, key: PublicKey | None = None
+) -> "PeftModel":
+    """A PeftModel: `base_model` with the adapter of an expert file on it. Errors: those of `unpack`; InputError for a checkpoint."""
+    from peft import PeftModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        opened = unpack(file, folder, init=init, key=key)
+        if opened.manifest.config_name != ADAPTER_CONFIG:
+            raise InputError(f"{file} is a full checkpoint, not an adapter: unpack it and load the folder")
+        model: PeftModel = PeftModel.from_pretrained(base_model, folder)
+    return model
+
+
+def _open_within(file: Path | str, key: PublicKey | None, max_parameters: int) -> ExpertFile:
+    opened = open_expert(Path(file), key)
+    if opened.manifest.size > max_parameters:
+        raise LimitError(
+            f"{file} unpacks to {opened.manifest.size:,} parameters, the cap is {max_parameters:,}: --max-parameters raises it"
+        )
+    return opened
+
+
+def _tensors(opened: ExpertFile, file: str, start: Start) -> Iterator[tuple[Tensor, str, Iterator[bytes]]]:
+    """(tensor, dtype, its bytes in pieces) of one file, part by part: one part's vector is in memory at a time."""
+    for number, part in enumerate(opened.manifest.parts):
+        if part.file != file:
+            continue
+        payload = read_payload_of(opened, number)
+        if part.coding is None:
+            yield from ((tensor, dtype, iter([octets])) for tensor, dtype, octets in exact_tensors(part, payload))
+            continue
+        vector, at = decode_part(part, payload, start, opened.path.name), 0
+        for tensor, dtype in zip(part.layout.tensors, part.dtypes, strict=True):
+            yield tensor, dtype, _pieces(tensor, dtype, vector[at : at + tensor.size])
+            at += tensor.size
+
+
+def _pieces(tensor: Tensor, dtype: str, values: Vector) -> Iterator[bytes]:
+    try:
+        for at in range(0, values.size, PIECE):
+            yield from_float32(dtype, values[at : at + PIECE])
+    except NotFiniteError as error:
+        raise NotFiniteError(f"tensor {tensor.name!r}: {error}") from error
+
+
+def _write_tensors(stream: BinaryIO, opened: ExpertFile, file: str, start: Start, progress: Progress) -> None:
+    """One safetensors file. Parts come one after the other, so each tensor is written where the header says that it goes."""
+    parts = [part for part in opened.manifest.parts if part.file == file]
+    rows = [(t.name, dtype, t.shape) for part in parts for t, dtype in zip(part.layout.tensors, part.dtypes, strict=True)]
+    head, starts = header_bytes(rows, opened.manifest.metadata.get(file, {}))
+    stream.write(head)
+    for tensor, dtype, pieces in _tensors(opened, file, start):
+        stream.seek(starts[tensor.name])
+        for piece in pieces:
+            stream.write(piece)
+            progress(len(piece) // WIDTHS[dtype])
+
+
+def _values(dtype: str, octets: bytes) -> NDArray[np.generic]:
+    """Floats as float32, other types as numpy has them."""
+    raw = np.frombuffer(octets, NUMPY[dtype])
+    if dtype in FLOATS:
+        return to_float32(dtype, raw)
+    return raw.astype(np.bool_) if dtype == "BOOL" else raw
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make {directory}: {error.strerror}") from error

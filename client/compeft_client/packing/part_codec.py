@@ -1,0 +1,155 @@
+"""One part of an expert, coded and decoded: tensors of a source -> payload and what the manifest says of it, and back to values.
+
+Only one flat float32 vector of the part is in memory, and pieces of it: values are read into it and subtracted in place.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector
+from compeft_client.checkpoints.safetensors_file import PIECE, read_bytes, read_values
+from compeft_client.exchange.state_directory import WORKERS
+from compeft_client.packing.plan import PlannedPart
+from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encoding_of, shapes_of
+from compeft_core.errors import InputError
+from compeft_proto.errors import WrongBaseError
+from compeft_proto.expert_manifest import WIDTHS, Part
+from compeft_proto.manifest import coding_of, read_payload
+from compeft_proto.v1 import expert_pb2 as pb
+
+Progress = Callable[[int], None]
+"""Told how many parameters have just been done."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodedPart:
+    """A part as planned and as made, and its payload. `cosine`: of the ternary tensors' changes and what was kept of them, else 1."""
+
+    planned: PlannedPart
+    part: Part
+    payload: bytes
+    cosine: float = 1.0
+
+
+def silent(_done: int) -> None:
+    """Progress that nobody watches."""
+
+
+def code(planned: PlannedPart, start: Start, codec: Codec, progress: Progress = silent) -> CodedPart:
+    """Code one planned part. Errors: InputError for a start that is not this expert's; NotFiniteError; those of reading."""
+    if planned.compression is None:
+        payload = b"".join(map(read_bytes, planned.tensors))
+        progress(planned.layout.size)
+        return CodedPart(planned, _part(planned, payload), payload)
+    vector, digest = task_vector(planned, start, progress)
+    update = compress(planned.layout, vector, planned.compression, workers=WORKERS)
+    cosine = _cosine(vector[: update.ternary.size], update)
+    del vector
+    encoded = encoding_of(update, codec=codec, shapes=shapes_of(planned.layout), workers=WORKERS)
+    coding = coding_of(encoded, planned.compression)
+    part = _part(planned, encoded.blob, coding, start.seed if planned.uses(start) else None, digest)
+    return CodedPart(planned, part, encoded.blob, cosine)
+
+
+def task_vector(planned: PlannedPart, start: Start, progress: Progress = silent) -> tuple[Vector, bytes]:
+    """Tensors minus where they started, float32 of shape (layout.size,), and the state digest of a directory they started from, or none.
+
+    Errors: InputError if they did not start there; NotFiniteError; those of reading.
+    """
+    vector = initial_vector(planned.file, planned.layout, start)
+    digest = digest_of(planned.layout, vector) if start.directory and planned.uses(start) else b""
+    at, moved, length = 0, 0.0, 0.0
+    for tensor in planned.tensors:
+        for piece in read_values(tensor):
+            part = vector[at : at + piece.size]
+            started = bool(part.any())
+            np.subtract(piece, part, out=part)
+            if started:
+                moved, length = moved + float(np.dot(part, part)), length + float(np.dot(piece, piece))
+            at += piece.size
+            progress(piece.size)
+    if moved >= length > 0:
+        raise InputError(
+            f"--init is not where {planned.tensors[0].file} started: it is {math.sqrt(moved / length):.2f} times its own "
+            "length away from there, further than from zero; leave --init out if nobody knows its start"
+        )
+    return vector, digest
+
+
+def decode_part(part: Part, payload: bytes, start: Start, name: str) -> Vector:
+    """The values of a coded part, float32 of shape (layout.size,): its start plus what was coded. `name` of the expert is for errors.
+
+    Errors: WrongBaseError if `start` is not the one it needs; FormatError; InputError.
+    """
+    vector = start_vector(part, start, name)
+    add_to(read_part(part, payload), vector, workers=WORKERS)
+    return vector
+
+
+def start_vector(part: Part, start: Start, name: str) -> Vector:
+    """Where a coded part started, float32 of shape (layout.size,). Errors: WrongBaseError if `start` is not it; InputError."""
+    vector = initial_vector(part.file, part.layout, start_of(part, start, name))
+    if part.initial_digest and digest_of(part.layout, vector) != part.initial_digest:
+        raise WrongBaseError(
+            f"--init is not what {name} was packed against: it has state {digest_of(part.layout, vector).hex()[:16]}, needed is "
+            f"{part.initial_digest.hex()[:16]}"
+        )
+    return vector
+
+
+def decode_change(part: Part, payload: bytes) -> Vector:
+    """What was coded, without the start: float32 of shape (layout.size,). Errors: FormatError."""
+    vector = np.zeros(part.layout.size, np.float32)
+    add_to(read_part(part, payload), vector, workers=WORKERS)
+    return vector
+
+
+def exact_tensors(part: Part, payload: bytes) -> Iterator[tuple[Tensor, str, bytes]]:
+    """(tensor, dtype, own bytes) of a part that is not coded."""
+    at = 0
+    for tensor, dtype in zip(part.layout.tensors, part.dtypes, strict=True):
+        size = tensor.size * WIDTHS[dtype]
+        yield tensor, dtype, payload[at : at + size]
+        at += size
+
+
+def read_part(part: Part, payload: bytes) -> Encoded:
+    """The checked encoding of a coded part. Errors: InputError if it is not coded; FormatError, LayoutMismatchError."""
+    if part.coding is None:
+        raise InputError(f"part of {part.file} is not coded")
+    return read_payload(part.coding, payload, part.layout)
+
+
+def start_of(part: Part, given: Start, name: str) -> Start:
+    """Where a part starts: as its manifest says, which may need what was given. Errors: InputError."""
+    if part.seed is not None:
+        return Start(seed=part.seed)
+    if not part.initial_digest:
+        return Start()
+    if given.directory is None:
+        raise InputError(f"{name} was packed against a directory of initial values: give the same one, --init DIR")
+    return given
+
+
+def _part(
+    planned: PlannedPart, payload: bytes, coding: pb.Coding | None = None, seed: int | None = None, digest: bytes = b""
+) -> Part:
+    dtypes = tuple(t.dtype for t in planned.tensors)
+    return Part(planned.file, planned.layout, dtypes, len(payload), hashlib.sha256(payload).digest(), coding, seed, digest)
+
+
+def _cosine(front: Vector, update: Update) -> float:
+    """Cosine of the ternary part and of what was kept of it; 1.0 if there is none. A piece at a time: positions can be many."""
+    ternary = update.ternary
+    dot = 0.0
+    for at in range(0, ternary.count, PIECE):
+        positions = ternary.positions[at : at + PIECE]
+        scales = ternary.scales[np.searchsorted(ternary.group_ends, positions.astype(np.int64), side="right")]
+        dot += float(np.dot(np.abs(front[positions]), scales))
+    squares = float(np.dot(ternary.scales.astype(np.float64) ** 2, ternary.group_counts))
+    length = math.sqrt(float(np.dot(front, front)) * squares)
+    return dot / length if length else 1.0

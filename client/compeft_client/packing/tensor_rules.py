@@ -1,0 +1,81 @@
+"""Which tensor is coded how. The rules are few, look only at names, shapes, types and configuration, and never at values.
+
+ternary   a matrix whose start is known (given, or zero as LoRA's B): what changed is compressed to the density asked for
+coarse    LoRA's A from a start that nobody knows: a dense random projection, of which one entry in twenty would be no projection
+          at all; ternary, but two thirds of the entries and a scale for each tensor, 1.6 bits a parameter
+dense     bfloat16: what rides along (heads, embeddings, modules_to_save), vectors whose start is known, matrices of any other method
+exact     the tensor's own bytes: vectors and tiny tensors whose start is unknown (norms, biases, IA3, DoRA's magnitudes), which are
+          close to something that is not zero, so that bfloat16 could lose what was learned; and types that are not floats
+"""
+
+import math
+from typing import Literal
+
+from compeft_client.checkpoints.initial_values import Start
+from compeft_client.checkpoints.safetensors_file import Stored
+from compeft_client.checkpoints.source import Source
+from compeft_core import Compression
+from compeft_proto.expert_manifest import ADAPTER, FLOATS, HEAD, MODEL
+
+Treatment = Literal["ternary", "coarse", "dense", "exact"]
+
+COARSE = Compression(density=2 / 3, scale="mean_magnitude", granularity="tensor")
+"""A uniform A keeps 0.94 of its direction so: two thirds is the best density for a ternary uniform variable."""
+TINY = 1024
+"""Parameters below which compressing a tensor saves nothing worth a loss."""
+FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+ZERO_FACTORS = (".lora_B.weight", ".lora_embedding_A")
+"""What PEFT starts at zero in `reset_lora_parameters`; the other two start random."""
+RANDOM_STARTS = (True, "gaussian", None)
+"""Values of init_lora_weights that start LoRA so. Others (PiSSA, LoftQ, OLoRA ...) start both factors from the base model."""
+HEADS = ("classifier", "classification_head", "score", "qa_outputs")
+EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings")
+
+
+def treatment_of(source: Source, start: Start, file: str, tensor: Stored) -> Treatment:
+    """How one tensor of `source` is coded."""
+    known = start.knows(file, tensor.name, tensor.shape)
+    if tensor.dtype not in FLOATS:
+        return "exact"
+    if not is_factor(source, file, tensor.name) and is_small(tensor.shape):
+        return "dense" if known else "exact"
+    if rides_along(source, file, tensor.name):
+        return "dense"
+    if known or starts_at_zero(source, file, tensor.name):
+        return "ternary"
+    return "coarse" if _starts_at_random(source, file, tensor.name) else "dense"
+
+
+def is_factor(source: Source, file: str, name: str) -> bool:
+    """Whether it is one of the two factors of a LoRA update."""
+    return file == ADAPTER and "LORA" in str(source.fields.get("peft_type")) and name.endswith(FACTORS)
+
+
+def is_small(shape: tuple[int, ...]) -> bool:
+    """A vector, in however many dimensions it is written, or fewer than TINY parameters."""
+    return sum(size > 1 for size in shape) < 2 or math.prod(shape) < TINY
+
+
+def rides_along(source: Source, file: str, name: str) -> bool:
+    """Whether it is no part of the method, but a layer saved whole beside it: a head, an embedding, modules_to_save."""
+    words = set(name.split("."))
+    if file == MODEL:
+        return bool(words & set(HEADS))
+    saved = source.fields.get("modules_to_save")
+    whole = {*HEADS, *EMBEDDINGS, *(saved if isinstance(saved, list) else ())}
+    is_lora = source.fields.get("peft_type") == "LORA"
+    return file == HEAD or ("lora_" not in name and (is_lora or bool(words & {str(word) for word in whole})))
+
+
+def starts_at_zero(source: Source, file: str, name: str) -> bool:
+    """Whether PEFT starts it at zero, so that its start is known with nothing given."""
+    return _is_plain_lora(source, file) and name.endswith(ZERO_FACTORS)
+
+
+def _starts_at_random(source: Source, file: str, name: str) -> bool:
+    return _is_plain_lora(source, file) and name.endswith(FACTORS)
+
+
+def _is_plain_lora(source: Source, file: str) -> bool:
+    fields = source.fields
+    return file == ADAPTER and fields.get("peft_type") == "LORA" and fields.get("init_lora_weights") in RANDOM_STARTS

@@ -1,0 +1,1 @@
+"""Tune and blend: settings found by the task metric."""

@@ -1,0 +1,137 @@
+"""How far one expert can be compressed before its task metric says stop: `compeft tune`.
+
+The metric is measured for the base model (zero bytes) and for the expert as it is, then packed at lower and lower densities until the
+retained gain falls below the floor, and twice in between. What was measured is kept in a file, so that an interrupted search goes on.
+"""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compeft_client.checkpoints.source import read_source
+from compeft_client.packing.pack import PackSettings, save_compressed, unpack
+from compeft_client.search.measure import Journal, Measure, digest_of_weights, write_untrained
+from compeft_core.errors import InputError
+
+Report = Callable[["Point"], None]
+DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+REFINEMENTS = 2
+BASE, ORIGINAL = "base only", "uncompressed"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measurement: of the base model, of the expert as it is, or packed at a density. `bytes` are those of the file."""
+
+    arm: str
+    density: float
+    bytes: int
+    metric: float
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """All measurements, densities descending, and the one chosen: the fewest bytes that retain `floor` of the gain, or None."""
+
+    base: Point
+    original: Point
+    packed: Sequence[Point]
+    floor: float
+
+    @property
+    def chosen(self) -> Point | None:
+        """The point with the fewest bytes that is good enough, and so is every point with more."""
+        good = [p for p in self.packed if all(self.retained(q) >= self.floor for q in self.packed if q.density >= p.density)]
+        return min(good, key=lambda p: p.bytes, default=None)
+
+    def retained(self, point: Point) -> float:
+        """(compressed - base) / (uncompressed - base)."""
+        return (point.metric - self.base.metric) / (self.original.metric - self.base.metric)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What to search: a PEFT directory, how to pack it, the gain to retain, how to measure a directory, and where to remember it.
+
+    `question` names what `measure` asks: another question has other answers in the journal.
+    """
+
+    directory: Path
+    settings: PackSettings
+    floor: float
+    measure: Measure
+    journal: Path
+    question: str
+
+
+def tune(search: Search, report: Report = lambda _: None) -> Curve:
+    """Measure until the curve is known. Errors: InputError if the expert is no better than its base; those of packing."""
+    base = _reported(report, Point(BASE, 0.0, 0, _remembered(search, [BASE], lambda: _measure_base(search))))
+    stored = sum(t.bytes for header in read_source(search.directory).files.values() for t in header.tensors.values())
+    whole = _remembered(search, [ORIGINAL], lambda: search.measure(search.directory))
+    original = _reported(report, Point(ORIGINAL, 1.0, stored, whole))
+    if original.metric <= base.metric:
+        raise InputError(
+            f"the expert measures {original.metric:g} and its base model {base.metric:g}: there is no gain that could be retained"
+        )
+    curve = Curve(base, original, [], search.floor)
+    for density in DENSITIES:
+        curve = _extended(search, curve, density, report)
+        if curve.retained(curve.packed[-1]) < search.floor:
+            return _refined(search, curve, report)
+    return curve
+
+
+def _refined(search: Search, curve: Curve, report: Report) -> Curve:
+    """Between the last density that was good enough and the first that was not."""
+    for _ in range(REFINEMENTS):
+        good = [p.density for p in curve.packed if curve.retained(p) >= search.floor]
+        bad = [p.density for p in curve.packed if curve.retained(p) < search.floor]
+        if not good:
+            return curve
+        curve = _extended(search, curve, math.sqrt(min(good) * max(b for b in bad if b < min(good))), report)
+    return curve
+
+
+def _extended(search: Search, curve: Curve, density: float, report: Report) -> Curve:
+    point = _reported(report, _packed(search, density))
+    return replace(curve, packed=sorted([*curve.packed, point], key=lambda p: -p.density))
+
+
+def _packed(search: Search, density: float) -> Point:
+    with tempfile.TemporaryDirectory() as folder:
+        file, directory = Path(folder) / "packed.expert", Path(folder) / "expert"
+        settings = replace(search.settings, density=density)
+        total = save_compressed(search.directory, file, settings).total_bytes
+        unpack(file, directory, init=settings.init)
+        _copy_rest(search.directory, directory)
+        metric = _remembered(search, [density, settings.scale, settings.factor, settings.init], lambda: search.measure(directory))
+    return Point(f"{100 * density:.3g} %", density, total, metric)
+
+
+def _measure_base(search: Search) -> float:
+    """The base model: the adapter untrained, its head as it is; for a full checkpoint, the model it was tuned from."""
+    if not read_source(search.directory).is_adapter:
+        return search.measure(Path(str(search.settings.init)))
+    with tempfile.TemporaryDirectory() as folder:
+        write_untrained(search.directory, Path(folder))
+        return search.measure(Path(folder))
+
+
+def _copy_rest(source: Path, target: Path) -> None:
+    """What lies beside the weights, such as a tokenizer: the command that measures may want it."""
+    for file in source.iterdir() if source.is_dir() else ():
+        if file.is_file() and file.suffix != ".safetensors" and not (target / file.name).exists():
+            shutil.copyfile(file, target / file.name)
+
+
+def _remembered(search: Search, key: Sequence[object], measure: Callable[[], float]) -> float:
+    return Journal(search.journal, [search.question, digest_of_weights(search.directory)]).remembered(key, measure)
+
+
+def _reported(report: Report, point: Point) -> Point:
+    report(point)
+    return point
