@@ -23,8 +23,8 @@ from benchmarks.codec import Figures
 from compeft_client.models.adapter import rest
 from compeft_client.models.fine_tune import Classifier, Examples, TuningSettings, evaluate, fine_tune
 from compeft_core import Compression, Layout, Vector, compress, densify, encode, flatten, shapes_of, unflatten
-from compeft_core.lora import Factors, average_product, product_gap, stack
-from compeft_core.resting import active_places, resting_in_round, share_of_active
+from compeft_core.frozen_tensors import active_places, resting_in_round, share_of_active
+from compeft_core.merging.lora_averages import Factors, average_product, product_gap, stack
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "sentiment"))
 from sentiment import expert, task  # found through the line above

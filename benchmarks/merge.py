@@ -2,7 +2,7 @@
 
 Each arm is a process of its own and merges the same number of updates of the same size with the same weights. What is timed:
 
-merge           `compeft_core.merge("average")` of encodings that were parsed before, by 1 thread and by 2
+merge           `compeft_core.merging.methods("average")` of encodings that were parsed before, by 1 thread and by 2
 parse_merge     the same with parsing, which checks every byte: what a server does from bytes to the merged vector
 numpy           the leanest FedAvg that numpy has: tensor by tensor, a product into scratch memory that stays in cache, one addition
 numpy_plain     the same as one writes it down: total += weight * update, over whole vectors

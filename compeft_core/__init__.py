@@ -1,14 +1,14 @@
 """The numeric core: layouts, compression, the codec and merging. Arrays and bytes in and out; no I/O, clock or log."""
 
-from compeft_core.codec import Codec, Contents, Encoded, add_to, check, decode, encode, encoding_of, parse
 from compeft_core.compress import SCALE_RULES, Compression, ScaleRule, Ternary, Update, compress, densify
 from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
-from compeft_core.initial import seeded_state
+from compeft_core.format.encoding import Codec, Contents, Encoded, add_to, check, decode, encode, encoding_of, parse
+from compeft_core.format.matrix_shapes import shapes_of
 from compeft_core.layout import MAX_SIZE, Layout, State, Tensor, Vector, flatten, layout_of, state_digest, state_of, unflatten
-from compeft_core.merge import METHODS, Merged, check_parameters, choose_and_merge, merge
-from compeft_core.merge_inputs import MergeParameters
-from compeft_core.merge_tasks import Specialised, elect_mask_rescale
-from compeft_core.shapes import shapes_of
+from compeft_core.merging.inputs import MergeParameters
+from compeft_core.merging.methods import METHODS, Merged, check_parameters, choose_and_merge, merge
+from compeft_core.merging.task_masks import Specialised, elect_mask_rescale
+from compeft_core.seeded_state import seeded_state
 
 __all__ = [
     "MAX_SIZE",

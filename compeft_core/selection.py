@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core import kernels
-from compeft_core.machine import MAGNITUDE, shares, spread
+from compeft_core import selection_kernels
+from compeft_core.parallel import MAGNITUDE, shares, spread
 
 SAMPLE = 1 << 16
 MARGIN = 4
@@ -82,11 +82,11 @@ class Bracket:
 def spans_of(ends: Ints) -> Spans:
     """The spans of non-empty groups that end at `ends`."""
     begins = np.concatenate([np.zeros(1, np.int64), ends])[: ends.size]
-    pieces = -(-(ends - begins) // kernels.SPAN)
+    pieces = -(-(ends - begins) // selection_kernels.SPAN)
     group = np.repeat(np.arange(ends.size), pieces)
     within = np.arange(group.size) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    starts = begins[group] + within * kernels.SPAN
-    return Spans(starts, np.minimum(starts + kernels.SPAN, ends[group]), group)
+    starts = begins[group] + within * selection_kernels.SPAN
+    return Spans(starts, np.minimum(starts + selection_kernels.SPAN, ends[group]), group)
 
 
 def survey(bits: Bits, spans: Spans, wanted: int, workers: int) -> Survey:
@@ -98,7 +98,7 @@ def survey(bits: Bits, spans: Spans, wanted: int, workers: int) -> Survey:
         size = int(spans.stops[last - 1] - spans.starts[first])
         room = _Room(min(bracket.candidates, size), min(bracket.doubtful, size))
         return room.part(
-            *kernels.survey(
+            *selection_kernels.survey(
                 bits, spans.starts, spans.stops, sums, squares, (bracket.least, bracket.most), *room.arrays, first, last
             )
         )
@@ -125,7 +125,9 @@ def select(bits: Bits, parts: list[Part], wanted: int, workers: int) -> tuple[Bi
     quotas = _quotas([int((p.words == threshold.magnitude).sum()) for p in parts], threshold.ties)
 
     def settle(part: Part, quota: int) -> int:
-        return kernels.settle(part.positions, part.negative, part.found, part.doubtful, part.words, threshold.magnitude, quota)
+        return selection_kernels.settle(
+            part.positions, part.negative, part.found, part.doubtful, part.words, threshold.magnitude, quota
+        )
 
     sizes = spread(settle, list(zip(parts, quotas, strict=True)))
     positions = [p.positions[:size] for p, size in zip(parts, sizes, strict=True)]
@@ -166,7 +168,7 @@ def _collect(bits: Bits, threshold: _Threshold, ranges: list[tuple[int, int]]) -
         ties = int(np.count_nonzero((bits[first:last] & np.uint32(MAGNITUDE)) == threshold.magnitude))
         room = _Room(min(threshold.above + ties, last - first), ties)
         bracket = threshold.magnitude, threshold.magnitude + 1
-        return room.part(*kernels.collect(bits, first, last, bracket, *room.arrays, 0, 0))
+        return room.part(*selection_kernels.collect(bits, first, last, bracket, *room.arrays, 0, 0))
 
     return spread(gather, ranges)
 
@@ -194,20 +196,20 @@ def _threshold(words: list[Bits], wanted: int) -> _Threshold:
     """Of the `wanted` largest of all these magnitudes."""
     high, above = _cut(spread(_count_high, [(w,) for w in words]), wanted)
     low, between = _cut(spread(_count_low, [(w, high) for w in words]), wanted - above)
-    magnitude = high << kernels.LOW_BITS | low
+    magnitude = high << selection_kernels.LOW_BITS | low
     above += between
     return _Threshold(magnitude, wanted - above, above) if magnitude else _Threshold(LEAST, above, above)
 
 
 def _count_high(words: Bits) -> Ints:
-    histogram = np.zeros(kernels.HIGH_BINS, np.int64)
-    kernels.count_high(words, histogram)
+    histogram = np.zeros(selection_kernels.HIGH_BINS, np.int64)
+    selection_kernels.count_high(words, histogram)
     return histogram
 
 
 def _count_low(words: Bits, high: int) -> Ints:
-    histogram = np.zeros(kernels.LOW_BINS, np.int64)
-    kernels.count_low(words, high, histogram)
+    histogram = np.zeros(selection_kernels.LOW_BINS, np.int64)
+    selection_kernels.count_low(words, high, histogram)
     return histogram
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from compeft_client.exchange.edge_client import Edge, EdgeClient, Synced, Trained
 from compeft_core import Compression, Layout, Vector, flatten, layout_of, state_digest, unflatten
-from compeft_core.initial import seeded_state
+from compeft_core.seeded_state import seeded_state
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.keys import new_key
 from compeft_proto.manifest import layout_to_proto

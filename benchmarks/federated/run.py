@@ -11,7 +11,7 @@ from benchmarks.federated.arms import ARMS
 from benchmarks.federated.model import Expert
 from benchmarks.federated.tasks import Task
 from compeft_client.models.fine_tune import TuningSettings, evaluate, features, fine_tune, fit_probe, score
-from compeft_core.initial import seeded_state
+from compeft_core.seeded_state import seeded_state
 
 RANK = 8
 

@@ -35,7 +35,7 @@ from compeft_core import (
 from compeft_core.budget import filled
 from compeft_core.compress import Granularity, compress
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
-from compeft_core.header import Blob
+from compeft_core.format.header import Blob
 from compeft_core.layout import MAX_TENSORS, Kind
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.errors import ChunkMismatchError, WrongBaseError

@@ -50,7 +50,7 @@ def canonical_json(fields: Mapping[str, object]) -> bytes:
 class RoundTask:
     """Train `expert` from `version` for one round of a run, compress the result like this and send it by this codec.
 
-    resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.resting`); the density is of the
+    resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.frozen_tensors`); the density is of the
     others. max_payload_bytes: the update takes no more, and the density is then the highest; 0 is no limit.
     """
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from compeft_core import FormatError, Layout, LimitError, Update, compress, decode, densify, encode, layout_of, parse, shapes_of
 from compeft_core.compress import Compression
-from compeft_core.segments import Segment, segments_of, write_stream
+from compeft_core.format.context_body import Segment, segments_of, write_stream
 from tests.core import reference_context, reference_decoder
 from tests.core.strategies import rank_one
 

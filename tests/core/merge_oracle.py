@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from compeft_core import Encoded, MergeParameters, decode, densify
-from compeft_core.merge_inputs import USUAL
+from compeft_core.merging.inputs import USUAL
 from tests.core import oracle
 
 ALONE = {

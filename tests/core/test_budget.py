@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from compeft_core import Compression, compress, encode, layout_of
 from compeft_core.budget import HIGHEST, TRIES, bytes_of, density_for, filled, payload_bytes, within
-from compeft_core.codec import sooner_codec
 from compeft_core.errors import InputError
+from compeft_core.format.encoding import sooner_codec
 
 
 @given(size=st.integers(2_000, 300_000), density=st.floats(1e-3, 1.0), dense=st.integers(0, 500), seed=st.integers(0, 99))

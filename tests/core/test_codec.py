@@ -19,7 +19,7 @@ from compeft_core import (
     layout_of,
     parse,
 )
-from compeft_core.golomb import BLOCK
+from compeft_core.format.golomb import BLOCK
 from tests.core import reference_decoder
 from tests.core.oracle import same_bits
 from tests.core.strategies import codings, gaussian_update, updates

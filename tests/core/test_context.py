@@ -21,9 +21,9 @@ from compeft_core import (
     parse,
     shapes_of,
 )
-from compeft_core.header import Reader
-from compeft_core.segments import SEGMENT, segments_of
-from compeft_core.shapes import read_shapes, write_shapes
+from compeft_core.format.context_body import SEGMENT, segments_of
+from compeft_core.format.header import Reader
+from compeft_core.format.matrix_shapes import read_shapes, write_shapes
 from tests.core import reference_context
 from tests.core.oracle import same_bits
 from tests.core.strategies import gaussian, gaussian_update, rank_one

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
-from compeft_core.factors import FACTOR_METHODS, Factors, FactorSettings, merge_factors
+from compeft_core.merging.lora_factors import FACTOR_METHODS, Factors, FactorSettings, merge_factors
 
 ROWS, COLUMNS = 30, 41
 RANKS = [2, 5, 3]

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from compeft_core import Compression, FormatError, LimitError, Update, compress, decode, encode, layout_of, parse, shapes_of
-from compeft_core.header import varints
+from compeft_core.format.header import varints
 from tests.core import reference_decoder
 from tests.core.strategies import codings, gaussian_update, rank_one
 

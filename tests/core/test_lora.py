@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
-from compeft_core.lora import Factors, average_factors, average_product, low_rank, product_gap, scaling_of, stack
+from compeft_core.merging.lora_averages import Factors, average_factors, average_product, low_rank, product_gap, scaling_of, stack
 
 OUT, INPUTS = 9, 7
 

@@ -17,11 +17,11 @@ from compeft_core import (
     encode,
     layout_of,
     merge,
-    merge_robust,
     parse,
 )
-from compeft_core.merge_inputs import ordered
-from compeft_core.merge_robust import squared_distances
+from compeft_core.merging import robust
+from compeft_core.merging.inputs import ordered
+from compeft_core.merging.robust import squared_distances
 from tests.core.oracle import same_bits
 from tests.core.strategies import gaussian, updates
 
@@ -139,5 +139,5 @@ def test_a_sign_needs_its_quorum_and_takes_the_median_scale() -> None:
 @pytest.mark.parametrize("method", ["trimmed_mean", "median"])
 def test_sorting_a_little_at_a_time_changes_nothing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = merge(method, COHORT, [1.0] * 10)
-    monkeypatch.setattr(merge_robust, "MOST_ENTRIES", 100)
+    monkeypatch.setattr(robust, "MOST_ENTRIES", 100)
     assert same_bits(merge(method, COHORT, [1.0] * 10), whole)

@@ -5,7 +5,7 @@ import pytest
 
 from compeft_core import Compression, compress, layout_of
 from compeft_core.errors import InputError
-from compeft_core.resting import A_ENDING, AVERAGING, B_ENDING, active_places, resting_in_round, share_of_active
+from compeft_core.frozen_tensors import A_ENDING, AVERAGING, B_ENDING, active_places, resting_in_round, share_of_active
 
 LAYOUT = layout_of({"q.lora_A.weight": (4, 30), "q.lora_B.weight": (50, 4), "head": (2, 5)}, dense=["head"])
 

@@ -19,7 +19,7 @@ from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
 from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import Compression, Vector, decode, densify, layout_of
 from compeft_core.errors import CompeftError
-from compeft_core.resting import A_ENDING, B_ENDING, active_places
+from compeft_core.frozen_tensors import A_ENDING, B_ENDING, active_places
 from compeft_proto.errors import UnreachableError
 from compeft_proto.keys import SigningKey
 from compeft_proto.task import RoundTask

@@ -30,8 +30,8 @@ from compeft_client.flower.mod import CompressionMod
 from compeft_client.identity.edge_config import edge_of
 from compeft_core import Compression, MergeParameters, decode, densify, flatten, layout_of, state_digest
 from compeft_core.errors import InputError, LayoutMismatchError
-from compeft_core.merge_inputs import USUAL
-from compeft_core.resting import A_ENDING, B_ENDING, active_places
+from compeft_core.frozen_tensors import A_ENDING, B_ENDING, active_places
+from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.task import RESTING
 from compeft_proto.v1 import expert_pb2 as pb

@@ -7,8 +7,8 @@ from compeft_client.exchange.edge_client import EdgeClient, Trained
 from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import Vector, decode, densify, layout_of, unflatten
 from compeft_core.errors import InputError
-from compeft_core.merge_inputs import USUAL
-from compeft_core.resting import A_ENDING, B_ENDING, active_places, resting_in_round
+from compeft_core.frozen_tensors import A_ENDING, B_ENDING, active_places, resting_in_round
+from compeft_core.merging.inputs import USUAL
 from compeft_proto.task import RoundTask
 from compeft_server.admin.lineage import Versions
 from compeft_server.aggregation.expert_log import ExpertLog

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from compeft_core import compress, densify
 from compeft_core.errors import InputError
-from compeft_core.merge import merge
+from compeft_core.merging.methods import merge
 from compeft_core.server_optimizer import ServerOptimizer, descend, no_moments
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.manifest import payload_of

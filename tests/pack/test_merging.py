@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from compeft_client.cli.main import run
 from compeft_client.packing.pack import PackSettings, load_compressed, save_compressed
 from compeft_core import METHODS
-from compeft_core.factors import FACTOR_METHODS
+from compeft_core.merging.lora_factors import FACTOR_METHODS
 from tests.pack import builders
 from tests.pack.builders import RANK, WIDTH
 

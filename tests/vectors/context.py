@@ -3,9 +3,9 @@
 import numpy as np
 
 from compeft_core import Compression, Layout, Update, compress, encode, layout_of, shapes_of
-from compeft_core.header import Header, varints, write_header
-from compeft_core.segments import segments_of, write_segments
-from compeft_core.shapes import write_shapes
+from compeft_core.format.context_body import segments_of, write_segments
+from compeft_core.format.header import Header, varints, write_header
+from compeft_core.format.matrix_shapes import write_shapes
 from tests.vectors.rice import Scenarios, flat, noise, sparse
 
 UNIT = b"\x00\x00\x80\x3f"

@@ -18,10 +18,10 @@ from compeft_client.exchange.quality_floor import Floor, above
 from compeft_client.exchange.state_directory import WORKERS, Memory, Pending, StateDirectory, settled
 from compeft_core import Compression, Encoded, Layout, State, Vector
 from compeft_core.budget import payload_bytes
-from compeft_core.codec import sooner_codec
 from compeft_core.errors import InputError, LayoutMismatchError
-from compeft_core.machine import workers_for
-from compeft_core.resting import active_places, share_of_active
+from compeft_core.format.encoding import sooner_codec
+from compeft_core.frozen_tensors import active_places, share_of_active
+from compeft_core.parallel import workers_for
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto import trust

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from compeft_client.exchange.state_directory import WORKERS
 from compeft_core import Compression, Layout, ScaleRule, Vector, compress, densify, unflatten
 from compeft_core.errors import InputError
-from compeft_core.machine import workers_for
+from compeft_core.parallel import workers_for
 
 Measure = Callable[[Mapping[str, NDArray[np.float32]]], float]
 RULES: tuple[ScaleRule, ...] = ("bounded_norm", "mean_magnitude")

@@ -26,7 +26,7 @@ import xxhash
 from compeft_client.durable_files import write_durably
 from compeft_core import Layout, State, Vector, add_to, parse, state_digest
 from compeft_core.errors import InputError
-from compeft_core.machine import workers_for
+from compeft_core.parallel import workers_for
 from compeft_proto.errors import ConflictError
 from compeft_proto.manifest import check_name
 

@@ -1,6 +1,6 @@
 """Adapters merged entry by entry, on their compressed task vectors: for experts that started from the same values, as in a federation.
 
-Each part is merged by `compeft_core.merge` without making an update dense, and added to where all of them started. A directory is
+Each part is merged by `compeft_core.merging.methods` without making an update dense, and added to where all of them started. A directory is
 compressed as `compeft pack` would first.
 """
 

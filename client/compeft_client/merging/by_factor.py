@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from compeft_client.merging.inputs import SAME_FOR_FACTORS, Candidate, merged_beside, read_candidates, tensors_of
 from compeft_core.errors import InputError
-from compeft_core.factors import Factors, FactorSettings, merge_factors
+from compeft_core.merging.lora_factors import Factors, FactorSettings, merge_factors
 from compeft_proto.expert_manifest import ADAPTER
 
 PAIRS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}

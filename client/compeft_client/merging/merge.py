@@ -15,8 +15,8 @@ from compeft_client.merging.by_factor import merge_as_factors
 from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_core import METHODS, MergeParameters
 from compeft_core.errors import InputError
-from compeft_core.factors import FACTOR_METHODS, FactorSettings
-from compeft_core.merge_inputs import COUNTS, check_weights
+from compeft_core.merging.inputs import COUNTS, check_weights
+from compeft_core.merging.lora_factors import FACTOR_METHODS, FactorSettings
 from compeft_proto.errors import ConflictError
 from compeft_proto.expert_manifest import ADAPTER_CONFIG
 

@@ -17,10 +17,10 @@ from compeft_client.models.device_golomb import CHUNK, Ints, code_of, read_block
 from compeft_client.models.device_selection import INTEGERS, all_finite, magnitudes_of, select, span_sums
 from compeft_core import Compression, Encoded, InputError, Layout, LayoutMismatchError, NotFiniteError, ScaleRule
 from compeft_core.bf16 import INFINITY, NEGATIVE_ZERO
-from compeft_core.codec import RICE, weighted
 from compeft_core.compress import BY_MAGNITUDES, Group, group_ends_of, scales_of
-from compeft_core.golomb import BLOCK
-from compeft_core.header import Header, write_header
+from compeft_core.format.encoding import RICE, weighted
+from compeft_core.format.golomb import BLOCK
+from compeft_core.format.header import Header, write_header
 from compeft_core.layout import Vector
 from compeft_core.selection import spans_of
 
@@ -186,7 +186,7 @@ def _dense_octets(back: Tensor) -> Tensor:
 
 
 def _dense_terms(octets: Tensor, weight: float) -> Tensor:
-    """float32(weight * value) of each bfloat16 value. Errors: NotFiniteError, as `compeft_core.codec.weighted`."""
+    """float32(weight * value) of each bfloat16 value. Errors: NotFiniteError, as `compeft_core.format.encoding.weighted`."""
     terms = (weight * octets.clone().view(torch.bfloat16).double()).float()
     if not bool(terms.isfinite().all()):
         raise NotFiniteError(f"weight {weight} times the update is not a finite float32")

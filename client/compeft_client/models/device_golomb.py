@@ -1,4 +1,4 @@
-"""Golomb-coded blocks on a torch device: what compeft_core.golomb does in loops, as operations on whole tensors.
+"""Golomb-coded blocks on a torch device: what compeft_core.format.golomb does in loops, as operations on whole tensors.
 
 docs/format.md is normative. Both functions take some consecutive blocks at a time, at most CHUNK, so that every number below is
 an int32 and temporary memory has a bound. Writing adds each code's bits to the words they fall in. Reading cannot know where a code
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from compeft_core.golomb import BLOCK
+from compeft_core.format.golomb import BLOCK
 
 CHUNK = 1024
 """Blocks at a time: 2**26 positions, less than 2**27 bits of streams."""

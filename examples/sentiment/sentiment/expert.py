@@ -5,8 +5,8 @@ The initial state is a recipe, not a draw from torch: the same seed gives the sa
 
 from math import sqrt
 
-from compeft_core.initial import seeded_state
 from compeft_core.layout import Layout, Vector, layout_of, unflatten
+from compeft_core.seeded_state import seeded_state
 from compeft_proto.task import Origin, canonical_json
 
 ALPHA, TARGETS = 2, ("dense", "key", "query", "value")

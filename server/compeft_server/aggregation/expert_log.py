@@ -26,7 +26,7 @@ from compeft_core import (
     parse,
     state_of,
 )
-from compeft_core.machine import shares, spread, workers_for
+from compeft_core.parallel import shares, spread, workers_for
 from compeft_core.server_optimizer import Moments, ServerOptimizer, descend, no_moments
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
@@ -233,7 +233,7 @@ class ExpertLog:
     def merged(
         self, expert: Expert, inputs: Sequence[Contribution], method: str, coefficient: float, parameters: MergeParameters
     ) -> Merged:
-        """The compressed updates of one round merged by these weights. Errors: as `compeft_core.merge`."""
+        """The compressed updates of one round merged by these weights. Errors: as `compeft_core.merging.methods`."""
         digests, workers = [contribution.update_digest for contribution in inputs], workers_for(expert.layout.size, WORKERS)
 
         def read(first: int, last: int) -> list[Encoded]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from compeft_core import Encoded
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
-from compeft_core.header import Blob
+from compeft_core.format.header import Blob
 from compeft_proto.base_model import BaseModel, base_model_of, check_base_model
 from compeft_proto.errors import (
     DuplicateError,

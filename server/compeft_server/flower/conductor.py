@@ -11,7 +11,7 @@ import grpc
 
 from compeft_core import Codec, Compression, MergeParameters
 from compeft_core.errors import FormatError, InputError
-from compeft_core.merge_inputs import USUAL
+from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import envelope as dsse
 from compeft_proto import trust

@@ -12,7 +12,7 @@ from flwr.serverapp.strategy.fedopt import FedOpt
 
 from compeft_core import MergeParameters, check_parameters
 from compeft_core.errors import InputError
-from compeft_core.merge_inputs import USUAL
+from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_server.flower.conductor import PLAIN
 

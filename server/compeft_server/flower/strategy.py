@@ -20,8 +20,8 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from compeft_core import Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
 from compeft_core.budget import within
 from compeft_core.errors import InputError, LayoutMismatchError
-from compeft_core.merge_inputs import USUAL
-from compeft_core.resting import active_places, resting_in_round, share_of_active
+from compeft_core.frozen_tensors import active_places, resting_in_round, share_of_active
+from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.errors import ConflictError
@@ -42,12 +42,12 @@ FLOATING = ("float", "bfloat")
 class Plan:
     """What a run does with one expert.
 
-    uplink, downlink: how clients and aggregator compress. merge_method, coefficient, merge_parameters: see `compeft_core.merge`.
+    uplink, downlink: how clients and aggregator compress. merge_method, coefficient, merge_parameters: see `compeft_core.merging.methods`.
     dense: names of arrays kept as bfloat16 instead of ternary. seed: the initial arrays come from `compeft_core.seeded_state` with
     this seed and `bounds` (one per array name; 0 or absent means zeros), so that no initial byte travels; None ships them once as a
     snapshot. metric: name of the task metric in the clients' MetricRecord; `base-` before it marks the same for the frozen base model.
 
-    averaging: which LoRA factors rest when, a key of `compeft_core.resting.AVERAGING`. optimizer: what the aggregator makes of a
+    averaging: which LoRA factors rest when, a key of `compeft_core.frozen_tensors.AVERAGING`. optimizer: what the aggregator makes of a
     merged task vector; None takes what the wrapped strategy asks for. min_updates: a round closes as soon as so many clients have
     answered, and `deadline_s` seconds after it opened at the latest; None waits for all of them, and as long as `start`'s timeout.
     max_staleness: an update that comes late joins a later round of the run, if its base is at most so many versions older.

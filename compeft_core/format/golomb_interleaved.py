@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.golomb import Octets, Words, low_bits, parameter_of, peek, read_block, skip_zeros
-from compeft_core.machine import int64, kernel, trailing_zeros, uint64
+from compeft_core.format.golomb import Octets, Words, low_bits, parameter_of, peek, read_block, skip_zeros
+from compeft_core.parallel import int64, kernel, trailing_zeros, uint64
 
 WHOLE = 64 - 18
 """A code with fewer zeros than this lies in one window of 64 bits."""

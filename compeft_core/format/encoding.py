@@ -14,16 +14,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core import bf16, golomb
+from compeft_core import bf16
 from compeft_core.budget import payload_bytes
 from compeft_core.compress import Ternary, Update, read_only, scales_fit
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
-from compeft_core.header import Blob, Header, Reader, read_header, write_header
+from compeft_core.format import golomb
+from compeft_core.format.context_body import read_segments, write_segments
+from compeft_core.format.header import Blob, Header, Reader, read_header, write_header
+from compeft_core.format.matrix_shapes import Shape, check_shapes
+from compeft_core.format.rice_body import Blocks, check_streams, read_index, write_blocks
 from compeft_core.layout import MAX_SIZE, MAX_TENSORS, Vector
-from compeft_core.machine import shares, spread
-from compeft_core.rice import Blocks, check_streams, read_index, write_blocks
-from compeft_core.segments import read_segments, write_segments
-from compeft_core.shapes import Shape, check_shapes
+from compeft_core.parallel import shares, spread
 
 Codec = Literal["rice", "context"]
 DENSE_STEP = 1 << 20

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.machine import CHUNK, int64, kernel, trailing_zeros, true_mask, uint64
+from compeft_core.parallel import CHUNK, int64, kernel, trailing_zeros, true_mask, uint64
 
 BLOCK = 65536
 """Positions per block."""

@@ -13,8 +13,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.arithmetic import FULL, Octets, code_bit, first_word, last_octet, settle
-from compeft_core.machine import int64, kernel, uint64
+from compeft_core.format.arithmetic_coder import FULL, Octets, code_bit, first_word, last_octet, settle
+from compeft_core.parallel import int64, kernel, uint64
 
 WINDOW = 64
 """Slots that may be contexts of each other: those with the same slot // WINDOW."""

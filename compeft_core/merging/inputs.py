@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core import block_kernels as kernels
-from compeft_core.codec import Encoded
 from compeft_core.errors import InputError, LayoutMismatchError
-from compeft_core.golomb import BLOCK, READ_WORDS
+from compeft_core.format.encoding import Encoded
+from compeft_core.format.golomb import BLOCK, READ_WORDS
 from compeft_core.layout import Vector
+from compeft_core.merging import block_kernels as kernels
 
 Doubles = NDArray[np.float64]
 MAX_SEED = 2**64 - 1

@@ -7,7 +7,7 @@ well as the encoder did, so it needs to check only the number of bytes and the l
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.machine import int64, kernel
+from compeft_core.parallel import int64, kernel
 
 FULL = 0xFFFFFFFF
 """The first interval is 0..FULL."""

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.codec import Encoded
 from compeft_core.compress import read_only
 from compeft_core.errors import NotFiniteError
-from compeft_core.golomb import BLOCK
+from compeft_core.format.encoding import Encoded
+from compeft_core.format.golomb import BLOCK
 from compeft_core.layout import Vector
-from compeft_core.merge_inputs import Doubles, Inputs, MergeParameters, entries, ordered
-from compeft_core.merge_sums import Values, elect, signed_sum, tally
+from compeft_core.merging.inputs import Doubles, Inputs, MergeParameters, entries, ordered
+from compeft_core.merging.sums import Values, elect, signed_sum, tally
 
 
 @dataclass(frozen=True, slots=True, eq=False)

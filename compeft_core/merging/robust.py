@@ -11,10 +11,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core import block_kernels as kernels
 from compeft_core.errors import InputError
-from compeft_core.golomb import BLOCK
-from compeft_core.merge_inputs import (
+from compeft_core.format.golomb import BLOCK
+from compeft_core.merging import block_kernels as kernels
+from compeft_core.merging.inputs import (
     Doubles,
     Inputs,
     MergeParameters,
@@ -25,7 +25,7 @@ from compeft_core.merge_inputs import (
     scratch,
     segment_ends,
 )
-from compeft_core.merge_sums import Values, tally
+from compeft_core.merging.sums import Values, tally
 
 MOST_ENTRIES = 1 << 22
 """Entries, or dense values, that are sorted at a time."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.machine import CHUNK, MAGNITUDE, int64, kernel, magnitude_mask, ones, trailing_zeros, uint64
+from compeft_core.parallel import CHUNK, MAGNITUDE, int64, kernel, magnitude_mask, ones, trailing_zeros, uint64
 
 SPAN = 65536
 """Values added up in lanes before they are added to the total."""

@@ -4,7 +4,7 @@ A LoRA update is dW = scaling * B A. Averaging the factors apart (FedIT, arXiv 2
 depends on how each client split its product. Two averages are those of the products: `stack` (FLoRA, arXiv 2409.05976) exactly, at the sum
 of the ranks; `average_product` (as FlexLoRA, arXiv 2402.11505) at any rank, the nearest in the Frobenius norm. Neither ever makes
 a matrix of outputs x inputs. They are for use offline: LAPACK's last bits differ between machines, so nobody could recompute
-a round merged with them. (Rounds that are exact and recompute bit for bit let one factor rest: `compeft_core.resting`.)
+a round merged with them. (Rounds that are exact and recompute bit for bit let one factor rest: `compeft_core.frozen_tensors`.)
 """
 
 import math

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compeft_core import merge_robust as robust
-from compeft_core import merge_sums as sums
-from compeft_core import merge_tasks as tasks
-from compeft_core.codec import Encoded
 from compeft_core.errors import InputError, NotFiniteError
-from compeft_core.golomb import BLOCK
+from compeft_core.format.encoding import Encoded
+from compeft_core.format.golomb import BLOCK
 from compeft_core.layout import Vector
-from compeft_core.machine import shares, spread
-from compeft_core.merge_inputs import USUAL, Doubles, Inputs, MergeParameters, dense_sum, ordered
+from compeft_core.merging import robust, sums
+from compeft_core.merging import task_masks as tasks
+from compeft_core.merging.inputs import USUAL, Doubles, Inputs, MergeParameters, dense_sum, ordered
+from compeft_core.parallel import shares, spread
 
 
 def _all(inputs: Inputs) -> Inputs:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from compeft_core.errors import FormatError, InputError, LimitError
-from compeft_core.header import Reader, varints
+from compeft_core.format.header import Reader, varints
 from compeft_core.layout import MAX_TENSORS, Layout
 
 Shape = tuple[int, int]

@@ -8,9 +8,9 @@ updates depends only on the order in which they come. Callers bring the scratch 
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.golomb import BLOCK, Ints, Octets, Words, is_negative, read_block
-from compeft_core.golomb_pair import read_two_blocks
-from compeft_core.machine import int64, kernel, ones, uint64
+from compeft_core.format.golomb import BLOCK, Ints, Octets, Words, is_negative, read_block
+from compeft_core.format.golomb_interleaved import read_two_blocks
+from compeft_core.parallel import int64, kernel, ones, uint64
 
 Doubles = NDArray[np.float64]
 Places = NDArray[np.uint16]

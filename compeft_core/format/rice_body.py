@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core import golomb
 from compeft_core.compress import Ternary, read_only
 from compeft_core.errors import FormatError
-from compeft_core.golomb import BLOCK
-from compeft_core.header import Blob, Header, Reader, varints
-from compeft_core.machine import shares, spread
+from compeft_core.format import golomb
+from compeft_core.format.golomb import BLOCK
+from compeft_core.format.header import Blob, Header, Reader, varints
+from compeft_core.parallel import shares, spread
 
 Ints = NDArray[np.int64]
 STEP = 64

@@ -11,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core import block_kernels as kernels
-from compeft_core.merge_inputs import Doubles, Entries, Inputs, Weighted, entries, scratch
+from compeft_core.merging import block_kernels as kernels
+from compeft_core.merging.inputs import Doubles, Entries, Inputs, Weighted, entries, scratch
 
 Values = Callable[[int], Doubles]
 """A block's number -> its values: float64, one a position. May be called from several threads at once."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core import context
 from compeft_core.compress import Ternary, read_only
 from compeft_core.errors import FormatError
-from compeft_core.header import Reader, varints
-from compeft_core.machine import shares, spread
-from compeft_core.shapes import Shape, read_shapes, write_shapes
+from compeft_core.format import context_model
+from compeft_core.format.header import Reader, varints
+from compeft_core.format.matrix_shapes import Shape, read_shapes, write_shapes
+from compeft_core.parallel import shares, spread
 
 SEGMENT = 1 << 20
 """Positions at which a segment ends, with the matrix that reaches them."""
@@ -87,7 +87,7 @@ def _read(
         for i in range(first, last):
             at, s = slice(bounds[i], bounds[i + 1]), segments[i]
             stream = streams[starts[i] : starts[i + 1]]
-            if counts[i] and not context.decode_segment(stream, positions[at], negative[at], s.rows, s.columns, s.start):
+            if counts[i] and not context_model.decode_segment(stream, positions[at], negative[at], s.rows, s.columns, s.start):
                 return i
         return -1
 
@@ -108,7 +108,7 @@ def write_stream(ternary: Ternary, segment: Segment, first: int, last: int) -> b
     )
     while True:
         stream = np.empty(room, np.uint8)
-        length = context.encode_segment(stream, positions, negative, segment.rows, segment.columns, segment.start)
+        length = context_model.encode_segment(stream, positions, negative, segment.rows, segment.columns, segment.start)
         if length >= 0:
             return stream[:length].tobytes()
         room *= 4

@@ -1,0 +1,1 @@
+"""The bytes of an update; mirrors docs/format.md section by section."""

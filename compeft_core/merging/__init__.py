@@ -1,0 +1,1 @@
+"""Merge methods; mirrors docs/merging.md and format.md section 7."""
