@@ -15,7 +15,7 @@ from compeft_core.seeded_state import seeded_state
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.keys import new_key
 from compeft_proto.manifest import layout_to_proto
-from compeft_proto.task import Origin, RoundTask
+from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start

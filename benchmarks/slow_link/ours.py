@@ -15,7 +15,7 @@ from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
 from compeft_core import Codec, Compression, Layout, seeded_state, state_digest
 from compeft_proto import manifest as mf
 from compeft_proto.keys import new_key, public_key_from_pem, signing_key_from_pem
-from compeft_proto.task import Origin, RoundTask
+from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.app.server import now_ms, open_ledger, own_key

@@ -39,7 +39,7 @@ from compeft_core.format.header import Blob
 from compeft_core.layout import MAX_TENSORS, Kind
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.errors import ChunkMismatchError, WrongBaseError
-from compeft_proto.names import Shared, share, unshare
+from compeft_proto.front_coding import Shared, share, unshare
 from compeft_proto.v1 import expert_pb2 as pb
 
 Bytes = TypeVar("Bytes", bytes, memoryview)

@@ -14,7 +14,7 @@ from compeft_client.delivery.peft_directory import write_peft_directory
 from compeft_client.exchange.edge_client import Synced
 from compeft_client.models.adapter import adapter_arrays, load_adapter
 from compeft_core import flatten, layout_of
-from compeft_proto.task import canonical_json
+from compeft_proto.round_task import canonical_json
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from compeft_proto.site import SIMULATED_CONDUCTOR, simulated
+from compeft_proto.site_layout import SIMULATED_CONDUCTOR, simulated
 from compeft_server.admin.simulated_sites import make_sites
 from compeft_server.app.server import open_ledger
 from compeft_server.demo.demo import ENVIRONMENT, _answers

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 
 from compeft_proto import envelope as dsse
-from compeft_proto.site import SIMULATED_CONDUCTOR
+from compeft_proto.site_layout import SIMULATED_CONDUCTOR
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.simulated_sites import make_sites

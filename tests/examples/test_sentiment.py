@@ -21,7 +21,7 @@ from sentiment.expert import initial_arrays, initial_bounds, layout
 
 from compeft_core.errors import InputError
 from compeft_core.layout import Vector, flatten
-from compeft_proto.task import RESTING
+from compeft_proto.round_task import RESTING
 
 APP = Path(__file__).parents[2] / "examples" / "sentiment"
 RUN = {"rank": 8, "seed": 0, "threads": 1, "local-epochs": 1, "batch-size": 4, "lr": 1e-3, "head-lr": 2e-2, "b-ratio": 1.0}

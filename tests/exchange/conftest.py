@@ -13,7 +13,7 @@ from compeft_client.exchange.edge_client import Edge, EdgeClient, Synced, Traine
 from compeft_core import Compression, Layout, Vector, layout_of, seeded_state, state_digest
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import layout_to_proto
-from compeft_proto.task import Origin, RoundTask
+from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start

@@ -22,7 +22,7 @@ from compeft_core.errors import CompeftError
 from compeft_core.frozen_tensors import A_ENDING, B_ENDING, active_places
 from compeft_proto.errors import UnreachableError
 from compeft_proto.keys import SigningKey
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.lineage import Versions

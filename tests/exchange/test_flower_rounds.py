@@ -33,7 +33,7 @@ from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.frozen_tensors import A_ENDING, B_ENDING, active_places
 from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
-from compeft_proto.task import RESTING
+from compeft_proto.round_task import RESTING
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.lineage import Versions

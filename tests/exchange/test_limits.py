@@ -17,7 +17,7 @@ from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import BusyError, StorageFullError, ThrottledError, _milliseconds
 from compeft_proto.keys import SigningKey
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
 from compeft_proto.transport import persist
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc

@@ -35,7 +35,7 @@ from compeft_proto.errors import (
 )
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import coding_of, payload_of, refs_of
-from compeft_proto.task import Origin, RoundTask
+from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.transport import SubmitDialogue, upload
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc

@@ -18,8 +18,7 @@ from compeft_client.flower.mod import CompressionMod
 from compeft_core import layout_of, state_digest
 from compeft_core.errors import CompeftError, FormatError, LimitError
 from compeft_proto import envelope as dsse
-from compeft_proto import letter as letters
-from compeft_proto.box import close_box, open_box, relay_key_of
+from compeft_proto import relay_letter as letters
 from compeft_proto.errors import (
     ExpiredError,
     ForbiddenError,
@@ -32,7 +31,8 @@ from compeft_proto.errors import (
     WrongBaseError,
 )
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
+from compeft_proto.sealed_box import close_box, open_box, relay_key_of
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin

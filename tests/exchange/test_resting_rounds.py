@@ -9,7 +9,7 @@ from compeft_core import Vector, decode, densify, layout_of, unflatten
 from compeft_core.errors import InputError
 from compeft_core.frozen_tensors import A_ENDING, B_ENDING, active_places, resting_in_round
 from compeft_core.merging.inputs import USUAL
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
 from compeft_server.admin.lineage import Versions
 from compeft_server.aggregation.expert_log import ExpertLog
 from compeft_server.data_directory import open_store

@@ -19,7 +19,7 @@ from compeft_core import Compression, layout_of
 from compeft_proto.errors import ExpiredError, ReplayError, UnreachableError
 from compeft_proto.keys import new_key
 from compeft_proto.manifest import CHUNK_BYTES, refs_of
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
 from compeft_proto.transport import SubmitDialogue, open_channel, upload
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1.envelope_pb2 import Envelope

@@ -10,7 +10,7 @@ import pytest
 from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
 from compeft_core import Compression, layout_of
 from compeft_proto.keys import new_key
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
 from compeft_server.app.server import open_ledger
 from compeft_server.domain.records import Transfer
 from compeft_server.rpc.wire_meter import WireMeter

@@ -17,7 +17,7 @@ from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import Vector
 from compeft_proto.errors import TransferError
 from compeft_proto.keys import public_key_from_pem, signing_key_from_pem
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from tests.exchange.conftest import EXPERT, LAYOUT, ORIGIN, RUN, UPLINK
 

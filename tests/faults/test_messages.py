@@ -12,7 +12,7 @@ from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import compress, densify
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto.errors import ChunkMismatchError, ExpiredError, ReplayError, UnreachableError, from_rpc
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1.envelope_pb2 import Envelope

@@ -18,10 +18,10 @@ from compeft_client.packing.pack import check_payloads
 from compeft_core import Encoded, decode, encode, parse
 from compeft_core.errors import CompeftError
 from compeft_proto import envelope as dsse
-from compeft_proto.answer import InMemory, fetch, hear
 from compeft_proto.keys import SigningKey, new_key, public_key_from_pem, signing_key_from_pem
-from compeft_proto.letter import ReadSync
 from compeft_proto.manifest import layout_from_proto, layout_to_proto
+from compeft_proto.relay_letter import ReadSync
+from compeft_proto.sync_answer import InMemory, fetch, hear
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 

@@ -21,9 +21,9 @@ from compeft_proto.errors import (
     UnknownKeyError,
     UnreachableError,
 )
-from compeft_proto.handover import earlier, follow, hand_over
+from compeft_proto.key_handover import earlier, follow, hand_over
 from compeft_proto.keys import new_key
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.lineage import Versions

@@ -15,8 +15,8 @@ from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMis
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import PayloadTypeError, SignatureError, UnknownKeyError
 from compeft_proto.expert_file import HEAD_FORMAT, MAGIC
+from compeft_proto.front_coding import Shared
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.names import Shared
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_proto.v1.expert_pb2 import ChunkRef, ExpertManifest, FileMetadata, MetadataEntry, Shape
 

@@ -9,7 +9,7 @@ from compeft_client.exchange.edge_client import EdgeClient
 from compeft_core.errors import FormatError
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.task import Origin
+from compeft_proto.round_task import Origin
 from compeft_proto.v1 import expert_pb2 as pb
 from tests.exchange.conftest import ORIGIN, genesis
 from tests.policy.conftest import World, synced_by, trained

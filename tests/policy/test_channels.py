@@ -4,8 +4,8 @@ import grpc
 import pytest
 
 from compeft_core.errors import FormatError, InputError
+from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
-from compeft_proto import trust
 from compeft_proto.errors import ReplayError, UnknownExpertError, WrongBaseError, from_rpc
 from compeft_proto.keys import new_key
 from compeft_proto.v1 import exchange_pb2 as xp
@@ -116,4 +116,4 @@ def test_a_statement_of_another_channel_is_not_believed() -> None:
     request = pb.SyncRequest(expert=EXPERT, keyid=new_key().keyid, nonce=b"n" * 16, channel="stable")
     statement = pb.SyncStatement(expert=EXPERT, keyid=request.keyid, nonce=request.nonce, channel="canary")
     with pytest.raises(WrongBaseError, match="asked was for 'stable'"):
-        trust.check_statement(statement, request, -1)
+        answer_checks.check_statement(statement, request, -1)

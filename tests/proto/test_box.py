@@ -9,10 +9,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from compeft_core.errors import FormatError
-from compeft_proto.box import close_box, open_box, relay_key_of
 from compeft_proto.errors import TruncatedError
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.letter import ReadSync
+from compeft_proto.relay_letter import ReadSync
+from compeft_proto.sealed_box import close_box, open_box, relay_key_of
 from compeft_proto.v1 import exchange_pb2 as xp
 
 REPLY = xp.SyncReply(data=b"chunk")

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from compeft_core import Layout, layout_of
 from compeft_core.errors import CompeftError, FormatError, LimitError
 from compeft_core.layout import MAX_TENSORS
+from compeft_proto.front_coding import Shared, share, unshare
 from compeft_proto.manifest import layout_from_proto, layout_to_proto
-from compeft_proto.names import Shared, share, unshare
 from compeft_proto.v1.expert_pb2 import Layout as Message
 from compeft_proto.v1.expert_pb2 import Shape
 

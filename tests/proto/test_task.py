@@ -4,7 +4,7 @@ import pytest
 
 from compeft_core import Compression
 from compeft_core.errors import FormatError, InputError
-from compeft_proto.task import RoundTask, task_from_values
+from compeft_proto.round_task import RoundTask, task_from_values
 
 TASK = RoundTask("sentiment", "run-1", 3, b"nonce", 2, Compression(0.1, "norm", 1.5, "tensor"), (".lora_A.weight", ".bias"))
 

@@ -19,10 +19,10 @@ from compeft_client.packing.pack import save_compressed, unpack
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto.answer import quiet
 from compeft_proto.errors import ConflictError, ForbiddenError, ReplayError, SignatureError, UnknownKeyError, WrongBaseError
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import CHUNK_BYTES
+from compeft_proto.sync_answer import quiet
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.admin.lineage import Versions

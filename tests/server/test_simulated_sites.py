@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from compeft_client.identity.edge_config import edge_of
 from compeft_core.errors import InputError
-from compeft_proto.site import SIMULATED_CONDUCTOR, simulated
+from compeft_proto.site_layout import SIMULATED_CONDUCTOR, simulated
 from compeft_server.admin.simulated_sites import make_sites
 from compeft_server.app.server import open_ledger, own_key
 from compeft_server.cli.clients import app

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from compeft_client.exchange.edge_client import Edge, EdgeClient
 from compeft_core import Compression, layout_of
 from compeft_core.errors import FormatError
-from compeft_proto.task import RoundTask
+from compeft_proto.round_task import RoundTask
 from compeft_server.admin.garbage_collection import Collected, Grace, collect, named
 from compeft_server.admin.lineage import Versions
 from compeft_server.app.server import now_ms

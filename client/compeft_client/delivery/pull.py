@@ -14,9 +14,9 @@ from compeft_client.exchange.package_client import Fetched, PackageClient
 from compeft_client.packing.pack import unpack
 from compeft_core import state_digest
 from compeft_core.errors import InputError
-from compeft_proto.answer import Progress, quiet
 from compeft_proto.keys import PublicKey
 from compeft_proto.manifest import check_name
+from compeft_proto.sync_answer import Progress, quiet
 
 
 @dataclass(frozen=True, slots=True)

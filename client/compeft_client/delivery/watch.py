@@ -18,8 +18,8 @@ from compeft_client.durable_files import write_durably
 from compeft_client.exchange.edge_client import Edge
 from compeft_client.exchange.package_client import PackageClient
 from compeft_core.errors import InputError
-from compeft_proto.answer import Progress, Tick
 from compeft_proto.errors import RefusedError, TransferError
+from compeft_proto.sync_answer import Progress, Tick
 
 KILL_S = 5.0
 """How long a command has to end after it was told to."""

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
 
+from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
-from compeft_proto import letter as letters
 from compeft_proto import manifest as mf
-from compeft_proto import trust
-from compeft_proto.answer import SyncDialogue, Talk
-from compeft_proto.believed import listed
-from compeft_proto.box import close_box, open_box, relay_key_of
+from compeft_proto import relay_letter as letters
 from compeft_proto.errors import ReplayError, UnknownKeyError
 from compeft_proto.keys import SigningKey
+from compeft_proto.sealed_box import close_box, open_box, relay_key_of
+from compeft_proto.sync_answer import SyncDialogue, Talk
 from compeft_proto.transport import SubmitDialogue, Tls, open_channel, persist, upload
+from compeft_proto.trusted_keys import listed
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
@@ -125,7 +125,7 @@ class Letters:
             carried = dsse.open_envelope(self._came.request, dsse.only(self._key.public), dsse.SYNC_REQUEST)
         except UnknownKeyError as error:
             raise ReplayError(f"the letter answers a request that key {self._key.keyid} has not signed") from error
-        trust.check_carried(carried, request, now_ms())
+        answer_checks.check_carried(carried, request, now_ms())
         request.nonce, request.issued_at_ms = carried.nonce, carried.issued_at_ms
 
     @contextmanager

@@ -22,16 +22,16 @@ from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.format.encoding import sooner_codec
 from compeft_core.frozen_tensors import active_places, share_of_active
 from compeft_core.parallel import workers_for
+from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto import trust
-from compeft_proto.answer import Answer, Progress, fetch, hear, lead, quiet
 from compeft_proto.base_model import base_model_to_proto
-from compeft_proto.believed import Believed
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.keys import PublicKey, SigningKey
-from compeft_proto.task import AUTO, Origin, RoundTask
+from compeft_proto.round_task import AUTO, Origin, RoundTask
+from compeft_proto.sync_answer import Answer, Progress, fetch, hear, lead, quiet
 from compeft_proto.transport import Tls
+from compeft_proto.trusted_keys import Believed
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 
@@ -138,7 +138,7 @@ class EdgeClient:
         directory = self._memory_of(expert)
         with directory.lock():
             memory = before = directory.load()
-            trust.check_goal(expert, memory.version, version, go_back)
+            answer_checks.check_goal(expert, memory.version, version, go_back)
             if version is not None and version < memory.version:
                 memory = _rewound(memory)
             request = self._request(expert, memory, run, round_number)
@@ -147,12 +147,12 @@ class EdgeClient:
             request.channel = channel
             answer, payloads = self._answered(directory, request, memory, progress)
             statement = answer.statement
-            trust.check_channel(statement, memory.version, go_back)
+            answer_checks.check_channel(statement, memory.version, go_back)
             if statement.want_version < memory.version:
                 memory = _rewound(memory)
                 answer, payloads = self._answered(directory, request, memory, progress)
-            genesis = trust.genesis_of(answer.steps, expert) if memory.version < 0 else _genesis(directory, memory)
-            trust.check_base(origin, genesis)
+            genesis = answer_checks.genesis_of(answer.steps, expert) if memory.version < 0 else _genesis(directory, memory)
+            answer_checks.check_base(origin, genesis)
             memory, synced = _follow(directory, memory, answer, payloads)
             memory = settled(memory, statement.merged_sequence, statement.waiting_sequence)
             if memory != before:
@@ -169,8 +169,8 @@ class EdgeClient:
         def attempt() -> tuple[Answer, list[bytes]]:
             with self._carrier.ask(request) as dialogue:
                 answer = hear(dialogue, self._believed.newest, self._believed.any)
-                trust.check_statement(answer.statement, request, memory.version)
-                trust.check_steps(answer.steps, answer.statement)
+                answer_checks.check_statement(answer.statement, request, memory.version)
+                answer_checks.check_steps(answer.steps, answer.statement)
                 return answer, fetch(dialogue, directory, answer.needed, progress)
 
         answer, payloads = self._carrier.persist(lambda: self._believed.trusting(attempt))
@@ -192,7 +192,9 @@ class EdgeClient:
         directory = self._memory_of(task.expert)
         with directory.lock():
             memory = directory.load()
-            trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
+            answer_checks.check_ready(
+                task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None
+            )
 
     def submit(self, task: RoundTask, trained: Trained, floor: Floor | None = None) -> pb.Receipt | None:
         """Compress the task vector plus the residual, seal it and send it for one round; the aggregator's receipt, or None where others
@@ -208,7 +210,9 @@ class EdgeClient:
         directory = self._memory_of(task.expert)
         with directory.lock():
             memory = directory.load()
-            trust.check_ready(task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None)
+            answer_checks.check_ready(
+                task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None
+            )
             layout = mf.layout_from_proto(_genesis(directory, memory).layout)
             target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
             awake = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
@@ -253,7 +257,7 @@ class EdgeClient:
         if answer is None:
             return None
         receipt = self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
-        trust.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
+        answer_checks.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
         return receipt
 
     def _memory_of(self, expert: str) -> StateDirectory:
@@ -304,7 +308,9 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
     """Go where the answer leads, each step checked against its signed digest. The memory that names it is not saved yet."""
     statement = answer.statement
     if memory.version < 0:
-        memory = replace(memory, genesis=directory.write(trust.genesis_of(answer.steps, statement.expert).SerializeToString()))
+        memory = replace(
+            memory, genesis=directory.write(answer_checks.genesis_of(answer.steps, statement.expert).SerializeToString())
+        )
     genesis = _genesis(directory, memory)
     layout = mf.layout_from_proto(genesis.layout)
     state = _led(directory, memory, answer, payloads, genesis, layout)

@@ -14,14 +14,14 @@ from compeft_client.exchange.connections import NONCE_BYTES
 from compeft_client.exchange.edge_client import Edge
 from compeft_client.exchange.state_directory import Memory, StateDirectory
 from compeft_core.errors import InputError
+from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto import trust
-from compeft_proto.answer import Answer, Progress, SyncDialogue, fetch, hear, quiet
-from compeft_proto.believed import Believed, listed
 from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey
+from compeft_proto.sync_answer import Answer, Progress, SyncDialogue, fetch, hear, quiet
 from compeft_proto.transport import SubmitDialogue, open_channel, persist, upload
+from compeft_proto.trusted_keys import Believed, listed
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -121,7 +121,7 @@ class PackageClient:
                 if not races_left:
                     raise
                 continue
-            trust.check_pushed(manifest, package)
+            answer_checks.check_pushed(manifest, package)
             return Pushed(expert, manifest.version, sha256, not same)
         raise AssertionError("the last try returns or raises")
 
@@ -149,12 +149,12 @@ class PackageClient:
             def attempt() -> tuple[pb.VersionManifest, bytes]:
                 with self._dialogue() as dialogue:
                     answer = self._ask(dialogue, self._request(expert, version, channel))
-                    trust.check_not_older(answer.statement, known, back)
-                    manifest = trust.package_of(answer, publisher)
+                    answer_checks.check_not_older(answer.statement, known, back)
+                    manifest = answer_checks.package_of(answer, publisher)
                     return manifest, b"".join(fetch(dialogue, directory, [manifest], progress))
 
             manifest, data = persist(lambda: self._believed.trusting(attempt), self._edge.patience_s)
-            trust.check_file(manifest, data)
+            answer_checks.check_file(manifest, data)
             directory.save(Memory(version=max(known, manifest.version)))
         publication = manifest.publication
         return Fetched(expert, manifest.version, data, publication.publisher, PublicKey(publication.public_key))
@@ -193,7 +193,7 @@ class PackageClient:
         request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), _now_ms()
         dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
         answer = hear(dialogue, self._believed.newest, self._believed.any)
-        trust.check_statement(answer.statement, request, -1)
+        answer_checks.check_statement(answer.statement, request, -1)
         return answer
 
     def _dialogue(self) -> SyncDialogue:

@@ -24,9 +24,9 @@ from compeft_client.exchange.quality_floor import Floor
 from compeft_client.identity.edge_config import edge_of
 from compeft_core import flatten, unflatten
 from compeft_core.errors import FormatError
-from compeft_proto import letter
+from compeft_proto import relay_letter
 from compeft_proto.keys import SigningKey
-from compeft_proto.task import ORDER, RECORD, RESTING, Origin, RoundTask, task_from_values
+from compeft_proto.round_task import ORDER, RECORD, RESTING, Origin, RoundTask, task_from_values
 from compeft_proto.v1 import exchange_pb2 as xp
 
 App = Callable[[Message, Context], Message]
@@ -92,12 +92,12 @@ class CompressionMod:
 
 def _letters(message: Message, key: SigningKey) -> Letters | None:
     """Those of a message that carries one; it is taken out. None if this client is to reach the aggregator itself. Errors: FormatError."""
-    record = message.content.array_records.get(letter.RECORD)
+    record = message.content.array_records.get(relay_letter.RECORD)
     if record is None:
         return None
-    del message.content[letter.RECORD]
+    del message.content[relay_letter.RECORD]
     try:
-        return Letters(key, xp.Letter.FromString(record[letter.RECORD].data))
+        return Letters(key, xp.Letter.FromString(record[relay_letter.RECORD].data))
     except (KeyError, DecodeError) as error:
         raise FormatError("the message's letter is none") from error
 
@@ -106,7 +106,7 @@ def _enclosed(reply: Message, client: EdgeClient, task: RoundTask, letters: Lett
     """The reply with a letter: the update, if there is one, and what is to be answered next."""
     letters.enclose(client.next_request(task.expert, task.run, task.round))
     data = letters.reply.SerializeToString()
-    reply.content[letter.RECORD] = ArrayRecord({letter.RECORD: Array("uint8", (len(data),), letter.KIND, data)})
+    reply.content[relay_letter.RECORD] = ArrayRecord({relay_letter.RECORD: Array("uint8", (len(data),), relay_letter.KIND, data)})
     return reply
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from compeft_proto.site import simulated
+from compeft_proto.site_layout import simulated
 
 OWN = ("site", "key", "aggregator")
 """A node configuration with one of these is a client's own."""

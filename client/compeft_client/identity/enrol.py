@@ -20,10 +20,10 @@ from compeft_client.identity.site_folder import write_index
 from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import ReplayError, UnknownKeyError, from_rpc
-from compeft_proto.handover import earlier, follow
 from compeft_proto.invitation import Invitation, split_address
+from compeft_proto.key_handover import earlier, follow
 from compeft_proto.keys import PublicKey, SigningKey, check_private, new_key
-from compeft_proto.site import FILES, INDEX
+from compeft_proto.site_layout import FILES, INDEX
 from compeft_proto.transport import LOOPBACK, open_channel
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import enrolment_pb2_grpc as rpc

@@ -10,7 +10,7 @@ from pathlib import Path
 from compeft_client.durable_files import read_file, write_durably
 from compeft_core.errors import InputError
 from compeft_proto.keys import check_private
-from compeft_proto.site import FILES, INDEX
+from compeft_proto.site_layout import FILES, INDEX
 
 
 def complete(config: Mapping[str, object]) -> dict[str, object]:

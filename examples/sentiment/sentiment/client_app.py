@@ -21,7 +21,7 @@ from compeft_client.models.fine_tune import (
     prepare_device,
     score,
 )
-from compeft_proto.task import RESTING
+from compeft_proto.round_task import RESTING
 from sentiment.expert import LABELS, origin
 from sentiment.task import DATA, Domain, adapter_of, arrays_of, load_arrays, load_classifier, load_domain
 

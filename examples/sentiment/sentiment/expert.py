@@ -7,7 +7,7 @@ from math import sqrt
 
 from compeft_core.layout import Layout, Vector, layout_of, unflatten
 from compeft_core.seeded_state import seeded_state
-from compeft_proto.task import Origin, canonical_json
+from compeft_proto.round_task import Origin, canonical_json
 
 ALPHA, TARGETS = 2, ("dense", "key", "query", "value")
 BASE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from compeft_core.errors import CompeftError, InputError
 from compeft_proto.errors import from_rpc
-from compeft_proto.site import FILES, INDEX
+from compeft_proto.site_layout import FILES, INDEX
 from compeft_proto.transport import Tls, open_channel, persist
 from compeft_server.identity import authority_files
 from compeft_server.identity import certificate_authority as ca

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compeft_core.errors import InputError
 from compeft_proto.keys import new_key, signing_key_from_pem
-from compeft_proto.site import FILES, INDEX, SIMULATED_CONDUCTOR, simulated
+from compeft_proto.site_layout import FILES, INDEX, SIMULATED_CONDUCTOR, simulated
 from compeft_proto.transport import LOOPBACK
 from compeft_server.admin import policy_admin
 from compeft_server.app.server import now_ms, open_ledger

@@ -14,10 +14,10 @@ from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.base_model import NO_BASE_MODEL
-from compeft_proto.box import open_box, relay_key_of
 from compeft_proto.errors import ConflictError, ForbiddenError, UnknownExpertError, UnknownKeyError
 from compeft_proto.expert_manifest import Manifest
 from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.sealed_box import open_box, relay_key_of
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
-from compeft_proto.answer import Step as Answered
-from compeft_proto.answer import needed
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.keys import SigningKey
 from compeft_proto.snapshot import encode_snapshot, least_bytes, reference_of
+from compeft_proto.sync_answer import Step as Answered
+from compeft_proto.sync_answer import needed
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.expert_log import ExpertLog

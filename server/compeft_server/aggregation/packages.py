@@ -15,7 +15,7 @@ from compeft_proto.errors import ConflictError, ForbiddenError
 from compeft_proto.expert_file import check_file
 from compeft_proto.expert_manifest import Manifest
 from compeft_proto.keys import SigningKey
-from compeft_proto.task import NOBODY_SAYS
+from compeft_proto.round_task import NOBODY_SAYS
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.access import Access

@@ -13,15 +13,15 @@ from compeft_core import Codec, Compression, MergeParameters
 from compeft_core.errors import FormatError, InputError
 from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
+from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
-from compeft_proto import trust
-from compeft_proto.answer import Answer, InMemory, SyncDialogue, fetch, hear
-from compeft_proto.believed import Believed, listed
 from compeft_proto.errors import from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, check_private, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.manifest import compression_to_proto, optimizer_to_proto, parameters_to_proto, refs_of
-from compeft_proto.site import FILES, INDEX
+from compeft_proto.site_layout import FILES, INDEX
+from compeft_proto.sync_answer import Answer, InMemory, SyncDialogue, fetch, hear
 from compeft_proto.transport import SubmitDialogue, Tls, offer, open_channel, persist, upload
+from compeft_proto.trusted_keys import Believed, listed
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -149,7 +149,7 @@ class Conductor:
     def fetch(self, expert: str, have: int, want: int, run: str, number: int) -> tuple[Answer, list[bytes]]:
         """What leads from version `have` (-1: none) to `want`, signed, with its payloads; on behalf of this round.
 
-        Errors: those of a client's sync, `compeft_proto.trust`.
+        Errors: those of a client's sync, `compeft_proto.answer_checks`.
         """
         request, kept = (
             pb.SyncRequest(expert=expert, keyid=self._station.key.keyid, want_version=want, run=run, round=number),
@@ -163,8 +163,8 @@ class Conductor:
             with SyncDialogue(self._stub.Sync, self._station.address) as dialogue:
                 dialogue.send(xp.SyncCall(envelope=dsse.seal(self._station.key, dsse.SYNC_REQUEST, request)))
                 answer = hear(dialogue, self._believed.newest, self._believed.any)
-                trust.check_statement(answer.statement, request, have)
-                trust.check_steps(answer.steps, answer.statement)
+                answer_checks.check_statement(answer.statement, request, have)
+                answer_checks.check_steps(answer.steps, answer.statement)
                 return answer, fetch(dialogue, kept, answer.needed)
 
         return persist(lambda: self._believed.trusting(attempt), PATIENCE_S)

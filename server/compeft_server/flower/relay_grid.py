@@ -17,9 +17,9 @@ from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError
 
 from compeft_core.errors import CompeftError, FormatError
-from compeft_proto import letter as letters
+from compeft_proto import relay_letter as letters
 from compeft_proto.errors import TransferError
-from compeft_proto.task import RECORD
+from compeft_proto.round_task import RECORD
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.flower.conductor import Conductor

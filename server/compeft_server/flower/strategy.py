@@ -26,7 +26,7 @@ from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.errors import ConflictError
 from compeft_proto.manifest import layout_to_proto
-from compeft_proto.task import AUTO, ORDER, RECORD, CodecChoice, Origin, RoundTask
+from compeft_proto.round_task import AUTO, ORDER, RECORD, CodecChoice, Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.records import Arm
 from compeft_server.flower.conductor import Conductor, Measured, Station

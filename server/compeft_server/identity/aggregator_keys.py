@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from compeft_core.errors import InputError
 from compeft_proto.errors import ConflictError
-from compeft_proto.handover import earlier, hand_over
+from compeft_proto.key_handover import earlier, hand_over
 from compeft_proto.keys import PublicKey, SigningKey, new_key, signing_key_from_pem
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_server.private_files import read_file, write_durably

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from compeft_core.errors import CompeftError
-from compeft_proto.task import canonical_json
+from compeft_proto.round_task import canonical_json
 from compeft_server.ledger import schema
 from compeft_server.ledger.database import take_turn
 

@@ -11,9 +11,9 @@ import grpc
 import structlog
 
 from compeft_core.errors import CompeftError, FormatError, LimitError
-from compeft_proto.box import close_box
 from compeft_proto.errors import STATUS, StorageFullError, TruncatedError, TrustError, WaitError, trailing_metadata
-from compeft_proto.letter import check_size
+from compeft_proto.relay_letter import check_size
+from compeft_proto.sealed_box import close_box
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc

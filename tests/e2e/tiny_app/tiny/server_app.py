@@ -6,7 +6,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from compeft_core import Compression
-from compeft_proto.task import Origin
+from compeft_proto.round_task import Origin
 from compeft_server.flower.conductor import station_of
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 

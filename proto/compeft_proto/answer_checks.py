@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from compeft_core.errors import FormatError
 from compeft_proto import envelope as dsse
-from compeft_proto.answer import Answer, Step
 from compeft_proto.base_model import base_model_of, check_base_model, stated
 from compeft_proto.errors import ChunkMismatchError, ConflictError, ExpiredError, ReplayError, UnknownKeyError, WrongBaseError
 from compeft_proto.keys import PUBLIC_BYTES, PublicKey
-from compeft_proto.task import Origin
+from compeft_proto.round_task import Origin
+from compeft_proto.sync_answer import Answer, Step
 from compeft_proto.v1 import expert_pb2 as pb
 
 MAX_CARRIED_MS = 60 * 60 * 1000

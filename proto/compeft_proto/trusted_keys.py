@@ -12,7 +12,7 @@ import grpc
 
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import UnknownKeyError
-from compeft_proto.handover import follow
+from compeft_proto.key_handover import follow
 from compeft_proto.keys import PublicKey
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import enrolment_pb2_grpc as rpc
