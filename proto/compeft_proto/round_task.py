@@ -26,7 +26,8 @@ NOBODY_SAYS = hashlib.sha256(b"").digest()
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an expert is trained with: the weights digest of the base model (`compeft_client.checkpoints.base_model_digest`), the adapter's configuration as
+    """What an expert is trained with: the weights digest of the base model (`compeft_client.checkpoints.base_model_digest`), the
+    adapter's configuration as
     canonical JSON (see `canonical_json`), and the base model's id and revision. By default nobody says.
     """
 
@@ -50,7 +51,8 @@ def canonical_json(fields: Mapping[str, object]) -> bytes:
 class RoundTask:
     """Train `expert` from `version` for one round of a run, compress the result like this and send it by this codec.
 
-    resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.frozen_tensors`); the density is of the
+    resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.frozen_tensors`); the density is
+    of the
     others. max_payload_bytes: the update takes no more, and the density is then the highest; 0 is no limit.
     """
 

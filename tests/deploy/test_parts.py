@@ -9,7 +9,10 @@ SERVER_ONLY = ("sqlalchemy", "alembic", "structlog", "grpc_health", "jinja2")
 
 def compeft(without: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
     """Run `compeft` where the modules `without` cannot be imported."""
-    script = f"import sys; sys.modules.update(dict.fromkeys({without!r})); from compeft_client.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({without!r})); "
+        "from compeft_client.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    )
     return subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
 
 

@@ -36,7 +36,8 @@ class CompressionMod:
     """A Flower mod.
 
     origin: what this client trains with; the aggregator refuses an update with another origin than its expert's. config: the client's own
-    configuration, as `compeft_client.identity.edge_config.edge_of` takes it: by default the node's; `compeft_client.flower.simulation` has one for simulations.
+    configuration, as `compeft_client.identity.edge_config.edge_of` takes it: by default the node's; `compeft_client.flower.simulation` has
+    one for simulations.
     floor: what an update must still be worth on this client's validation rows; None compresses as the round asks.
     """
 

@@ -8,7 +8,8 @@ from compeft_proto.v1 import expert_pb2 as pb
 
 
 class Chunked:
-    """A `Blob` (compeft_core.format.header) over chunks; `read` gets one by its SHA-256. Fast for whoever reads in order. Those of `checked`
+    """A `Blob` (compeft_core.format.header) over chunks; `read` gets one by its SHA-256. Fast for whoever reads in order. Those of
+    `checked`
     were held against their digest a moment ago, by the same call.
 
     Errors of any part: those of `read`; ChunkMismatchError.
