@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from compeft_server.app.server import now_ms
+from compeft_proto.clock import now_ms
 from compeft_server.dashboard.metrics import Registry
 from compeft_server.dashboard.server import Door, Web
 from tests.web.ledgers import Story, tell

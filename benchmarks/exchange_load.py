@@ -14,12 +14,12 @@ import numpy as np
 from compeft_core import Compression, Layout, compress, encoding_of, layout_of
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.clock import now_ms
 from compeft_proto.keys import SigningKey
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.app.server import now_ms
 from tests.exchange.conftest import genesis
 from tests.faults.site import Site
 

@@ -24,18 +24,20 @@ import psutil
 import sqlalchemy as sa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, layout_of, seeded_state, state_digest, state_of
 from compeft_core.server_optimizer import ServerOptimizer, no_moments
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.clock import now_ms
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.aggregation.expert_log import Carried, compose
-from compeft_server.app.server import now_ms, own_key
 from compeft_server.data_directory import LEDGER_FILE, open_ledger, open_store
 from compeft_server.domain.records import Expert, Version
+from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.ledger import schema
 
 LAYOUT, EXPERT = layout_of({"a.lora_A": (8, 64), "a.lora_B": (64, 8)}), "long"

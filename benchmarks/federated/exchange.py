@@ -9,18 +9,22 @@ from pathlib import Path
 
 import numpy as np
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient, Synced, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Synced, Trained
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, Layout, Vector, flatten, layout_of, state_digest, unflatten
 from compeft_core.seeded_state import seeded_state
 from compeft_core.server_optimizer import ServerOptimizer
+from compeft_proto.clock import now_ms
 from compeft_proto.keys import new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
-from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
-from compeft_server.domain.admission import Limits
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import open_ledger
+from compeft_server.domain.limits import Limits
 from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.identity.aggregator_keys import own_key
 
 EXPERT, RUN, DEADLINE_S = "benchmark", "run", 3600.0
 ORIGIN = Origin(b"\x01" * 32, b"{}")

@@ -11,15 +11,18 @@ from pathlib import Path
 
 from benchmarks.slow_link.stages import Arm
 from benchmarks.slow_link.work import lora_layout, task_vector
-from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Trained
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Codec, Compression, Layout, seeded_state, state_digest
 from compeft_proto import manifest as mf
+from compeft_proto.clock import now_ms
 from compeft_proto.keys import new_key, public_key_from_pem, signing_key_from_pem
 from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
-from compeft_server.app.server import now_ms, open_ledger, own_key
+from compeft_server.data_directory import open_ledger
 from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.ledger.ledger import Ledger
 
 EXPERT, RUN, SCALE = "slow-link", "run", "norm"

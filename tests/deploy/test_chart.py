@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from compeft_server.app.server import own_key
+from compeft_server.identity.aggregator_keys import own_key
 from tests.deploy.conftest import DEPLOY, program
 from tests.deploy.federation import BIN
 from tests.deploy.test_images import check

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compeft_client.cli.main import run
-from compeft_server.app.server import now_ms
+from compeft_proto.clock import now_ms
 from compeft_server.identity import authority_files, service_certificates
 from compeft_server.identity import certificate_authority as ca
 from tests.identity.conftest import House

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compeft_proto.site_layout import SIMULATED_CONDUCTOR, simulated
 from compeft_server.admin.simulated_sites import make_sites
-from compeft_server.app.server import open_ledger
+from compeft_server.data_directory import open_ledger
 from compeft_server.demo.demo import ENVIRONMENT, _answers
 from compeft_server.demo.processes import Processes, free_ports
 from tests.e2e.test_demo import processes_of

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import psutil
 
+from compeft_proto.clock import now_ms
 from compeft_proto.keys import new_key
 from compeft_server.admin.lineage import Versions
-from compeft_server.app.server import now_ms, open_ledger, own_key
-from compeft_server.data_directory import open_store
+from compeft_server.data_directory import open_ledger, open_store
 from compeft_server.demo.demo import ENVIRONMENT, LINK, _address_in, _answers
 from compeft_server.demo.processes import Processes, free_ports
 from compeft_server.domain.records import Role
+from compeft_server.identity.aggregator_keys import own_key
 
 APP, EXPERT, NODES = Path(__file__).parent / "tiny_app", "tiny", 2
 PATIENCE_S = 150.0

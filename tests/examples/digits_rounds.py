@@ -16,9 +16,11 @@ from compeft_proto.site_layout import SIMULATED_CONDUCTOR
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.simulated_sites import make_sites
-from compeft_server.app.server import Settings, open_ledger, own_key, start
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import open_ledger
 from compeft_server.flower.conductor import station_of
 from compeft_server.flower.strategy import CompressedStrategy
+from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.reports.build import read_report
 from compeft_server.reports.report import Report
 from tests.exchange.loopback_grid import LoopbackGrid

@@ -9,17 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient, Synced, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Synced, Trained
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, Layout, Vector, layout_of, seeded_state, state_digest
+from compeft_proto.clock import now_ms
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
-from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
-from compeft_server.domain.admission import Limits
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import open_ledger
+from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Role, Transfer
 from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.ledger.ledger import Ledger
 
 EXPERT = "sentiment"

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import RoundClosedError
 from compeft_proto.keys import new_key
-from compeft_server.app.server import now_ms
 from compeft_server.ledger import schema
 from compeft_server.ledger.audit import AuditError, check
 from tests.exchange.conftest import World, synced_by, trained

@@ -10,9 +10,9 @@ from flwr.serverapp.strategy import FedAvg
 from compeft_client.exchange.edge_client import Trained
 from compeft_core import InputError, MergeParameters, Vector, compress, densify, encode, merge, parse
 from compeft_proto import envelope as dsse
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import WrongBaseError
 from compeft_server.admin.lineage import Versions
-from compeft_server.app.server import now_ms
 from compeft_server.cli.versions import _as_json, _as_text
 from compeft_server.data_directory import open_store
 from compeft_server.flower.conductor import Station

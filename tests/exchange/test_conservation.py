@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Trained
 from compeft_client.exchange.state_directory import StateDirectory
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, Vector, decode, densify, layout_of
 from compeft_core.errors import CompeftError
 from compeft_core.frozen_tensors import A_ENDING, B_ENDING, active_places

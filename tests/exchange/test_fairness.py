@@ -6,14 +6,18 @@ from pathlib import Path
 import grpc
 import pytest
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.identity.edge_config import Edge
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import BusyError
 from compeft_proto.keys import new_key
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
-from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
-from compeft_server.domain.admission import Limits
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import open_ledger
+from compeft_server.domain.limits import Limits
 from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.rpc.rate_limits import Slots
 from tests.exchange.conftest import EXPERT, genesis
 

@@ -9,12 +9,12 @@ from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import Vector, compress, densify
 from compeft_proto import envelope as dsse
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import RoundClosedError
 from compeft_proto.round_task import RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.lineage import Versions
-from compeft_server.app.server import now_ms
 from compeft_server.data_directory import open_store
 from tests.exchange.conftest import EXPERT, LAYOUT, RUN, UPLINK, World, synced_by, task_vector, trained
 

@@ -11,10 +11,12 @@ import grpc
 import numpy as np
 import pytest
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Trained
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, layout_of
 from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import BusyError, StorageFullError, ThrottledError, _milliseconds
 from compeft_proto.keys import SigningKey
 from compeft_proto.round_task import RoundTask
@@ -23,9 +25,8 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.app.limits_file import read_limits
-from compeft_server.app.server import now_ms
 from compeft_server.chunks.disk_space import Room
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 from compeft_server.rpc.rate_limits import Rates
 from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, running, synced_by, trained
 

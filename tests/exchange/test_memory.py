@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.exchange.state_directory import StateDirectory
+from compeft_client.identity.edge_config import Edge
 from compeft_core import compress, densify
 from compeft_core.errors import InputError
 from compeft_proto.errors import ConflictError, ReplayError, UnreachableError

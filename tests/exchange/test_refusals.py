@@ -10,10 +10,12 @@ import grpc
 import numpy as np
 import pytest
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Trained
+from compeft_client.identity.edge_config import Edge
 from compeft_core import compress, layout_of, parse, state_digest
 from compeft_core.errors import CompeftError, FormatError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_proto import envelope as dsse
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import (
     BY_CODE,
     BusyError,
@@ -41,7 +43,6 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.app.server import now_ms
 from tests.exchange.conftest import EXPERT, LAYOUT, ORIGIN, UPLINK, World, synced_by, task_vector, trained
 
 Alter = Callable[[pb.UpdateManifest], None]

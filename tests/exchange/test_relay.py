@@ -12,13 +12,15 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
 from compeft_client.exchange.connections import Letters
-from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.exchange.state_directory import StateDirectory
 from compeft_client.flower.mod import CompressionMod
+from compeft_client.identity.edge_config import Edge
 from compeft_core import layout_of, state_digest
 from compeft_core.errors import CompeftError, FormatError, LimitError
 from compeft_proto import envelope as dsse
 from compeft_proto import relay_letter as letters
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import (
     ExpiredError,
     ForbiddenError,
@@ -36,7 +38,7 @@ from compeft_proto.sealed_box import close_box, open_box, relay_key_of
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
-from compeft_server.app.server import Settings, now_ms, start
+from compeft_server.app.server import Settings, start
 from compeft_server.flower.strategy import CompressedStrategy
 from compeft_server.identity.aggregator_keys import stage, take_up
 from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, running, task_vector, trained

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Trained
 from compeft_client.exchange.state_directory import StateDirectory
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, layout_of
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ExpiredError, ReplayError, UnreachableError
 from compeft_proto.keys import new_key
 from compeft_proto.manifest import CHUNK_BYTES, refs_of
@@ -23,8 +25,10 @@ from compeft_proto.round_task import RoundTask
 from compeft_proto.transport import SubmitDialogue, open_channel, upload
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import open_ledger
 from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.identity.aggregator_keys import own_key
 from tests.exchange.conftest import EXPERT, ORIGIN, RUN, World, genesis, grant_usual, synced_by, trained
 from tests.relay import Relay, end
 

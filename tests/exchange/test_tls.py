@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 import trustme
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.identity.edge_config import Edge
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnreachableError
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.transport import Tls as ClientTls
-from compeft_server.app.server import Settings, Tls, now_ms, open_ledger, own_key, start
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import open_ledger
 from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.identity.aggregator_keys import own_key
+from compeft_server.identity.tls_credentials import Tls
 from tests.exchange.conftest import EXPERT, genesis
 
 

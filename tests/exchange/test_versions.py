@@ -8,9 +8,9 @@ import sqlalchemy as sa
 
 from compeft_client.exchange.edge_client import EdgeClient
 from compeft_proto import envelope as dsse
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
 from compeft_server.admin.lineage import Versions
-from compeft_server.app.server import now_ms
 from compeft_server.data_directory import open_store
 from compeft_server.ledger import schema
 from tests.exchange.conftest import EXPERT, World, synced_by, trained

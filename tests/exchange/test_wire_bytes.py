@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Trained
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, layout_of
 from compeft_proto.keys import new_key
 from compeft_proto.round_task import RoundTask
-from compeft_server.app.server import open_ledger
+from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Transfer
 from compeft_server.rpc.wire_meter import WireMeter
 from tests.exchange.conftest import ORIGIN, RUN, genesis

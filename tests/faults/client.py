@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from compeft_client.durable_files import write_durably
-from compeft_client.exchange.edge_client import Edge, EdgeClient, Trained
+from compeft_client.exchange.edge_client import EdgeClient, Trained
 from compeft_client.exchange.state_directory import StateDirectory
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Vector
 from compeft_proto.errors import TransferError
 from compeft_proto.keys import public_key_from_pem, signing_key_from_pem

@@ -14,11 +14,13 @@ from pathlib import Path
 import psutil
 import trustme
 
+from compeft_proto.clock import now_ms
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.transport import Tls
-from compeft_server.app.server import now_ms, open_ledger, own_key
+from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Role
 from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.identity.aggregator_keys import own_key
 from tests.exchange.conftest import grant_usual
 
 START_S = 60.0

@@ -19,7 +19,7 @@ from compeft_core import Compression, layout_of
 from compeft_proto.errors import ChunkMismatchError, StorageFullError, TransferError
 from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.round_task import RoundTask
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 from tests.exchange.conftest import EXPERT, ORIGIN, RUN, UPLINK, World, genesis, running, synced_by, trained
 from tests.exchange.test_resume import Cutter
 from tests.faults.storm import Storm

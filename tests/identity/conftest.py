@@ -11,9 +11,11 @@ import pytest
 from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.identity.edge_config import edge_of
 from compeft_client.identity.enrol import Standing, enrol
+from compeft_proto.clock import now_ms
 from compeft_proto.invitation import Invitation, new_invitation
-from compeft_server.app.server import Settings, now_ms, open_ledger, start, start_enrolment
-from compeft_server.domain.admission import Limits
+from compeft_server.app.server import Settings, start, start_enrolment
+from compeft_server.data_directory import open_ledger
+from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Invited, Role
 from compeft_server.flower.conductor import Conductor, station_of
 from compeft_server.identity import authority_files

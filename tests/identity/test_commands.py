@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from compeft_client.cli.main import run
-from compeft_server.app.server import open_ledger
+from compeft_server.data_directory import open_ledger
 from compeft_server.flower.conductor import Conductor, station_of
 from tests.exchange.conftest import EXPERT, genesis
 

@@ -28,7 +28,7 @@ from compeft_proto.invitation import Invitation, new_invitation
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import enrolment_pb2_grpc as rpc
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.identity.registrar import Registrar
 from compeft_server.identity.tls_credentials import from_authority, server_credentials

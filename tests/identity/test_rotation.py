@@ -9,10 +9,12 @@ from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.exchange.state_directory import StateDirectory
 from compeft_client.identity import enrol
 from compeft_client.identity.certificates import is_due, new_request, read_certificate
-from compeft_client.identity.edge_config import edge_of, load_public_keys, load_signing_key
+from compeft_client.identity.edge_config import edge_of
 from compeft_client.identity.enrol import NEXT_KEY, renew
+from compeft_client.identity.key_files import load_public_keys, load_signing_key
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import (
     ConflictError,
     DuplicateError,
@@ -28,9 +30,9 @@ from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.lineage import Versions
 from compeft_server.aggregation.aggregator import Aggregator, Upload
-from compeft_server.app.server import Settings, now_ms, open_ledger, start
-from compeft_server.data_directory import open_store
-from compeft_server.domain.admission import Limits
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import open_ledger, open_store
+from compeft_server.domain.limits import Limits
 from compeft_server.identity import aggregator_keys, authority_files
 from compeft_server.identity import certificate_authority as ca
 from compeft_server.identity.tls_credentials import Tls, from_files

@@ -3,9 +3,9 @@
 import pytest
 
 from compeft_core.errors import CompeftError
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ForbiddenError, UnknownExpertError
 from compeft_server.admin import policy_admin
-from compeft_server.app.server import now_ms
 from compeft_server.domain.policy import ACTIONS, Action
 from compeft_server.flower.conductor import Conductor, Station
 from compeft_server.ledger.audit import check

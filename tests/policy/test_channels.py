@@ -6,13 +6,13 @@ import pytest
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ReplayError, UnknownExpertError, WrongBaseError, from_rpc
 from compeft_proto.keys import new_key
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
-from compeft_server.app.server import now_ms
 from compeft_server.ledger.audit import check
 from tests.policy.conftest import EXPERT, World, grow
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from compeft_client.exchange.edge_client import Edge
 from compeft_client.exchange.package_client import PackageClient
+from compeft_client.identity.edge_config import Edge
 from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_proto.keys import SigningKey
 from tests.exchange.conftest import World

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from compeft_client.exchange.edge_client import EdgeClient
 from compeft_core import Compression, state_digest, state_of
 from compeft_core.errors import FormatError, NotFiniteError
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.snapshot import decode_snapshot, encode_snapshot
 from compeft_proto.sync_answer import Answer, lead
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin.lineage import Versions
 from compeft_server.aggregation.catch_up import Step, _refs, cheapest
-from compeft_server.app.server import now_ms
 from compeft_server.data_directory import open_store
 from tests.exchange.conftest import EXPERT, LAYOUT, RUN, World, genesis, synced_by, trained
 

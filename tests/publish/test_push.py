@@ -19,6 +19,7 @@ from compeft_client.packing.pack import save_compressed, unpack
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ConflictError, ForbiddenError, ReplayError, SignatureError, UnknownKeyError, WrongBaseError
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.manifest import CHUNK_BYTES
@@ -26,7 +27,6 @@ from compeft_proto.sync_answer import quiet
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.admin.lineage import Versions
-from compeft_server.app.server import now_ms
 from compeft_server.data_directory import open_store
 from compeft_server.ledger import schema
 from compeft_server.reports.build import read_report

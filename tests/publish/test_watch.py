@@ -20,12 +20,15 @@ from compeft_client.cli.main import run
 from compeft_client.cli.publish import seconds_of
 from compeft_client.delivery.pull import Delivered, Reference
 from compeft_client.delivery.watch import Job, Voice, follow, watch
-from compeft_client.exchange.edge_client import Edge
 from compeft_client.exchange.package_client import PackageClient
+from compeft_client.identity.edge_config import Edge
 from compeft_client.packing.pack import unpack
 from compeft_core.errors import InputError
+from compeft_proto.clock import now_ms
 from compeft_proto.keys import SigningKey, new_key
-from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import open_ledger
+from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.ledger.ledger import Ledger
 from tests.exchange.conftest import EXPERT, World, grant_usual
 from tests.publish.conftest import PACKAGE, edge_at, packed, publisher

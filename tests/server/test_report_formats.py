@@ -14,8 +14,8 @@ import pytest
 from compeft_client.cli.main import run
 from compeft_core import Compression, compress, encode, layout_of
 from compeft_core.errors import FormatError, InputError
-from compeft_server.app.server import open_ledger
 from compeft_server.cli.report import moment_of
+from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Quality
 from compeft_server.reports.build import read_report
 from compeft_server.reports.extras import DENSITIES, payload_size, pool_from_json

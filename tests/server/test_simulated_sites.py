@@ -10,9 +10,10 @@ from compeft_client.identity.edge_config import edge_of
 from compeft_core.errors import InputError
 from compeft_proto.site_layout import SIMULATED_CONDUCTOR, simulated
 from compeft_server.admin.simulated_sites import make_sites
-from compeft_server.app.server import open_ledger, own_key
 from compeft_server.cli.clients import app
+from compeft_server.data_directory import open_ledger
 from compeft_server.flower.conductor import station_of
+from compeft_server.identity.aggregator_keys import own_key
 
 ADDRESS = "127.0.0.1:9443"
 

@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.identity.edge_config import Edge
 from compeft_core.errors import CompeftError, FormatError, InputError
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.admin.backup import back_up
 from compeft_server.admin.lineage import Versions
 from compeft_server.admin.restore import restore
-from compeft_server.app.server import Settings, now_ms, open_ledger, own_key, start
-from compeft_server.data_directory import Storage, choose_storage, open_store
-from compeft_server.identity.aggregator_keys import earlier_keys, stage, take_up
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import Storage, choose_storage, open_ledger, open_store
+from compeft_server.identity.aggregator_keys import earlier_keys, own_key, stage, take_up
 from compeft_server.identity.authority_files import init, load
 from compeft_server.ledger.audit import check
 from tests.exchange.conftest import EXPERT, World, running, synced_by, trained

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
+from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, layout_of
 from compeft_core.errors import FormatError
+from compeft_proto.clock import now_ms
 from compeft_proto.round_task import RoundTask
 from compeft_server.admin.garbage_collection import Collected, Grace, collect, named
 from compeft_server.admin.lineage import Versions
-from compeft_server.app.server import now_ms
 from compeft_server.chunks.directory_store import DirectoryStore
 from compeft_server.ledger import schema
 from tests.exchange.conftest import EXPERT, RUN, World, genesis, running, synced_by, trained

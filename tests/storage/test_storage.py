@@ -13,10 +13,11 @@ from sqlalchemy.engine import URL
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import UnreachableError
 from compeft_server.admin.lineage import Versions
-from compeft_server.app.server import Settings, own_key, start
+from compeft_server.app.server import Settings, start
 from compeft_server.chunks.directory_store import DirectoryStore
 from compeft_server.chunks.object_store import ObjectStore
 from compeft_server.data_directory import Storage, choose_storage, open_ledger, open_store, read_storage
+from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.ledger.audit import check
 from compeft_server.ledger.ledger import Ledger
 from tests.exchange.conftest import EXPERT, World, running, synced_by, trained

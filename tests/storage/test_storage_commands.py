@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy.engine import URL
 
 from compeft_client.cli.main import run
-from compeft_server.app.server import open_ledger, own_key
-from compeft_server.data_directory import Storage, choose_storage, open_store
+from compeft_server.data_directory import Storage, choose_storage, open_ledger, open_store
+from compeft_server.identity.aggregator_keys import own_key
 from tests.storage import servers
 from tests.storage.facts import EXPERT, version
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from compeft_server.app.server import now_ms, open_ledger
+from compeft_proto.clock import now_ms
 from compeft_server.dashboard.metrics import Registry
 from compeft_server.dashboard.server import Door, Web
+from compeft_server.data_directory import open_ledger
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
 from tests.web.ledgers import Story, refuse, tell

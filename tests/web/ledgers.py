@@ -12,8 +12,9 @@ from compeft_proto import envelope as dsse
 from compeft_proto.keys import new_key
 from compeft_proto.manifest import layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server.app.server import open_ledger, own_key
+from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Refusal
+from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.ledger import schema
 from compeft_server.ledger.ledger import Ledger
 

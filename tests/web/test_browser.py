@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from compeft_server.app.server import now_ms
+from compeft_proto.clock import now_ms
 from compeft_server.dashboard.security import set_password
 from compeft_server.domain.records import Quality, Refusal, Round
 from tests.web.conftest import Served

@@ -25,8 +25,9 @@ from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.app import tracing
 from compeft_server.app.logs import configure_logs
-from compeft_server.app.server import Settings, open_ledger, start
+from compeft_server.app.server import Settings, start
 from compeft_server.app.tracing import CallTracer, tracer_from_environment
+from compeft_server.data_directory import open_ledger
 from compeft_server.rpc.call_interceptor import CallMetrics, Observer
 
 

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from compeft_server.app.server import now_ms
+from compeft_proto.clock import now_ms
 from compeft_server.dashboard.metrics import Registry
 from compeft_server.rpc.call_interceptor import CallMetrics
 from tests.web.conftest import Served

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from compeft_server.app.server import open_ledger
+from compeft_server.data_directory import open_ledger
 from compeft_server.ledger import schema
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.pages import PAGE, Listings

@@ -11,9 +11,9 @@ import trustme
 
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import ForbiddenError
-from compeft_server.app.server import open_ledger
 from compeft_server.dashboard.security import FAILURES, PASSWORD_FILE, Gate, read_password, safe_next, set_password
 from compeft_server.dashboard.server import Door, check_door
+from compeft_server.data_directory import open_ledger
 from tests.web.conftest import Served
 
 SECRET = "correct horse battery"

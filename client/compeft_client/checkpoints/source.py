@@ -11,8 +11,8 @@ from pathlib import Path
 
 from compeft_client.checkpoints.safetensors_file import Header, Stored, read_header, read_shards
 from compeft_client.durable_files import read_file
-from compeft_client.packing.expert_file import begins_like_one
 from compeft_core.errors import FormatError, InputError, LimitError
+from compeft_proto.expert_file import MAGIC
 from compeft_proto.expert_manifest import ADAPTER, ADAPTER_CONFIG, HEAD, MAX_CONFIG_BYTES, MODEL, MODEL_CONFIG
 
 INDEX = "model.safetensors.index.json"
@@ -95,3 +95,12 @@ def _nothing(path: Path) -> str:
     if inner := sorted(child.parent.name for child in path.glob(f"*/{ADAPTER}")):
         return f"{path} holds adapters in folders of their own: name one of them, such as {path / inner[0]}"
     return f"{path} has neither {ADAPTER} nor {MODEL}: a PEFT directory or a checkpoint is needed"
+
+
+def begins_like_one(path: Path) -> bool:
+    """Whether the first bytes of a file are those of an expert file. Errors: InputError if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -10,7 +10,8 @@ import typer
 
 from compeft_client.cli.options import AsFormat, EdgeConfig, takes_edge
 from compeft_client.durable_files import write_durably
-from compeft_client.identity.edge_config import edge_of, load_public_key, load_signing_key
+from compeft_client.identity.edge_config import edge_of
+from compeft_client.identity.key_files import load_public_key, load_signing_key
 from compeft_core.errors import InputError
 from compeft_proto.keys import new_key
 

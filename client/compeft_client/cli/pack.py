@@ -9,7 +9,7 @@ from compeft_client.checkpoints.source import read_source
 from compeft_client.cli import pack_output as texts
 from compeft_client.cli.options import AsFormat
 from compeft_client.cli.progress import watched
-from compeft_client.identity.edge_config import load_public_key, load_signing_key
+from compeft_client.identity.key_files import load_public_key, load_signing_key
 from compeft_client.packing.diff import diff as compare
 from compeft_client.packing.expert_file import is_expert_file, open_expert
 from compeft_client.packing.inspect_costs import inspect_directory

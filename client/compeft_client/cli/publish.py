@@ -15,7 +15,8 @@ import typer
 from compeft_client.cli.options import AsFormat, EdgeConfig, takes_edge
 from compeft_client.cli.pack import Budget, CodecName, Density, Factor, Init, ScaleRule, Trusted, pack_settings
 from compeft_client.cli.progress import watched
-from compeft_client.identity.edge_config import edge_of, load_public_key
+from compeft_client.identity.edge_config import edge_of
+from compeft_client.identity.key_files import load_public_key
 from compeft_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ def pull(
     compeft pull sentiment@3 --packed sentiment.expert --site ~/.compeft
     """
     from compeft_client.delivery.pull import Reference, Wishes, deliver, fetch_package, reference_of
+    from compeft_client.durable_files import written_whole
     from compeft_client.exchange.package_client import PackageClient
-    from compeft_client.whole_file import written_whole
 
     reference, us = reference_of(name), edge_of({**edge, "patience-s": patience})
     if version is not None:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from compeft_client.cli.options import AsFormat
 from compeft_core.errors import InputError
+from compeft_proto.clock import now_ms
 from compeft_proto.invitation import PREFIX, from_text
 
 Site = Annotated[Path, typer.Option(help="the site folder: keys, certificate, the aggregator's address and key, local memory")]
@@ -86,7 +86,7 @@ def renew(
     from compeft_client.identity.site_folder import read_site
 
     path = read_site(site).get("tls-cert")
-    if when_due and not replace_key and not (path and is_due(read_certificate(Path(str(path))), time.time_ns() // 1_000_000)):
+    if when_due and not replace_key and not (path and is_due(read_certificate(Path(str(path))), now_ms())):
         typer.echo(json.dumps({"renewed": False}) if format == "json" else "not due yet")
         return
     standing = renew_site(site.absolute(), replace_key=replace_key)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compeft_client.delivery.peft_directory import write_peft_directory
-from compeft_client.exchange.edge_client import Edge, EdgeClient
+from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.exchange.package_client import Fetched, PackageClient
+from compeft_client.identity.edge_config import Edge
 from compeft_client.packing.pack import unpack
 from compeft_core import state_digest
 from compeft_core.errors import InputError

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from compeft_client.delivery.pull import Delivered, Reference, Wishes, deliver
 from compeft_client.durable_files import write_durably
-from compeft_client.exchange.edge_client import Edge
 from compeft_client.exchange.package_client import PackageClient
+from compeft_client.identity.edge_config import Edge
 from compeft_core.errors import InputError
 from compeft_proto.errors import RefusedError, TransferError
 from compeft_proto.sync_answer import Progress, Tick

@@ -4,7 +4,6 @@ letters that others carry. Bytes only: what an answer says is checked by whoever
 
 import hashlib
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
@@ -13,6 +12,7 @@ from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto import relay_letter as letters
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ReplayError, UnknownKeyError
 from compeft_proto.keys import SigningKey
 from compeft_proto.sealed_box import close_box, open_box, relay_key_of
@@ -150,8 +150,3 @@ class Letters:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def now_ms() -> int:
-    """Milliseconds since the Unix epoch."""
-    return time.time_ns() // 1_000_000

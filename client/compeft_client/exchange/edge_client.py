@@ -8,14 +8,14 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
-from compeft_client.durable_files import write_durably
-from compeft_client.exchange.connections import Carrier, Connection, Letters, now_ms
+from compeft_client.exchange.connections import Carrier, Connection, Letters
 from compeft_client.exchange.quality_floor import Floor, above
-from compeft_client.exchange.state_directory import WORKERS, Memory, Pending, StateDirectory, settled
+from compeft_client.exchange.state_directory import Memory, Pending, StateDirectory, settled
+from compeft_client.identity.edge_config import Edge
+from compeft_client.workers import WORKERS
 from compeft_core import Compression, Encoded, Layout, State, Vector
 from compeft_core.budget import payload_bytes
 from compeft_core.errors import InputError, LayoutMismatchError
@@ -26,48 +26,20 @@ from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
 from compeft_proto.base_model import base_model_to_proto
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.round_task import AUTO, Origin, RoundTask
 from compeft_proto.sync_answer import Answer, Progress, fetch, hear, lead, quiet
-from compeft_proto.transport import Tls
 from compeft_proto.trusted_keys import Believed
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 
-PATIENCE_S = 30.0
 LIFETIME_MS = 60 * 60 * 1000
 """How long a sealed update may be under way."""
 ROUNDING, TINY = np.float32(2**-8), np.float32(2**-24)
 """What loading a state into a bfloat16 or float16 adapter may change, in relation to a value and beside it."""
 
 NO_ORIGIN = Origin()
-
-
-@dataclass(frozen=True, slots=True)
-class Edge:
-    """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback. A transfer that
-    fails is tried again, from where it stopped, for `patience_s` seconds without success. `older` are keys that the aggregator had
-    before: versions that they signed still hold, everything else must be signed by `aggregator`, or by a key that it introduced; `learn`
-    is the file of public keys that such a key is written to. `max_update_bytes`, `max_upload_s`: the density of a round is lowered where
-    its update would take more, or longer at the rate of the upload before.
-    """
-
-    address: str
-    key: SigningKey
-    aggregator: PublicKey
-    state: Path
-    tls: Tls | None = None
-    patience_s: float = PATIENCE_S
-    older: tuple[PublicKey, ...] = ()
-    learn: Path | None = None
-    max_update_bytes: int | None = None
-    max_upload_s: float | None = None
-
-    def learned(self, keys: tuple[PublicKey, ...]) -> None:
-        """The aggregator has changed its key."""
-        if self.learn is not None:
-            write_durably(self.learn, b"".join(key.to_pem() for key in keys))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,17 @@ name. A transfer that breaks goes on where it stopped, in another process too.
 
 import hashlib
 import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compeft_client.exchange.connections import NONCE_BYTES
-from compeft_client.exchange.edge_client import Edge
 from compeft_client.exchange.state_directory import Memory, StateDirectory
+from compeft_client.identity.edge_config import Edge
 from compeft_core.errors import InputError
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto import manifest as mf
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey
 from compeft_proto.sync_answer import Answer, Progress, SyncDialogue, fetch, hear, quiet
@@ -170,7 +170,7 @@ class PackageClient:
         return found
 
     def _sent(self, package: pb.Package, data: bytes, progress: Progress) -> pb.VersionManifest:
-        package.issued_at_ms = _now_ms()
+        package.issued_at_ms = now_ms()
         sealed = dsse.seal(self._edge.key, dsse.PACKAGE, package)
 
         def attempt() -> Envelope:
@@ -190,7 +190,7 @@ class PackageClient:
             return self._ask(dialogue, request)
 
     def _ask(self, dialogue: SyncDialogue, request: pb.SyncRequest) -> Answer:
-        request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), _now_ms()
+        request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
         dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
         answer = hear(dialogue, self._believed.newest, self._believed.any)
         answer_checks.check_statement(answer.statement, request, -1)
@@ -201,7 +201,3 @@ class PackageClient:
 
     def _memory_of(self, expert: str) -> StateDirectory:
         return StateDirectory.of(self._edge.state, expert)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_client.exchange.state_directory import WORKERS
+from compeft_client.workers import WORKERS
 from compeft_core import Compression, Layout, ScaleRule, Vector, compress, densify, unflatten
 from compeft_core.errors import InputError
 from compeft_core.parallel import workers_for

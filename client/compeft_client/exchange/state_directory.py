@@ -14,7 +14,6 @@ two terms of the difference, which are on disk already, so settling writes only 
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ import numpy as np
 import xxhash
 
 from compeft_client.durable_files import write_durably
+from compeft_client.workers import WORKERS
 from compeft_core import Layout, State, Vector, add_to, parse, state_digest
 from compeft_core.errors import InputError
 from compeft_core.parallel import workers_for
@@ -33,8 +33,6 @@ from compeft_proto.manifest import check_name
 INDEX = "state.json"
 NAME_LENGTH = 32
 """Hexadecimal digits of an XXH3-128."""
-WORKERS = min(8, os.cpu_count() or 1)
-"""Threads that the work on one vector is spread over."""
 
 
 @dataclass(frozen=True, slots=True)

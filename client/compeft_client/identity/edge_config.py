@@ -1,21 +1,49 @@
 """An edge client's local configuration: from the names and paths that the site's operator wrote to an `Edge`."""
 
 import math
-import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from compeft_client.durable_files import read_file, read_private
-from compeft_client.exchange.edge_client import PATIENCE_S, Edge
+from compeft_client.durable_files import read_file, read_private, write_durably
 from compeft_client.identity.certificates import check_lasting
+from compeft_client.identity.key_files import load_public_keys, load_signing_key
 from compeft_client.identity.site_folder import complete
 from compeft_core.budget import bytes_of
 from compeft_core.errors import InputError
-from compeft_proto.keys import PublicKey, SigningKey, public_key_from_pem, public_keys_from_pem, signing_key_from_pem
+from compeft_proto.clock import now_ms
+from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.transport import Tls
 
 NEEDED = ("aggregator", "aggregator-key", "key", "state-dir")
 TLS = ("tls-ca", "tls-cert", "tls-key")
+PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Who this client is, whom it trusts, where it keeps its memory. Without TLS the address must be loopback. A transfer that
+    fails is tried again, from where it stopped, for `patience_s` seconds without success. `older` are keys that the aggregator had
+    before: versions that they signed still hold, everything else must be signed by `aggregator`, or by a key that it introduced; `learn`
+    is the file of public keys that such a key is written to. `max_update_bytes`, `max_upload_s`: the density of a round is lowered where
+    its update would take more, or longer at the rate of the upload before.
+    """
+
+    address: str
+    key: SigningKey
+    aggregator: PublicKey
+    state: Path
+    tls: Tls | None = None
+    patience_s: float = PATIENCE_S
+    older: tuple[PublicKey, ...] = ()
+    learn: Path | None = None
+    max_update_bytes: int | None = None
+    max_upload_s: float | None = None
+
+    def learned(self, keys: tuple[PublicKey, ...]) -> None:
+        """The aggregator has changed its key."""
+        if self.learn is not None:
+            write_durably(self.learn, b"".join(key.to_pem() for key in keys))
 
 
 def edge_of(config: Mapping[str, object]) -> Edge:
@@ -63,22 +91,7 @@ def seconds_of(name: str, config: Mapping[str, object]) -> float:
     return seconds
 
 
-def load_signing_key(path: Path) -> SigningKey:
-    """A private key from a file. Errors: InputError if there is none, ForbiddenError if others may read it."""
-    return signing_key_from_pem(read_file(path), str(path), path.stat().st_mode)
-
-
-def load_public_key(path: Path) -> PublicKey:
-    """A public key from a file. Errors: InputError."""
-    return public_key_from_pem(read_file(path), str(path))
-
-
-def load_public_keys(path: Path) -> tuple[PublicKey, ...]:
-    """One or more public keys from a file, in their order. Errors: InputError."""
-    return public_keys_from_pem(read_file(path), str(path))
-
-
 def _tls(config: Mapping[str, object]) -> Tls:
     authority, certificate, key = (Path(str(config[name])) for name in TLS)
-    check_lasting(read_file(certificate), str(certificate), time.time_ns() // 1_000_000)
+    check_lasting(read_file(certificate), str(certificate), now_ms())
     return Tls(read_file(authority), read_file(certificate), read_private(key))

@@ -5,7 +5,6 @@ byte is sent, and the folder's index last.
 """
 
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,12 @@ import grpc
 
 from compeft_client.durable_files import write_durably
 from compeft_client.identity.certificates import NO_CERTIFICATE, Wanted, check_certificate, new_request, pinned_authority
-from compeft_client.identity.edge_config import edge_of, load_signing_key
+from compeft_client.identity.edge_config import edge_of
+from compeft_client.identity.key_files import load_signing_key
 from compeft_client.identity.site_folder import write_index
 from compeft_core.errors import InputError
 from compeft_proto import envelope as dsse
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ReplayError, UnknownKeyError, from_rpc
 from compeft_proto.invitation import Invitation, split_address
 from compeft_proto.key_handover import earlier, follow
@@ -60,7 +61,7 @@ def enrol(invitation: Invitation, address: str, folder: Path) -> Standing:
         certificate_request=wanted.request,
         keyid=key.keyid,
         nonce=secrets.token_bytes(NONCE_BYTES),
-        issued_at_ms=_now_ms(),
+        issued_at_ms=now_ms(),
     )
     introduction = ep.Introduction(public_key=key.public.raw, sealed=dsse.seal(key, dsse.ENROLMENT_REQUEST, request))
     with _open_door(invitation, address) as channel:
@@ -100,7 +101,7 @@ def _renew(folder: Path, key: SigningKey, new: SigningKey | None) -> Standing:
         certificate_request=wanted.request,
         new_public_key=new.public.raw if new else b"",
         nonce=secrets.token_bytes(NONCE_BYTES),
-        issued_at_ms=_now_ms(),
+        issued_at_ms=now_ms(),
     )
     sealed = dsse.seal(key, dsse.RENEWAL_REQUEST, request)
     sealed = dsse.countersign(sealed, new) if new else sealed
@@ -159,7 +160,3 @@ def _call(work: Callable[[], T], address: str) -> T:
         return work()
     except grpc.RpcError as error:
         raise from_rpc(error, address) from error
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

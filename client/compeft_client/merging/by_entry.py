@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector, read_start
 from compeft_client.checkpoints.safetensors_file import NUMPY, to_float32
-from compeft_client.exchange.state_directory import WORKERS
 from compeft_client.merging.inputs import SAME_FOR_ENTRIES, Candidate, merged_beside, read_candidates
 from compeft_client.packing.expert_file import read_payload_of
 from compeft_client.packing.pack import PackSettings, code_parts
 from compeft_client.packing.part_codec import exact_tensors
 from compeft_client.packing.tensor_rules import FACTORS, ZERO_FACTORS
+from compeft_client.workers import WORKERS
 from compeft_core import METHODS, MergeParameters, merge, unflatten
 from compeft_core.errors import InputError
 from compeft_proto.errors import WrongBaseError

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from compeft_client.checkpoints.source import begins_like_one
 from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_proto import envelope as dsse
 from compeft_proto.expert_file import AGAIN, HEAD_FORMAT, MAGIC, MAX_ENVELOPE_BYTES, VERSION, read_start
@@ -82,12 +83,3 @@ def read_payload_of(file: ExpertFile, number: int) -> bytes:
 def is_expert_file(path: Path) -> bool:
     """Whether a path is a file that is named, or begins, like an expert file."""
     return path.is_file() and (path.suffix == SUFFIX or begins_like_one(path))
-
-
-def begins_like_one(path: Path) -> bool:
-    """Whether the first bytes of a file are those of an expert file. Errors: InputError if it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return stream.read(len(MAGIC)) == MAGIC
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error

@@ -9,7 +9,6 @@ from pathlib import Path
 from compeft_client.checkpoints.initial_values import Start, read_start
 from compeft_client.checkpoints.safetensors_file import Stored, read_values
 from compeft_client.checkpoints.source import Source, read_source
-from compeft_client.exchange.state_directory import WORKERS
 from compeft_client.packing.auto_scale import auto_compression
 from compeft_client.packing.expert_file import write_expert
 from compeft_client.packing.pack import PackSettings, manifest_of
@@ -17,6 +16,7 @@ from compeft_client.packing.part_codec import Progress as Tick
 from compeft_client.packing.part_codec import code, silent, task_vector
 from compeft_client.packing.plan import PlannedPart, plan
 from compeft_client.packing.tensor_rules import ZERO_FACTORS, Treatment, rides_along
+from compeft_client.workers import WORKERS
 from compeft_core import compress, encode
 from compeft_proto.expert_manifest import ADAPTER, FLOATS
 

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from compeft_client.checkpoints.initial_values import Start, read_start
 from compeft_client.checkpoints.safetensors_file import NUMPY, PIECE, from_float32, header_bytes, to_float32
 from compeft_client.checkpoints.source import Source, read_source
-from compeft_client.durable_files import write_durably
+from compeft_client.durable_files import write_durably, written_whole
 from compeft_client.packing.auto_scale import auto_compression
 from compeft_client.packing.expert_file import ExpertFile, open_expert, read_payload_of, write_expert
 from compeft_client.packing.part_codec import CodedPart, Progress, code, decode_part, exact_tensors, silent
 from compeft_client.packing.plan import plan
-from compeft_client.whole_file import written_whole
 from compeft_core import Codec, Compression, Tensor, Vector
 from compeft_core.budget import filled
 from compeft_core.errors import InputError, LimitError, NotFiniteError

@@ -12,8 +12,8 @@ import numpy as np
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector
 from compeft_client.checkpoints.safetensors_file import PIECE, read_bytes, read_values
-from compeft_client.exchange.state_directory import WORKERS
 from compeft_client.packing.plan import PlannedPart
+from compeft_client.workers import WORKERS
 from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encoding_of, shapes_of
 from compeft_core.errors import InputError
 from compeft_proto.errors import WrongBaseError

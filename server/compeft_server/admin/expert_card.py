@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 
 from compeft_core import Layout
 from compeft_proto.base_model import BaseModel
+from compeft_proto.clock import now_ms
 from compeft_server.admin.lineage import Origin
 from compeft_server.aggregation.access import Access
 from compeft_server.aggregation.expert_log import ExpertLog
-from compeft_server.app.server import now_ms
 from compeft_server.domain.channels import CHANNELS, ChannelName, Move
 from compeft_server.domain.policy import Rule, as_time, describe, retired, standing
 from compeft_server.ledger.ledger import Ledger

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compeft_core.errors import InputError
+from compeft_proto.clock import now_ms
 from compeft_proto.keys import new_key, signing_key_from_pem
 from compeft_proto.site_layout import FILES, INDEX, SIMULATED_CONDUCTOR, simulated
 from compeft_proto.transport import LOOPBACK
 from compeft_server.admin import policy_admin
-from compeft_server.app.server import now_ms, open_ledger
+from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Role
 from compeft_server.identity.aggregator_keys import earlier_keys, own_key
 from compeft_server.private_files import read_file, write_durably

@@ -31,8 +31,9 @@ from compeft_server.chunks.chunked_payload import Chunked
 from compeft_server.chunks.disk_space import Room
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain import admission
-from compeft_server.domain.admission import Limits, Situation
+from compeft_server.domain.admission import Situation
 from compeft_server.domain.channels import Channel, channel_of
+from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Expert, Member, Round, Submission, Version
 from compeft_server.ledger.ledger import Ledger
 

@@ -22,7 +22,7 @@ from compeft_server.aggregation.access import Access
 from compeft_server.aggregation.catch_up import Way
 from compeft_server.aggregation.expert_log import ExpertLog
 from compeft_server.domain import admission
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 from compeft_server.domain.policy import EVERY
 from compeft_server.domain.records import Expert, Member, Quality, Version
 from compeft_server.ledger.ledger import Ledger

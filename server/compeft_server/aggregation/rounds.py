@@ -22,7 +22,7 @@ from compeft_server.aggregation.access import Access
 from compeft_server.aggregation.expert_log import Carried, ExpertLog, Step, compose, kept_bytes
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain import admission
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Contribution, Expert, Member, Quality, Round, Submission, Version
 from compeft_server.ledger.ledger import Ledger
 

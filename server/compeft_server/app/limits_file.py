@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from compeft_core.errors import InputError
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 
 
 def read_limits(path: Path) -> Limits:

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from _thread import start_new_thread
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,18 +18,15 @@ from grpc_reflection.v1alpha import reflection
 
 from compeft_core import Compression, compress, encode, layout_of, parse
 from compeft_core.errors import InputError
+from compeft_proto.clock import now_ms
 from compeft_proto.v1 import enrolment_pb2_grpc, exchange_pb2, exchange_pb2_grpc
 from compeft_server.aggregation.aggregator import Aggregator
-from compeft_server.data_directory import open_ledger as open_ledger  # others open it here
-from compeft_server.data_directory import open_store
-from compeft_server.domain.admission import Limits
-from compeft_server.identity.aggregator_keys import KEY_FILE as KEY_FILE
-from compeft_server.identity.aggregator_keys import earlier_keys, handovers, take_up
-from compeft_server.identity.aggregator_keys import own_key as own_key
+from compeft_server.data_directory import open_ledger, open_store
+from compeft_server.domain.limits import Limits
+from compeft_server.identity.aggregator_keys import earlier_keys, handovers, own_key, take_up
 from compeft_server.identity.authority_files import has_authority
 from compeft_server.identity.registrar import Registrar
-from compeft_server.identity.tls_credentials import Tls as Tls
-from compeft_server.identity.tls_credentials import from_authority, from_files, server_credentials
+from compeft_server.identity.tls_credentials import Tls, from_authority, from_files, server_credentials
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.rpc.enrolment_servicer import MembershipService, enrolment_server
 from compeft_server.rpc.exchange_servicer import ExchangeService
@@ -57,11 +53,6 @@ class Settings:
     tls: Tls | None = None
     limits: Limits = field(default_factory=Limits)
     enroll_port: int | None = None
-
-
-def now_ms() -> int:
-    """Milliseconds since the Unix epoch."""
-    return time.time_ns() // 1_000_000
 
 
 def start(

@@ -13,7 +13,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from compeft_proto.errors import StorageFullError
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 
 FULL_MS = 10_000
 """When a client is asked to come back to a full disk."""

@@ -1,10 +1,10 @@
 """A store in memory, for tests and experiments: it keeps every promise but durability, and is gone with its process."""
 
 import hashlib
-import time
 from collections.abc import Iterator
 from threading import Lock
 
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ChunkMismatchError
 from compeft_server.chunks.store import Stored, checked, in_parts, missing
 
@@ -27,14 +27,14 @@ class MemoryStore:
         with self._lock:
             if sha256 not in self._chunks:
                 return False
-            self._chunks[sha256] = (self._chunks[sha256][0], _now_ms())
+            self._chunks[sha256] = (self._chunks[sha256][0], now_ms())
             return True
 
     def put(self, data: bytes) -> bytes:
         """As promised."""
         sha256 = hashlib.sha256(data).digest()
         with self._lock:
-            self._chunks[sha256] = (data, _now_ms())
+            self._chunks[sha256] = (data, now_ms())
         return sha256
 
     def read(self, sha256: bytes) -> bytes:
@@ -52,7 +52,7 @@ class MemoryStore:
 
     def append(self, sender: str, sha256: bytes, data: bytes) -> None:
         """As promised."""
-        self._parts[sender, sha256] = ((self._part(sender, sha256) or b"") + data, _now_ms())
+        self._parts[sender, sha256] = ((self._part(sender, sha256) or b"") + data, now_ms())
 
     def check(self, sender: str, sha256: bytes) -> None:
         """As promised."""
@@ -101,7 +101,3 @@ class MemoryStore:
     def _part(self, sender: str, sha256: bytes) -> bytes | None:
         found = self._parts.get((sender, sha256))
         return found[0] if found else None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -7,7 +7,6 @@ so a client that goes on at another replica sends the broken chunk again.
 
 import hashlib
 import os
-import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from obstore.store import ObjectStore as Bucket
 from obstore.store import from_url
 
 from compeft_core.errors import InputError
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnreachableError
 from compeft_server.chunks.partial_uploads import Parts
 from compeft_server.chunks.store import CLAIM_SLACK_MS, Stored, checked, in_parts, missing
@@ -56,7 +56,7 @@ class ObjectStore:
         found = self._head(sha256)
         if found is None:
             return False
-        if found.claimed_at_ms < _now_ms() - CLAIM_SLACK_MS:
+        if found.claimed_at_ms < now_ms() - CLAIM_SLACK_MS:
             self._write(sha256, self.read(sha256))
         return True
 
@@ -169,7 +169,3 @@ def _unreachable(error: Exception) -> UnreachableError:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no reason given"])[0][:300]
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

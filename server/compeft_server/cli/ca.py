@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 from cryptography import x509
 
-from compeft_server.app.server import now_ms, open_ledger
+from compeft_proto.clock import now_ms
+from compeft_server.data_directory import open_ledger
 from compeft_server.identity import authority_files as files
 from compeft_server.identity import certificate_authority as ca
 from compeft_server.identity import service_certificates

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 from compeft_core.errors import InputError
+from compeft_proto.clock import now_ms
 from compeft_proto.invitation import new_invitation, to_text
 from compeft_proto.keys import public_key_from_pem
 from compeft_proto.manifest import check_name
 from compeft_server.admin import policy_admin
-from compeft_server.app.server import now_ms, open_ledger
-from compeft_server.data_directory import existing
+from compeft_server.data_directory import existing, open_ledger
 from compeft_server.domain.invitations import valid_ms
 from compeft_server.domain.policy import EVERY
 from compeft_server.domain.records import ROLES, Enrolled, Invited, Role

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from compeft_core.errors import InputError
-from compeft_server.app.server import open_ledger
+from compeft_server.data_directory import open_ledger
 from compeft_server.domain.price import price_of
 
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]

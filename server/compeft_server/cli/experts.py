@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from compeft_proto.clock import now_ms
 from compeft_server.admin import policy_admin
 from compeft_server.admin.expert_card import read_card, to_json, to_text
 from compeft_server.admin.lineage import Versions
 from compeft_server.aggregation.expert_log import ExpertLog
-from compeft_server.app.server import now_ms, open_ledger, own_key
-from compeft_server.data_directory import existing, open_store
+from compeft_server.data_directory import existing, open_ledger, open_store
 from compeft_server.domain.policy import retired
-from compeft_server.identity.aggregator_keys import earlier_keys
+from compeft_server.identity.aggregator_keys import earlier_keys, own_key
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]

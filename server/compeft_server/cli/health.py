@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 import typer
 
 from compeft_core.errors import InputError
+from compeft_proto.clock import now_ms
 from compeft_proto.transport import Tls
 from compeft_server.admin import health
-from compeft_server.app.server import SERVICE, now_ms
+from compeft_server.app.server import SERVICE
 
 app = typer.Typer()
 OWN_ADDRESS = "localhost:9443"

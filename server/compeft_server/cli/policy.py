@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 import typer
 
 from compeft_core.errors import InputError
+from compeft_proto.clock import now_ms
 from compeft_server.admin import policy_admin
 from compeft_server.aggregation.access import Access
 from compeft_server.aggregation.expert_log import ExpertLog
-from compeft_server.app.server import now_ms, open_ledger, own_key
-from compeft_server.data_directory import existing, open_store
+from compeft_server.data_directory import existing, open_ledger, open_store
 from compeft_server.domain.policy import ACTIONS, ROLE, Action, Decision, Effect, Rule, as_time, describe, standing
 from compeft_server.domain.records import ROLES
-from compeft_server.identity.aggregator_keys import earlier_keys
+from compeft_server.identity.aggregator_keys import earlier_keys, own_key
 from compeft_server.ledger.ledger import Ledger
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]

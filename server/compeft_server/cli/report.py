@@ -12,8 +12,7 @@ from rich.console import Console
 
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import UnknownExpertError
-from compeft_server.app.server import open_ledger
-from compeft_server.data_directory import existing
+from compeft_server.data_directory import existing, open_ledger
 from compeft_server.domain.price import price_of
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.private_files import write_durably

@@ -12,10 +12,12 @@ from compeft_core.errors import InputError
 from compeft_server.app.limits_file import read_limits
 from compeft_server.app.logs import LogFormat
 from compeft_server.app.observability import observe
-from compeft_server.app.server import Settings, Tls, own_key, serve
+from compeft_server.app.server import Settings, serve
 from compeft_server.data_directory import Storage, choose_storage
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 from compeft_server.domain.price import price_of
+from compeft_server.identity.aggregator_keys import own_key
+from compeft_server.identity.tls_credentials import Tls
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
 Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from compeft_proto.clock import now_ms
 from compeft_server.admin.backup import Head, back_up
 from compeft_server.admin.garbage_collection import Collected, Grace, collect
 from compeft_server.admin.restore import restore
-from compeft_server.app.server import now_ms
 from compeft_server.data_directory import existing, open_ledger, open_store
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]

@@ -10,11 +10,11 @@ import typer
 
 from compeft_core.errors import InputError
 from compeft_core.server_optimizer import ServerOptimizer
+from compeft_proto.clock import now_ms
 from compeft_server.admin.lineage import Origin, Versions
-from compeft_server.app.server import now_ms, open_ledger, own_key
 from compeft_server.cli.experts import experts
-from compeft_server.data_directory import existing, open_store
-from compeft_server.identity.aggregator_keys import earlier_keys
+from compeft_server.data_directory import existing, open_ledger, open_store
+from compeft_server.identity.aggregator_keys import earlier_keys, own_key
 from compeft_server.ledger.audit import check
 
 AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]

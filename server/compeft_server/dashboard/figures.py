@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from compeft_proto.manifest import layout_from_proto
 from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.domain.traffic import LinkTime, Traffic, add, times_of, why_silent
 from compeft_server.ledger.totals import ExpertSummary, Moved, Standing, Summaries
-from compeft_server.reports.report import LinkTime, Traffic, add, times_of, why_silent
 
 DAY_MS = 24 * 3600 * 1000
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from compeft_core.errors import InputError
-from compeft_server.app.server import now_ms
+from compeft_proto.clock import now_ms
 from compeft_server.dashboard.app import create_app
 from compeft_server.dashboard.metrics import Exposition
 from compeft_server.dashboard.pages import Site

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from compeft_core.errors import InputError
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import new_key
 from compeft_server.admin import policy_admin
-from compeft_server.app.server import now_ms, open_ledger
+from compeft_server.data_directory import open_ledger
 from compeft_server.demo.processes import ProcessError, Processes, free_ports
 from compeft_server.domain.records import Role
 from compeft_server.ledger.ledger import Ledger

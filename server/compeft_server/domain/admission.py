@@ -25,39 +25,13 @@ from compeft_proto.errors import (
 )
 from compeft_proto.manifest import check_digest, check_name, check_payload, check_refs, read_payload
 from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.domain.limits import Limits
 from compeft_server.domain.policy import Action, Decision
 from compeft_server.domain.records import ARMS, Arm, Expert, Member, Role, Round, Submission
 
 MAX_METRICS = 64
 LARGE_BYTES = 16 * 2**20
 """Payloads above are checked piece by piece."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Caps on what one message may ask for, on what each client and all together may take, and on how long a call may stand still.
-
-    A rate of 0 is no limit. `burst` is what a client may take at once after a while without any. Rates of "all" bind only clients
-    that have used up half of their own. `partial` bytes are of uploads not yet whole.
-    """
-
-    max_payload_bytes: int = 2**30
-    max_parameters: int = 10**9
-    max_examples: int = 10_000_000
-    max_clock_skew_ms: int = 5 * 60 * 1000
-    max_age_ms: int = 60 * 60 * 1000
-    max_calls_per_client: int = 4
-    max_calls: int = 256
-    stall_s: float = 120.0
-    calls_per_s_per_client: float = 20.0
-    calls_burst_per_client: float = 200.0
-    calls_per_s_all: float = 0.0
-    bytes_per_s_per_client: float = 0.0
-    bytes_burst_per_client: float = 2.0**30
-    bytes_per_s_all: float = 0.0
-    bytes_per_day_per_client: float = 0.0
-    max_partial_bytes_per_client: int = 4 * 2**30
-    min_free_bytes: int = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

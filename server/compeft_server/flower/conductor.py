@@ -2,7 +2,6 @@
 
 import json
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, check_private, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.manifest import compression_to_proto, optimizer_to_proto, parameters_to_proto, refs_of
@@ -98,7 +98,7 @@ class Conductor:
 
     def publish(self, genesis: pb.Genesis, snapshot: bytes = b"") -> pb.VersionManifest:
         """Create an expert with this version 0. Errors: ConflictError if the name is taken."""
-        genesis.keyid, genesis.issued_at_ms = self._station.key.keyid, _now_ms()
+        genesis.keyid, genesis.issued_at_ms = self._station.key.keyid, now_ms()
         if genesis.WhichOneof("initial") == "snapshot":
             genesis.snapshot.chunks.extend(refs_of(snapshot))
         sealed = dsse.seal(self._station.key, dsse.GENESIS, genesis)
@@ -110,7 +110,7 @@ class Conductor:
         """Collect updates for this round on top of the newest version, for at most `deadline_s` seconds; and updates of the run's
         earlier rounds that come late, by at most `max_staleness` versions.
         """
-        deadline_ms = _now_ms() + int(1000 * deadline_s)
+        deadline_ms = now_ms() + int(1000 * deadline_s)
         opening = pb.RoundOpening(expert=expert, run=run, round=number, deadline_ms=deadline_ms, max_staleness=max_staleness)
         return self._conduct(dsse.ROUND_OPENING, opening, dsse.ROUND_STATEMENT)
 
@@ -159,7 +159,7 @@ class Conductor:
             request.have_version = have
 
         def attempt() -> tuple[Answer, list[bytes]]:
-            request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), _now_ms()
+            request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
             with SyncDialogue(self._stub.Sync, self._station.address) as dialogue:
                 dialogue.send(xp.SyncCall(envelope=dsse.seal(self._station.key, dsse.SYNC_REQUEST, request)))
                 answer = hear(dialogue, self._believed.newest, self._believed.any)
@@ -222,7 +222,7 @@ class Conductor:
         answer: dsse.PayloadType[dsse.N],
     ) -> dsse.N:
         command.keyid, command.nonce = self._station.key.keyid, secrets.token_bytes(NONCE_BYTES)  # type: ignore[attr-defined]
-        command.issued_at_ms = _now_ms()  # type: ignore[attr-defined]  # every command has these three
+        command.issued_at_ms = now_ms()  # type: ignore[attr-defined]  # every command has these three
         try:
             reply: Envelope = self._stub.Conduct(dsse.seal(self._station.key, kind, command))
         except grpc.RpcError as error:
@@ -239,7 +239,3 @@ def _site(folder: Path) -> dict[str, object]:
     check_private(str(folder), folder.stat().st_mode)
     found: dict[str, object] = {name: folder / file for name, file in FILES.items() if (folder / file).exists()}
     return {"aggregator": index.get("aggregator"), "conductor-key": found.pop("key", None), **found}
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

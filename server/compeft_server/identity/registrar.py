@@ -19,7 +19,8 @@ from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.domain import invitations
-from compeft_server.domain.admission import Limits, admit_time
+from compeft_server.domain.admission import admit_time
+from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Certified, Invited, Member, Role
 from compeft_server.identity import authority_files
 from compeft_server.identity import certificate_authority as ca

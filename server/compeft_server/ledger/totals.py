@@ -11,9 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from compeft_server.domain.records import Arm
+from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.schema import audit, experts, keys, quality, refusals, rounds, submissions, transfers, versions
-from compeft_server.reports.report import Score, Traffic, add
 
 CURVE_POINTS = 120
 """Most versions of which a long expert log's curve is made."""

@@ -14,9 +14,10 @@ from typing import TypeVar
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.domain.records import Arm, Expert, Member, Quality, Refusal, Round, Transfer
+from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.pages import Listings, VersionFacts
-from compeft_server.reports.report import ClientRow, DenseArm, Report, RunRow, Score, Traffic, VersionRow, add
+from compeft_server.reports.report import ClientRow, DenseArm, Report, RunRow, VersionRow
 
 F = TypeVar("F")
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from compeft_server.domain.traffic import Score
 from compeft_server.reports import report as rp
 from compeft_server.reports import text
 from compeft_server.reports.chart import NARROW, WIDE, curves_of, describe, draw
 from compeft_server.reports.extras import Extras
-from compeft_server.reports.report import Report, Score
+from compeft_server.reports.report import Report
 
 HERE = Path(__file__).parent
 MAX_REFUSALS = 25
@@ -52,8 +53,8 @@ def to_html(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # 
             report=report,
             extras=extras,
             older=older,
-            older_up=rp.add(row.up for row in older),
-            older_down=rp.add(row.down for row in older),
+            older_up=add(row.up for row in older),
+            older_down=add(row.down for row in older),
             shown=shown,
             deviation=None if report.deviation is None else text.human_spread(report.metric, report.deviation),
             runs_mean=statistics.fmean(means) if means else None,

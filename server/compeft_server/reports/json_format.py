@@ -7,8 +7,9 @@ from dataclasses import asdict, fields
 
 from compeft_core.errors import FormatError
 from compeft_server.domain.price import Price
+from compeft_server.domain.traffic import Traffic
 from compeft_server.reports.extras import Extras
-from compeft_server.reports.report import ClientRow, DenseArm, Report, Traffic, VersionRow, link_times, measured_rate
+from compeft_server.reports.report import ClientRow, DenseArm, Report, VersionRow, link_times, measured_rate
 
 
 def dense_to_json(dense: DenseArm) -> str:

@@ -6,63 +6,13 @@ both add up to the totals, and a saving is never stated without its quality: whe
 counted, words stand in its place.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from compeft_server.domain.records import Refusal
+from compeft_server.domain.traffic import LinkTime, Score, Traffic, add, times_of, why_silent
 
 MIN_GAIN = 0.01
 """Smallest dense - base of which a retained share is stated: below one point the quotient is noise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A named link and its rates in bit/s, seen from the edge client."""
-
-    name: str
-    up: float
-    down: float
-
-
-LINKS = (
-    Link("10 Mbit/s", 10e6, 10e6),
-    Link("100 Mbit/s", 100e6, 100e6),
-    Link("4G, 5 Mbit/s up, 20 Mbit/s down", 5e6, 20e6),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """A sum of transfers. dense: the same parameters uncompressed; received and sent are seen from the aggregator; relayed: of these, what
-    others carried to and from clients inside their own messages.
-    """
-
-    dense_fp32_bytes: int = 0
-    payload_bytes: int = 0
-    wire_received_bytes: int = 0
-    wire_sent_bytes: int = 0
-    seconds: float = 0.0
-    relayed_bytes: int = 0
-
-    @property
-    def dense_bf16_bytes(self) -> int:
-        """The same parameters as bfloat16."""
-        return self.dense_fp32_bytes // 2
-
-    @property
-    def wire_bytes(self) -> int:
-        """Both ways on the socket: a call's acknowledgements and heads are part of its price."""
-        return self.wire_received_bytes + self.wire_sent_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A task metric over clients: the mean weighted by test examples, the smallest and the largest."""
-
-    mean: float
-    low: float
-    high: float
-    clients: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,59 +156,12 @@ class Report:
         return (self.final.score.mean - self.base.mean) / gain if gain >= MIN_GAIN else None
 
 
-def why_silent(dense_bytes: int, wire_counted: bool, measured: bool) -> str:
-    """Why no saving may be stated, in words; empty when one may."""
-    if not dense_bytes:
-        return "No transfer of an edge client was recorded yet, so there is no saving to state."
-    if not wire_counted:
-        return "The wire was not counted on this aggregator (it needs Linux), so no saving is stated."
-    return (
-        ""
-        if measured
-        else "No quality was reported for any version of this expert, so no saving is stated: bytes alone say nothing."
-    )
-
-
-def add(parts: Iterable[Traffic]) -> Traffic:
-    """The sum."""
-    parts = list(parts)
-    return Traffic(*(sum(getattr(part, field.name) for part in parts) for field in fields(Traffic)))
-
-
 # Transfer time
-
-
-@dataclass(frozen=True, slots=True)
-class LinkTime:
-    """Seconds that an average client's bytes of the whole log take on a link, without latency."""
-
-    link: Link
-    dense_fp32: float
-    dense_bf16: float
-    wire: float
 
 
 def link_times(report: Report) -> list[LinkTime]:
     """One row a named link, for an average client."""
     return times_of(report.up, report.down, max(1, len(report.clients)))
-
-
-def times_of(up: Traffic, down: Traffic, clients: int) -> list[LinkTime]:
-    """One row a named link. Wire bytes take the way they went: to the aggregator at the up rate, from it at the down rate."""
-    both = add((up, down))
-
-    def seconds(link: Link, to_aggregator: float, from_aggregator: float) -> float:
-        return 8 * (to_aggregator / link.up + from_aggregator / link.down) / clients
-
-    return [
-        LinkTime(
-            link=link,
-            dense_fp32=seconds(link, up.dense_fp32_bytes, down.dense_fp32_bytes),
-            dense_bf16=seconds(link, up.dense_bf16_bytes, down.dense_bf16_bytes),
-            wire=seconds(link, both.wire_received_bytes, both.wire_sent_bytes),
-        )
-        for link in LINKS
-    ]
 
 
 def measured_rate(report: Report) -> float | None:

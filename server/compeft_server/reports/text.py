@@ -8,8 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.reports.extras import DensityRow, Extras
-from compeft_server.reports.report import DenseArm, Report, Score, Traffic, add, row_savings
+from compeft_server.reports.report import DenseArm, Report, row_savings
 
 
 def human_bytes(count: float) -> str:

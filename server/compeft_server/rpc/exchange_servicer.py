@@ -21,7 +21,7 @@ from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.aggregator import Aggregator, Offer, SyncAnswer, Upload
 from compeft_server.chunks.disk_space import typed_storage_errors
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Direction, Refusal, Transfer
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.rpc.rate_limits import Rates, Slots, Watchdog

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import grpc
 
 from compeft_proto.errors import BusyError, ThrottledError
-from compeft_server.domain.admission import Limits
+from compeft_server.domain.limits import Limits
 
 BUSY_MS = 500
 """When a client that met a full house is asked to come back."""
