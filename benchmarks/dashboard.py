@@ -15,8 +15,8 @@ import httpx
 from compeft_proto.clock import now_ms
 from compeft_server.dashboard.metrics import Registry
 from compeft_server.dashboard.server import Door, Web
-from tests.web.ledgers import Story, tell
-from tests.web.test_pages import ALL
+from tests.server.dashboard.ledgers import Story, tell
+from tests.server.dashboard.test_pages import ALL
 
 REPEATS = 5
 

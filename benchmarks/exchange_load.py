@@ -20,8 +20,8 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from tests.exchange.conftest import genesis
 from tests.faults.site import Site
+from tests.rounds.conftest import genesis
 
 COMPRESSION = Compression(0.05, "norm")
 PART_BYTES = 256 * 2**10

@@ -13,7 +13,7 @@ from benchmarks.blending import DOMAINS, OTHERS, RANK, task
 from benchmarks.flower_existing import STRATEGIES
 from benchmarks.lora_averaging import METHODS
 from compeft_client.models.adapter import adapter_arrays, load_adapter
-from tests.web.test_pages import ALL
+from tests.server.dashboard.test_pages import ALL
 
 pytestmark = pytest.mark.xdist_group("benchmarks")
 RUNS: dict[str, tuple[str, list[str]]] = {

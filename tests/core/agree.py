@@ -12,7 +12,7 @@ import numpy as np
 from compeft_core import FormatError, Layout, LimitError, Update, compress, decode, densify, encode, layout_of, parse, shapes_of
 from compeft_core.compress import Compression
 from compeft_core.format.context_body import Segment, segments_of, write_stream
-from tests.core import reference_context, reference_decoder
+from tests.core.format import reference_context, reference_decoder
 from tests.core.strategies import rank_one
 
 EDGES = [(1, 70), (70, 1), (67, 3), (2, 2, 9)]

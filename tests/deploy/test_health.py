@@ -11,7 +11,7 @@ from compeft_client.cli.main import run
 from compeft_proto.clock import now_ms
 from compeft_server.identity import authority_files, service_certificates
 from compeft_server.identity import certificate_authority as ca
-from tests.identity.conftest import House
+from tests.server.identity.conftest import House
 
 YEAR_MS = 365 * 24 * 3_600_000
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from compeft_server.demo.processes import free_ports
+from tests.client import builders
 from tests.deploy.conftest import DEPLOY, ROOT, program
 from tests.deploy.test_images import check
-from tests.pack import builders
 
 PAGE = ROOT / "docs" / "operations.md"
 TEXT = PAGE.read_text()

@@ -23,7 +23,7 @@ from compeft_server.flower.strategy import CompressedStrategy
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.reports.build import read_report
 from compeft_server.reports.report import Report
-from tests.exchange.loopback_grid import LoopbackGrid
+from tests.rounds.loopback_grid import LoopbackGrid
 
 CLIENTS = 5
 PARAMETERS = 60_670

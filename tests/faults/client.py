@@ -20,7 +20,7 @@ from compeft_proto.errors import TransferError
 from compeft_proto.keys import public_key_from_pem, signing_key_from_pem
 from compeft_proto.round_task import RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
-from tests.exchange.conftest import EXPERT, LAYOUT, ORIGIN, RUN, UPLINK
+from tests.rounds.conftest import EXPERT, LAYOUT, ORIGIN, RUN, UPLINK
 
 
 def task_vector_of(name: str, number: int) -> Vector:

@@ -1,5 +1,5 @@
 """The aggregator of the exchange's tests, for these tests too."""
 
-from tests.exchange.conftest import world
+from tests.rounds.conftest import world
 
 __all__ = ["world"]

@@ -21,7 +21,7 @@ from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Role
 from compeft_server.flower.conductor import Conductor, Station
 from compeft_server.identity.aggregator_keys import own_key
-from tests.exchange.conftest import grant_usual
+from tests.rounds.conftest import grant_usual
 
 START_S = 60.0
 

@@ -27,9 +27,9 @@ from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.aggregation.expert_log import ExpertLog
 from compeft_server.chunks.directory_store import DirectoryStore
 from compeft_server.ledger import audit
-from tests.exchange.conftest import DOWNLINK, EXPERT, LAYOUT, RUN, UPLINK, genesis
 from tests.faults.client import edge_of, task_vector_of
 from tests.faults.site import Site
+from tests.rounds.conftest import DOWNLINK, EXPERT, LAYOUT, RUN, UPLINK, genesis
 
 T = TypeVar("T")
 PATIENCE_S = 120.0

@@ -20,9 +20,9 @@ from compeft_proto.errors import ChunkMismatchError, StorageFullError, TransferE
 from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.round_task import RoundTask
 from compeft_server.domain.limits import Limits
-from tests.exchange.conftest import EXPERT, ORIGIN, RUN, UPLINK, World, genesis, running, synced_by, trained
-from tests.exchange.test_resume import Cutter
 from tests.faults.storm import Storm
+from tests.rounds.conftest import EXPERT, ORIGIN, RUN, UPLINK, World, genesis, running, synced_by, trained
+from tests.rounds.test_resume import Cutter
 
 LARGE = layout_of({"a.lora_A": (8, 500), "head": (1500, 2000)}, dense=["head"])
 

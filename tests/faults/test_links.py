@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from compeft_client.exchange.edge_client import EdgeClient
-from tests.exchange.conftest import EXPERT, World, synced_by, trained
 from tests.relay import Relay, end
+from tests.rounds.conftest import EXPERT, World, synced_by, trained
 
 
 class Throttle(Relay):

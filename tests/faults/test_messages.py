@@ -16,8 +16,8 @@ from compeft_proto.round_task import RoundTask
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1.envelope_pb2 import Envelope
-from tests.exchange.conftest import EXPERT, LAYOUT, UPLINK, World, synced_by, task_vector, trained
 from tests.faults.test_disk import large
+from tests.rounds.conftest import EXPERT, LAYOUT, UPLINK, World, synced_by, task_vector, trained
 
 HOUR_MS = 3_600_000
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from compeft_server.domain.traffic import Score
+from compeft_server.domain.traffic import Score, add
 from compeft_server.reports import report as rp
 from compeft_server.reports import text
 from compeft_server.reports.chart import NARROW, WIDE, curves_of, describe, draw

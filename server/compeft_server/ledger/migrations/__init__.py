@@ -1,6 +1,6 @@
 """Bringing a database to the schema that this code knows: one Alembic revision a change, run when the ledger is opened.
 
-Invariant: after `upgrade` the database has exactly the tables of `schema.metadata` (tests/storage/test_migrations.py compares them).
+Invariant: after `upgrade` the database has exactly the tables of `schema.metadata` (tests/server/ledger/test_migrations.py compares them).
 All of it is one transaction under one lock, so processes that start together take turns and a crash leaves the old schema whole.
 Alembic is imported only where there is something to do: a command that finds its database up to date does not wait for it.
 """
