@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from compeft_core import Compression, add_to, compress, densify, layout_of, parse, seeded_state
-from compeft_proto.manifest import payload_of
+from compeft_proto.convert import payload_of
 from compeft_proto.snapshot import encode_snapshot
 
 LOGS = [(rounds, density) for density in (0.05, 0.2) for rounds in (3, 20, 60)]

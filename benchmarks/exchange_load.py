@@ -13,8 +13,9 @@ import numpy as np
 
 from compeft_core import Compression, Layout, compress, encoding_of, layout_of
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.chunk_refs import CHUNK_BYTES
 from compeft_proto.clock import now_ms
+from compeft_proto.convert import coding_of, layout_from_proto
 from compeft_proto.keys import SigningKey
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
@@ -37,8 +38,8 @@ class Payload:
 
     def chunk(self, number: int) -> bytes:
         """A chunk; its last dense parameter is the stamp, if it has one."""
-        start = number * mf.CHUNK_BYTES
-        part = self.base[start : start + mf.CHUNK_BYTES]
+        start = number * CHUNK_BYTES
+        part = self.base[start : start + CHUNK_BYTES]
         if not self.stamp:
             return part
         at = len(part) - 4 + (len(self.base) - start - len(part)) % 2
@@ -46,7 +47,7 @@ class Payload:
 
     def refs(self) -> list[pb.ChunkRef]:
         """The references to its chunks, in order."""
-        parts = (self.chunk(number) for number in range(-(-len(self.base) // mf.CHUNK_BYTES)))
+        parts = (self.chunk(number) for number in range(-(-len(self.base) // CHUNK_BYTES)))
         return [pb.ChunkRef(sha256=hashlib.sha256(part).digest(), size=len(part)) for part in parts]
 
 
@@ -73,7 +74,7 @@ def payload_of(layout: Layout, seed: int) -> Payload:
     """What a client might have trained, encoded by `rice`."""
     vector = np.random.default_rng(seed).standard_normal(layout.size, np.float32)
     encoded = encoding_of(compress(layout, vector, COMPRESSION))
-    return Payload(encoded.blob, mf.coding_of(encoded, COMPRESSION))
+    return Payload(encoded.blob, coding_of(encoded, COMPRESSION))
 
 
 def publish(site: Site, layout: Layout, expert: str) -> tuple[pb.Genesis, pb.RoundStatement]:
@@ -95,7 +96,7 @@ def seal(key: SigningKey, first: pb.Genesis, opened: pb.RoundStatement, payload:
         round_nonce=opened.round_nonce,
         keyid=key.keyid,
         base_model_digest=first.base_model_digest,
-        layout_digest=mf.layout_from_proto(first.layout).digest,
+        layout_digest=layout_from_proto(first.layout).digest,
         adapter_config_digest=first.adapter_config_digest,
         coding=payload.coding,
         num_examples=100,

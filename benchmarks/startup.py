@@ -29,8 +29,9 @@ from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, layout_of, seeded_state, state_digest, state_of
 from compeft_core.server_optimizer import ServerOptimizer, no_moments
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.chunk_refs import chunks, refs_of
 from compeft_proto.clock import now_ms
+from compeft_proto.convert import coding_of, layout_to_proto
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
@@ -67,7 +68,7 @@ def fill(data: Path, versions: int) -> SigningKey:
         expert=EXPERT,
         base_model_digest=bytes(32),
         adapter_config_digest=bytes(32),
-        layout=mf.layout_to_proto(LAYOUT),
+        layout=layout_to_proto(LAYOUT),
         seeded=pb.SeededState(seed=1, bounds=BOUNDS),
         state_digest=state_digest(LAYOUT, seeded_state(LAYOUT, 1, BOUNDS)),
     )
@@ -90,7 +91,7 @@ def _steps(data: Path, key: SigningKey, versions: int) -> Iterator[Version]:
     rng = np.random.default_rng(0)
     for number in range(1, versions + 1):
         step = compose(LAYOUT, carried, rng.normal(0, 1e-3, LAYOUT.size).astype(np.float32), optimizer, DENSITY)
-        for ref, chunk in zip(mf.refs_of(step.encoded.blob), mf.chunks(step.encoded.blob), strict=True):
+        for ref, chunk in zip(refs_of(step.encoded.blob), chunks(step.encoded.blob), strict=True):
             path = data / "chunks" / ref.sha256.hex()[:2] / ref.sha256.hex()
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(chunk)
@@ -98,8 +99,8 @@ def _steps(data: Path, key: SigningKey, versions: int) -> Iterator[Version]:
             version=number,
             parent_state_digest=carried.state.digest,
             state_digest=step.after.state.digest,
-            coding=mf.coding_of(step.encoded, DENSITY),
-            chunks=mf.refs_of(step.encoded.blob),
+            coding=coding_of(step.encoded, DENSITY),
+            chunks=refs_of(step.encoded.blob),
         )
         yield _version(key, manifest, len(step.encoded.blob))
         carried = step.after

@@ -15,8 +15,8 @@ from compeft_core import Compression, Layout, Vector, flatten, layout_of, state_
 from compeft_core.seeded_state import seeded_state
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.clock import now_ms
+from compeft_proto.convert import layout_to_proto
 from compeft_proto.keys import new_key
-from compeft_proto.manifest import layout_to_proto
 from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin

@@ -14,8 +14,8 @@ from benchmarks.slow_link.work import lora_layout, task_vector
 from compeft_client.exchange.edge_client import EdgeClient, Trained
 from compeft_client.identity.edge_config import Edge
 from compeft_core import Codec, Compression, Layout, seeded_state, state_digest
-from compeft_proto import manifest as mf
 from compeft_proto.clock import now_ms
+from compeft_proto.convert import layout_to_proto
 from compeft_proto.keys import new_key, public_key_from_pem, signing_key_from_pem
 from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
@@ -122,7 +122,7 @@ def _genesis(layout: Layout) -> pb.Genesis:
         base_model_digest=ORIGIN.base_model_digest,
         adapter_config_digest=ORIGIN.adapter_config_digest,
         adapter_config=ORIGIN.adapter_config,
-        layout=mf.layout_to_proto(layout),
+        layout=layout_to_proto(layout),
         seeded=pb.SeededState(seed=7, bounds=bounds),
         state_digest=state_digest(layout, seeded_state(layout, 7, bounds)),
     )

@@ -1,6 +1,6 @@
 """What a client believes of an aggregator's answer: every check on the expert log, as plain functions that do no I/O.
 
-Signatures come first (`compeft_proto.envelope`), then these; the states are checked step by step in `compeft_proto.manifest`.
+Signatures come first (`compeft_proto.envelope`), then these; the states are checked step by step in `compeft_proto.state_steps`.
 """
 
 import hashlib

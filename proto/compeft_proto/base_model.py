@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from compeft_core.errors import FormatError
+from compeft_proto.chunk_refs import check_digest
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.manifest import check_digest
 from compeft_proto.round_task import NOBODY_SAYS, Origin
 from compeft_proto.v1 import expert_pb2 as pb
 

@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError
 
 from compeft_core.errors import FormatError, LimitError
 from compeft_proto import envelope as dsse
+from compeft_proto.convert import read_payload
 from compeft_proto.errors import UnknownKeyError
-from compeft_proto.expert_manifest import Manifest, Part, manifest_from_proto
+from compeft_proto.expert_manifest import FilePart, Manifest, manifest_from_proto
 from compeft_proto.keys import PublicKey
-from compeft_proto.manifest import read_payload
 from compeft_proto.v1 import envelope_pb2
 
 MAGIC = b"CPFX"
@@ -82,7 +82,7 @@ def check_file(data: bytes, name: str, max_parameters: int) -> Manifest:
     return opened.manifest
 
 
-def check_payload(part: Part, payload: bytes) -> None:
+def check_payload(part: FilePart, payload: bytes) -> None:
     """Whether the payload is what the manifest says, to the last byte. Errors: FormatError, LayoutMismatchError, NotFiniteError."""
     if part.coding is not None:
         read_payload(part.coding, payload, part.layout)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from compeft_core import MAX_SIZE, Layout
 from compeft_core.errors import FormatError, LimitError
-from compeft_proto.manifest import check_digest, layout_from_proto, layout_to_proto
+from compeft_proto.chunk_refs import check_digest
+from compeft_proto.convert import layout_from_proto, layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
 
 ADAPTER = "adapter_model.safetensors"
@@ -34,7 +35,7 @@ DTYPES: dict[int, str] = {number: name for name, number in DTYPE_NUMBERS.items()
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FilePart:
     """Tensors of one file, coded alike, in layout order.
 
     dtypes: what each was stored as.   coding: absent if the payload is the tensors' own bytes.
@@ -63,7 +64,7 @@ class Manifest:
     tool: str
     base_model: str
     config: bytes
-    parts: Sequence[Part]
+    parts: Sequence[FilePart]
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
@@ -97,7 +98,7 @@ def manifest_to_proto(manifest: Manifest) -> pb.ExpertManifest:
     )
 
 
-def _part_to_proto(part: Part) -> pb.Part:
+def _part_to_proto(part: FilePart) -> pb.Part:
     dtypes = part.dtypes[:1] if len(set(part.dtypes)) == 1 else part.dtypes
     message = pb.Part(
         file=NUMBERS[part.file],
@@ -137,11 +138,11 @@ def manifest_from_proto(message: pb.ExpertManifest) -> Manifest:
     return Manifest(message.tool, message.base_model, message.config, parts, metadata)
 
 
-def _part_from_proto(message: pb.Part) -> Part:
+def _part_from_proto(message: pb.Part) -> FilePart:
     layout = layout_from_proto(message.layout)
     coding = message.coding if message.HasField("coding") else None
     initial = message.WhichOneof("initial")
-    part = Part(
+    part = FilePart(
         file=_file_name(message.file),
         layout=layout,
         dtypes=_dtypes(message, len(layout.tensors)),

@@ -11,7 +11,7 @@ from compeft_core.layout import MAX_NAME_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class FrontCoded:
     """A name: `prefix` first bytes of the name before it, its own `middle`, `suffix` last bytes of the name before it."""
 
     prefix: int
@@ -19,13 +19,13 @@ class Shared:
     middle: bytes
 
 
-def share(names: Sequence[str]) -> list[Shared]:
+def front_code(names: Sequence[str]) -> list[FrontCoded]:
     """The coding of names, each at most MAX_NAME_BYTES of UTF-8."""
     octets = [name.encode() for name in names]
     return [_share(before, name) for before, name in zip([b"", *octets], octets, strict=False)]
 
 
-def unshare(rows: Iterable[Shared]) -> list[str]:
+def front_decode(rows: Iterable[FrontCoded]) -> list[str]:
     """The names behind a coding. Errors: FormatError if one is too long, not UTF-8, or if another coding is the right one."""
     names: list[str] = []
     before = b""
@@ -35,14 +35,14 @@ def unshare(rows: Iterable[Shared]) -> list[str]:
     return names
 
 
-def _share(before: bytes, name: bytes) -> Shared:
+def _share(before: bytes, name: bytes) -> FrontCoded:
     most = min(len(before), len(name))
     prefix = _common(before, name, most)
     suffix = _common(before[::-1], name[::-1], most - prefix)
-    return Shared(prefix, suffix, name[prefix : len(name) - suffix])
+    return FrontCoded(prefix, suffix, name[prefix : len(name) - suffix])
 
 
-def _unshare(before: bytes, row: Shared) -> bytes:
+def _unshare(before: bytes, row: FrontCoded) -> bytes:
     if row.prefix + row.suffix > len(before) or row.prefix + row.suffix + len(row.middle) > MAX_NAME_BYTES:
         raise FormatError(f"tensor name shares {row.prefix} + {row.suffix} bytes with one of {len(before)}, or is too long")
     name = before[: row.prefix] + row.middle + before[len(before) - row.suffix :]

@@ -1,6 +1,6 @@
 """Letters: a call to the aggregator in one piece, for a client whose messages others carry (docs/protocol.md, "Relay").
 
-A letter from the aggregator holds a whole Sync call; `ReadSync` plays it to whoever would else hold the call itself.
+A letter from the aggregator holds a whole Sync call; `RecordedSync` plays it to whoever would else hold the call itself.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def check_size(payload_bytes: int, what: str) -> None:
         )
 
 
-class ReadSync:
+class RecordedSync:
     """A Sync call that is over, as one that goes on: its replies in their order, and its chunks as they are wanted."""
 
     def __init__(self, replies: Iterable[xp.SyncReply]) -> None:
@@ -58,7 +58,7 @@ class ReadSync:
             raise TruncatedError("the letter ends before the aggregator's answer does")
         return reply
 
-    def again(self) -> "ReadSync":
+    def again(self) -> "RecordedSync":
         """From the start."""
         self._next = iter(self._told)
         return self

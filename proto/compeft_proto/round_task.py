@@ -8,7 +8,8 @@ from typing import Literal, TypeVar
 
 from compeft_core import Codec, Compression
 from compeft_core.errors import FormatError
-from compeft_proto.manifest import check_name, codec_of, compression_of
+from compeft_proto.convert import codec_of, compression_of
+from compeft_proto.name_checks import check_name
 
 T = TypeVar("T")
 Value = int | float | str | bytes

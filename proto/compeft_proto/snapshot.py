@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from compeft_core import Layout, Vector
 from compeft_core.errors import FormatError, NotFiniteError
-from compeft_proto.manifest import seeded_state_of
+from compeft_proto.state_steps import seeded_state_of
 from compeft_proto.v1 import expert_pb2 as pb
 
 Words = NDArray[np.uint32]

@@ -13,8 +13,9 @@ from typing import Protocol
 from compeft_core import Layout, State, state_of
 from compeft_core.errors import FormatError
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.chunk_refs import check_chunk
 from compeft_proto.snapshot import decode_snapshot, reference_of
+from compeft_proto.state_steps import check_state, initial_state, next_state
 from compeft_proto.transport import Dialogue
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
@@ -26,7 +27,7 @@ Progress = Callable[[int], AbstractContextManager[Tick]]
 """Given the bytes to come: what to tell how many have just come."""
 
 
-class Talk(Protocol):
+class SyncStream(Protocol):
     """A Sync call: one over a connection, or one that others have carried."""
 
     def send(self, message: xp.SyncCall) -> None:
@@ -36,7 +37,7 @@ class Talk(Protocol):
         """The next of what the aggregator says."""
 
 
-class Kept(Protocol):
+class ChunkCache(Protocol):
     """Where chunks wait while a fetch that broke is tried again, by their SHA-256 in hexadecimal."""
 
     def held(self, name: str) -> bytes | None:
@@ -46,7 +47,7 @@ class Kept(Protocol):
         """Keep a chunk; its name."""
 
 
-class InMemory:
+class MemoryCache:
     """Chunks kept as long as this object."""
 
     def __init__(self) -> None:
@@ -83,12 +84,12 @@ def needed(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 
 
 @contextmanager
-def quiet(_total: int) -> Iterator[Tick]:
+def no_progress(_total: int) -> Iterator[Tick]:
     """Progress that nobody watches."""
     yield lambda _done: None
 
 
-def hear(dialogue: Talk, current: dsse.Lookup, ever: dsse.Lookup) -> Answer:
+def read_answer(dialogue: SyncStream, current: dsse.Lookup, ever: dsse.Lookup) -> Answer:
     """What the aggregator says, before any chunk. `current` knows its key of today, `ever` also those it had before.
 
     Errors: SignatureError, UnknownKeyError, PayloadTypeError, FormatError; those of the call.
@@ -103,7 +104,7 @@ def hear(dialogue: Talk, current: dsse.Lookup, ever: dsse.Lookup) -> Answer:
     return Answer(statement, tuple(steps))
 
 
-def fetch(dialogue: Talk, kept: Kept, steps: Sequence[Step], progress: Progress = quiet) -> list[bytes]:
+def fetch(dialogue: SyncStream, kept: ChunkCache, steps: Sequence[Step], progress: Progress = no_progress) -> list[bytes]:
     """The payload of each step. Chunks that an earlier, broken call brought are in `kept`, the others come from the aggregator.
 
     Errors: ChunkMismatchError, FormatError; those of the call.
@@ -113,7 +114,9 @@ def fetch(dialogue: Talk, kept: Kept, steps: Sequence[Step], progress: Progress 
         return [b"".join(_chunk(dialogue, kept, ref, len(refs) > 1, tick) for ref in step.chunks) for step in steps]
 
 
-def lead(answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout: Layout, state: State, workers: int = 1) -> State:
+def apply_steps(
+    answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout: Layout, state: State, workers: int = 1
+) -> State:
     """The state that the answer leads to from `state`: the one that the statement names.
 
     Errors: WrongBaseError if it is another, FormatError, NotFiniteError.
@@ -121,12 +124,12 @@ def lead(answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout:
     seeded = genesis.state_digest if genesis.WhichOneof("initial") == "seeded" else None
     for step, payload in zip(answer.needed, payloads, strict=True):
         if isinstance(step, pb.VersionManifest) and step.parent_state_digest == seeded != state.digest:
-            state = mf.initial_state(genesis, layout)
+            state = initial_state(genesis, layout)
         state = _applied(step, payload, genesis, layout, state, workers)
     statement = answer.statement
     if statement.state_digest == seeded != state.digest:
-        state = mf.initial_state(genesis, layout)
-    mf.check_state(statement.expert, statement.want_version, statement.state_digest, state)
+        state = initial_state(genesis, layout)
+    check_state(statement.expert, statement.want_version, statement.state_digest, state)
     return state
 
 
@@ -134,15 +137,15 @@ def _applied(step: Step, payload: bytes, genesis: pb.Genesis, layout: Layout, st
     if isinstance(step, pb.SnapshotManifest):
         return state_of(layout, decode_snapshot(payload, reference_of(genesis, layout)))
     if step.version == 0:
-        return mf.initial_state(step.genesis, layout, payload)
-    return mf.next_state(step, layout, state, payload, workers)
+        return initial_state(step.genesis, layout, payload)
+    return next_state(step, layout, state, payload, workers)
 
 
 def _is_whole(step: Step) -> bool:
     return isinstance(step, pb.SnapshotManifest) or step.version == 0 or step.snapshot
 
 
-def _chunk(dialogue: Talk, kept: Kept, ref: pb.ChunkRef, one_of_many: bool, tick: Tick) -> bytes:
+def _chunk(dialogue: SyncStream, kept: ChunkCache, ref: pb.ChunkRef, one_of_many: bool, tick: Tick) -> bytes:
     """One chunk; one of many is kept, so that it is not fetched again if the call breaks before the last."""
     chunk = kept.held(ref.sha256.hex())
     if chunk is None:
@@ -153,7 +156,7 @@ def _chunk(dialogue: Talk, kept: Kept, ref: pb.ChunkRef, one_of_many: bool, tick
     return chunk
 
 
-def _fetched(dialogue: Talk, ref: pb.ChunkRef) -> bytes:
+def _fetched(dialogue: SyncStream, ref: pb.ChunkRef) -> bytes:
     """One chunk, checked."""
     dialogue.send(xp.SyncCall(want=xp.NeededChunk(sha256=ref.sha256)))
     data = bytearray()
@@ -162,4 +165,4 @@ def _fetched(dialogue: Talk, ref: pb.ChunkRef) -> bytes:
         if not part:
             raise FormatError(f"the aggregator sent an empty part of chunk {ref.sha256.hex()[:16]}")
         data += part
-    return mf.check_chunk(ref, bytes(data))
+    return check_chunk(ref, bytes(data))

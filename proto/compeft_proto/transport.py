@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from compeft_core.errors import FormatError, InputError
+from compeft_proto.chunk_refs import CHUNK_BYTES
 from compeft_proto.errors import TransferError, TruncatedError, WaitError, from_rpc
-from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_proto.v1.expert_pb2 import ChunkRef
@@ -35,7 +35,7 @@ MAX_MESSAGE_BYTES = 17 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
+class ClientTls:
     """PEM bytes: the authority that signed the aggregator's certificate, and this client's own certificate and key."""
 
     authority: bytes
@@ -43,7 +43,11 @@ class Tls:
     key: bytes
 
 
-def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
+Tls = ClientTls
+"""The name of ClientTls in earlier versions."""
+
+
+def open_channel(address: str, tls: ClientTls | None) -> grpc.Channel:
     """A channel to host:port. Errors: InputError if the address is none, or not loopback and there is no TLS."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():

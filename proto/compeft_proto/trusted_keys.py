@@ -23,7 +23,7 @@ Handovers = Callable[[], Iterable[ep.Introduction]]
 """Where the aggregator's changes of key are to be had, oldest first; none if it cannot be asked."""
 
 
-def listed(channel: grpc.Channel) -> Iterable[ep.Introduction]:
+def listed_handovers(channel: grpc.Channel) -> Iterable[ep.Introduction]:
     """Those that the aggregator itself lists."""
     try:
         return rpc.MembershipStub(channel).ListHandovers(ep.HandoversRequest(), timeout=WAIT_S).statements
@@ -31,7 +31,7 @@ def listed(channel: grpc.Channel) -> Iterable[ep.Introduction]:
         return ()
 
 
-class Believed:
+class TrustedKeys:
     """The keys believed, newest first. `learned` is told when they become others."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Believed:
         """For what was signed to last."""
         return dsse.any_of(*self._keys)
 
-    def trusting(self, work: Callable[[], T]) -> T:
+    def with_rotation(self, work: Callable[[], T]) -> T:
         """`work`, and once more if it met a key that is unknown here and that the newest known key has introduced.
 
         Errors: those of `work`; SignatureError, FormatError for a wrong introduction.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.exchange_load import dense_layout, payload_of, publish, seal, storm
-from compeft_proto.manifest import CHUNK_BYTES
+from compeft_proto.chunk_refs import CHUNK_BYTES
 from tests.faults.site import Site
 
 CHUNKS_A_TRANSFER = 8

@@ -16,7 +16,7 @@ import trustme
 
 from compeft_proto.clock import now_ms
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.transport import Tls
+from compeft_proto.transport import ClientTls
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Role
 from compeft_server.flower.conductor import Conductor, Station
@@ -48,7 +48,7 @@ class Site:
     tls: bool = False
     options: tuple[str, ...] = ()
     data: Path = field(init=False)
-    client_tls: Tls | None = field(init=False, default=None)
+    client_tls: ClientTls | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -132,4 +132,4 @@ class Site:
             (self.folder / f"{name}.pem").chmod(0o600)
             self._command += [f"--tls-{name}", str(self.folder / f"{name}.pem")]
         chain = b"".join(blob.bytes() for blob in client.cert_chain_pems)
-        self.client_tls = Tls(authority.cert_pem.bytes(), chain, client.private_key_pem.bytes())
+        self.client_tls = ClientTls(authority.cert_pem.bytes(), chain, client.private_key_pem.bytes())

@@ -21,8 +21,8 @@ from compeft_client.durable_files import write_durably
 from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.exchange.state_directory import StateDirectory
 from compeft_core import compress, densify
+from compeft_proto.convert import payload_of
 from compeft_proto.errors import TransferError
-from compeft_proto.manifest import payload_of
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.aggregation.expert_log import ExpertLog
 from compeft_server.chunks.directory_store import DirectoryStore

@@ -16,8 +16,8 @@ import pytest
 
 from compeft_client.exchange.edge_client import EdgeClient, Trained
 from compeft_core import Compression, layout_of
+from compeft_proto.chunk_refs import CHUNK_BYTES
 from compeft_proto.errors import ChunkMismatchError, StorageFullError, TransferError
-from compeft_proto.manifest import CHUNK_BYTES
 from compeft_proto.round_task import RoundTask
 from compeft_server.domain.limits import Limits
 from tests.faults.storm import Storm

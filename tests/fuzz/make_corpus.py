@@ -9,8 +9,9 @@ from safetensors.numpy import save, save_file
 from compeft_client.packing import PackSettings, save_compressed
 from compeft_core import Compression, Update, compress, encode, layout_of, shapes_of
 from compeft_proto import envelope as dsse
+from compeft_proto.chunk_refs import refs_of
+from compeft_proto.convert import layout_to_proto
 from compeft_proto.keys import new_key
-from compeft_proto.manifest import layout_to_proto, refs_of
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from tests.fuzz.run import CORPUS

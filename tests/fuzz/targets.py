@@ -18,10 +18,10 @@ from compeft_client.packing.pack import check_payloads
 from compeft_core import Encoded, decode, encode, parse
 from compeft_core.errors import CompeftError
 from compeft_proto import envelope as dsse
+from compeft_proto.convert import layout_from_proto, layout_to_proto
 from compeft_proto.keys import SigningKey, new_key, public_key_from_pem, signing_key_from_pem
-from compeft_proto.manifest import layout_from_proto, layout_to_proto
-from compeft_proto.relay_letter import ReadSync
-from compeft_proto.sync_answer import InMemory, fetch, hear
+from compeft_proto.relay_letter import RecordedSync
+from compeft_proto.sync_answer import MemoryCache, fetch, read_answer
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 
@@ -76,9 +76,9 @@ def letter(data: bytes) -> None:
     came = xp.Letter.FromString(data)
     with suppress(CompeftError):
         Letters(KEY, came)
-    call, known = ReadSync(xp.SyncReply.FromString(box) for box in came.answer), dsse.only(AGGREGATOR.public)
-    answer = hear(call, known, known)
-    fetch(call, InMemory(), answer.needed)
+    call, known = RecordedSync(xp.SyncReply.FromString(box) for box in came.answer), dsse.only(AGGREGATOR.public)
+    answer = read_answer(call, known, known)
+    fetch(call, MemoryCache(), answer.needed)
 
 
 def _file(data: bytes, name: str) -> Path:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from compeft_core.errors import FormatError
 from compeft_proto.errors import TruncatedError
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.relay_letter import ReadSync
+from compeft_proto.relay_letter import RecordedSync
 from compeft_proto.sealed_box import close_box, open_box, relay_key_of
 from compeft_proto.v1 import exchange_pb2 as xp
 
@@ -55,7 +55,7 @@ def test_what_is_no_key_closes_no_box(public: bytes) -> None:
 
 
 def test_a_call_in_a_letter_is_heard_in_order_and_gives_only_what_it_holds() -> None:
-    read = ReadSync([xp.SyncReply(listed=True), REPLY])
+    read = RecordedSync([xp.SyncReply(listed=True), REPLY])
     for _ in range(2):
         talk = read.again()
         assert talk.receive().listed

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from compeft_core import Layout, layout_of
 from compeft_core.errors import CompeftError, FormatError, LimitError
 from compeft_core.layout import MAX_TENSORS
-from compeft_proto.front_coding import Shared, share, unshare
-from compeft_proto.manifest import layout_from_proto, layout_to_proto
+from compeft_proto.convert import layout_from_proto, layout_to_proto
+from compeft_proto.front_coding import FrontCoded, front_code, front_decode
 from compeft_proto.v1.expert_pb2 import Layout as Message
 from compeft_proto.v1.expert_pb2 import Shape
 
@@ -29,7 +29,7 @@ def lora(layers: int) -> Layout:
 
 @given(st.lists(WORDS))
 def test_names_come_back_whatever_they_share(names: list[str]) -> None:
-    assert unshare(share(names)) == names
+    assert front_decode(front_code(names)) == names
 
 
 @given(layouts())
@@ -44,30 +44,30 @@ def test_what_names_share_is_sent_once() -> None:
 
 
 def test_the_prefix_is_the_longest_then_the_suffix_is() -> None:
-    assert share(["aXa", "aYa", "aa", "aaa"]) == [
-        Shared(0, 0, b"aXa"),
-        Shared(1, 1, b"Y"),
-        Shared(1, 1, b""),
-        Shared(2, 0, b"a"),
+    assert front_code(["aXa", "aYa", "aa", "aaa"]) == [
+        FrontCoded(0, 0, b"aXa"),
+        FrontCoded(1, 1, b"Y"),
+        FrontCoded(1, 1, b""),
+        FrontCoded(2, 0, b"a"),
     ]
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        Shared(0, 1, b"aY"),
-        Shared(0, 0, b"aYa"),
-        Shared(1, 0, b"Ya"),
-        Shared(2, 2, b""),
-        Shared(4, 0, b""),
-        Shared(1, 1, b"\xff"),
-        Shared(1, 1, b"x" * 1023),
-        Shared(2**32 - 1, 2**32 - 1, b""),
+        FrontCoded(0, 1, b"aY"),
+        FrontCoded(0, 0, b"aYa"),
+        FrontCoded(1, 0, b"Ya"),
+        FrontCoded(2, 2, b""),
+        FrontCoded(4, 0, b""),
+        FrontCoded(1, 1, b"\xff"),
+        FrontCoded(1, 1, b"x" * 1023),
+        FrontCoded(2**32 - 1, 2**32 - 1, b""),
     ],
 )
-def test_any_other_coding_of_a_name_is_refused(row: Shared) -> None:
+def test_any_other_coding_of_a_name_is_refused(row: FrontCoded) -> None:
     with pytest.raises(FormatError):
-        unshare([Shared(0, 0, b"aXa"), row])
+        front_decode([FrontCoded(0, 0, b"aXa"), row])
 
 
 @given(layouts(), st.data())

@@ -13,8 +13,8 @@ from compeft_client.exchange.edge_client import EdgeClient, Synced, Trained
 from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, Layout, Vector, layout_of, seeded_state, state_digest
 from compeft_proto.clock import now_ms
+from compeft_proto.convert import layout_to_proto
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.manifest import layout_to_proto
 from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin

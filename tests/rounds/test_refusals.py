@@ -15,7 +15,9 @@ from compeft_client.identity.edge_config import Edge
 from compeft_core import compress, layout_of, parse, state_digest
 from compeft_core.errors import CompeftError, FormatError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_proto import envelope as dsse
+from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
+from compeft_proto.convert import coding_of, payload_of
 from compeft_proto.errors import (
     BY_CODE,
     BusyError,
@@ -36,7 +38,6 @@ from compeft_proto.errors import (
     from_rpc,
 )
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.manifest import coding_of, payload_of, refs_of
 from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.transport import SubmitDialogue, upload
 from compeft_proto.v1 import exchange_pb2 as xp

@@ -17,10 +17,10 @@ from compeft_client.exchange.edge_client import EdgeClient, Trained
 from compeft_client.exchange.state_directory import StateDirectory
 from compeft_client.identity.edge_config import Edge
 from compeft_core import Compression, layout_of
+from compeft_proto.chunk_refs import CHUNK_BYTES, refs_of
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import ExpiredError, ReplayError, UnreachableError
 from compeft_proto.keys import new_key
-from compeft_proto.manifest import CHUNK_BYTES, refs_of
 from compeft_proto.round_task import RoundTask
 from compeft_proto.transport import SubmitDialogue, open_channel, upload
 from compeft_proto.v1 import exchange_pb2_grpc as rpc

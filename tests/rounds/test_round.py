@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from compeft_core import compress, decode, densify, merge
+from compeft_proto.convert import payload_of
 from compeft_proto.errors import RoundClosedError
-from compeft_proto.manifest import payload_of
 from tests.rounds.conftest import DOWNLINK, EXPERT, LAYOUT, UPLINK, World, synced_by, task_vector, trained
 
 

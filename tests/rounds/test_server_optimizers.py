@@ -11,8 +11,8 @@ from compeft_core.errors import InputError
 from compeft_core.merging.methods import merge
 from compeft_core.server_optimizer import ServerOptimizer, descend, no_moments
 from compeft_proto.clock import now_ms
+from compeft_proto.convert import payload_of
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.manifest import payload_of
 from compeft_server.admin.lineage import Versions
 from compeft_server.data_directory import open_store
 from compeft_server.ledger import schema

@@ -11,7 +11,7 @@ from compeft_client.identity.edge_config import Edge
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnreachableError
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.transport import Tls as ClientTls
+from compeft_proto.transport import ClientTls
 from compeft_server.app.server import Settings, start
 from compeft_server.data_directory import open_ledger
 from compeft_server.flower.conductor import Conductor, Station

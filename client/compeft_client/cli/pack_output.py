@@ -9,7 +9,7 @@ from compeft_client.packing.diff import Alike, Difference
 from compeft_client.packing.expert_file import ExpertFile
 from compeft_client.packing.inspect_costs import Inspection, Row, riding_rows
 from compeft_client.packing.pack import Packed
-from compeft_proto.expert_manifest import HEAD, Part
+from compeft_proto.expert_manifest import HEAD, FilePart
 
 UNKNOWN_START = (
     "start unknown: A's random start travels too, coarsely; that is {coarse:,} of the bytes and some quality. "
@@ -181,13 +181,13 @@ def _signature(opened: ExpertFile) -> str:
     return f"signed by {names}" if opened.verified else f"says it is signed by {names}: not checked, give --key"
 
 
-def _start(part: Part) -> str:
+def _start(part: FilePart) -> str:
     if part.seed is not None:
         return f"seed {part.seed}"
     return f"state {part.initial_digest.hex()[:16]}" if part.initial_digest else "zero"
 
 
-def _coding(part: Part) -> str:
+def _coding(part: FilePart) -> str:
     if part.coding is None:
         return "exact"
     how, scales = part.coding.compression, list(part.coding.scales)
@@ -197,7 +197,7 @@ def _coding(part: Part) -> str:
     return f"{part.coding.codec}, density {how.density:.3g}, {how.factor:.3g} x {how.scale_rule:.20} = {scale}"
 
 
-def _part(part: Part) -> dict[str, object]:
+def _part(part: FilePart) -> dict[str, object]:
     coding = part.coding
     return {
         "file": part.file,
@@ -212,7 +212,7 @@ def _part(part: Part) -> dict[str, object]:
     }
 
 
-def _part_row(part: Part) -> tuple[str, ...]:
+def _part_row(part: FilePart) -> tuple[str, ...]:
     counts = (len(part.layout.tensors), part.layout.size, part.stored_bytes, part.payload_bytes)
     return part.file, *(f"{n:,}" for n in counts), _start(part), _coding(part)
 

@@ -16,8 +16,8 @@ from compeft_client.packing.pack import unpack
 from compeft_core import state_digest
 from compeft_core.errors import InputError
 from compeft_proto.keys import PublicKey
-from compeft_proto.manifest import check_name
-from compeft_proto.sync_answer import Progress, quiet
+from compeft_proto.name_checks import check_name
+from compeft_proto.sync_answer import Progress, no_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ def reference_of(text: str) -> Reference:
     return Reference(name, channel=place)
 
 
-def deliver(edge: Edge, reference: Reference, folder: Path, wishes: Wishes = Wishes(), progress: Progress = quiet) -> Delivered:
+def deliver(
+    edge: Edge, reference: Reference, folder: Path, wishes: Wishes = Wishes(), progress: Progress = no_progress
+) -> Delivered:
     """Fetch an expert and write it to `folder`. Errors: those of `PackageClient.fetch`, `EdgeClient.sync` and `packing.unpack`."""
     with PackageClient(edge) as client:
         if client.newest(reference.expert, reference.version, reference.channel).package:
@@ -70,7 +72,7 @@ def deliver(edge: Edge, reference: Reference, folder: Path, wishes: Wishes = Wis
     return _composed(edge, reference, folder, wishes, progress)
 
 
-def fetch_package(client: PackageClient, reference: Reference, wishes: Wishes, progress: Progress = quiet) -> Fetched:
+def fetch_package(client: PackageClient, reference: Reference, wishes: Wishes, progress: Progress = no_progress) -> Fetched:
     """The file of a package. Errors: those of `PackageClient.fetch`."""
     return client.fetch(
         reference.expert,

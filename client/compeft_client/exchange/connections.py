@@ -10,15 +10,15 @@ from typing import Protocol, TypeVar
 
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
 from compeft_proto import relay_letter as letters
+from compeft_proto.chunk_refs import chunks, refs_of
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import ReplayError, UnknownKeyError
 from compeft_proto.keys import SigningKey
 from compeft_proto.sealed_box import close_box, open_box, relay_key_of
-from compeft_proto.sync_answer import SyncDialogue, Talk
-from compeft_proto.transport import SubmitDialogue, Tls, open_channel, persist, upload
-from compeft_proto.trusted_keys import listed
+from compeft_proto.sync_answer import SyncDialogue, SyncStream
+from compeft_proto.transport import ClientTls, SubmitDialogue, open_channel, persist, upload
+from compeft_proto.trusted_keys import listed_handovers
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
@@ -36,7 +36,7 @@ class Carrier(Protocol):
     def date(self, request: pb.SyncRequest) -> None:
         """Give `request` its nonce and time. Errors: as `trust.check_carried`, if it was made before and others have carried it."""
 
-    def ask(self, request: pb.SyncRequest) -> AbstractContextManager[Talk]:
+    def ask(self, request: pb.SyncRequest) -> AbstractContextManager[SyncStream]:
         """The call that answers `request`."""
 
     def hand_in(self, sealed: Envelope, payload: bytes, relay_key: bytes) -> Envelope | None:
@@ -58,7 +58,7 @@ class Carrier(Protocol):
 class Connection:
     """A client's own connection. Without TLS the address must be loopback."""
 
-    def __init__(self, key: SigningKey, address: str, tls: Tls | None, patience_s: float) -> None:
+    def __init__(self, key: SigningKey, address: str, tls: ClientTls | None, patience_s: float) -> None:
         self._key, self._address, self._patience_s = key, address, patience_s
         self._channel = open_channel(address, tls)
         self._stub = rpc.ExpertExchangeStub(self._channel)
@@ -68,7 +68,7 @@ class Connection:
         request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
 
     @contextmanager
-    def ask(self, request: pb.SyncRequest) -> Iterator[Talk]:
+    def ask(self, request: pb.SyncRequest) -> Iterator[SyncStream]:
         """A call of its own."""
         with SyncDialogue(self._stub.Sync, self._address) as dialogue:
             dialogue.send(xp.SyncCall(envelope=dsse.seal(self._key, dsse.SYNC_REQUEST, request)))
@@ -76,7 +76,7 @@ class Connection:
 
     def hand_in(self, sealed: Envelope, payload: bytes, _relay_key: bytes) -> Envelope:
         """Submit until the aggregator has answered."""
-        refs = mf.refs_of(payload)
+        refs = refs_of(payload)
 
         def attempt() -> Envelope:
             with SubmitDialogue(self._stub.Submit, self._address) as dialogue:
@@ -90,7 +90,7 @@ class Connection:
 
     def handovers(self) -> Iterable[ep.Introduction]:
         """Asked for."""
-        return listed(self._channel)
+        return listed_handovers(self._channel)
 
     def close(self) -> None:
         """Close the connection."""
@@ -105,7 +105,7 @@ class Letters:
 
     def __init__(self, key: SigningKey, letter: xp.Letter) -> None:
         self._key, self._box, self._came = key, relay_key_of(key), letter
-        self._read = letters.ReadSync(open_box(self._box, xp.SyncReply, box) for box in letter.answer)
+        self._read = letters.RecordedSync(open_box(self._box, xp.SyncReply, box) for box in letter.answer)
         self.reply = xp.Letter()
 
     @property
@@ -129,7 +129,7 @@ class Letters:
         request.nonce, request.issued_at_ms = carried.nonce, carried.issued_at_ms
 
     @contextmanager
-    def ask(self, _request: pb.SyncRequest) -> Iterator[Talk]:
+    def ask(self, _request: pb.SyncRequest) -> Iterator[SyncStream]:
         """The call that the letter holds."""
         yield self._read.again()
 
@@ -137,7 +137,7 @@ class Letters:
         """Put the update into the reply. Errors: LimitError; FormatError if the aggregator has named no relay key."""
         letters.check_size(len(payload), "the update")
         self.reply.update = close_box(relay_key, xp.SubmitRequest(envelope=sealed))
-        for sha256, chunk in {hashlib.sha256(chunk).digest(): chunk for chunk in mf.chunks(payload)}.items():
+        for sha256, chunk in {hashlib.sha256(chunk).digest(): chunk for chunk in chunks(payload)}.items():
             self.reply.chunks.add(sha256=sha256, box=close_box(relay_key, xp.SubmitRequest(data=chunk)))
 
     def persist(self, attempt: Callable[[], T]) -> T:

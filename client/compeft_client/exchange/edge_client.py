@@ -24,13 +24,14 @@ from compeft_core.frozen_tensors import active_places, share_of_active
 from compeft_core.parallel import workers_for
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
 from compeft_proto.base_model import base_model_to_proto
+from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
+from compeft_proto.convert import coded, coding_of, layout_from_proto, metrics_to_proto
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.round_task import AUTO, Origin, RoundTask
-from compeft_proto.sync_answer import Answer, Progress, fetch, hear, lead, quiet
-from compeft_proto.trusted_keys import Believed
+from compeft_proto.sync_answer import Answer, Progress, apply_steps, fetch, no_progress, read_answer
+from compeft_proto.trusted_keys import TrustedKeys
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 
@@ -75,7 +76,7 @@ class EdgeClient:
     def __init__(self, edge: Edge, letters: Letters | None = None) -> None:
         self._edge = edge
         self._carrier: Carrier = letters or Connection(edge.key, edge.address, edge.tls, edge.patience_s)
-        self._believed = Believed((edge.aggregator, *edge.older), self._carrier.handovers, edge.learned)
+        self._believed = TrustedKeys((edge.aggregator, *edge.older), self._carrier.handovers, edge.learned)
         self._relay_key = b""
 
     def __enter__(self) -> "EdgeClient":
@@ -94,7 +95,7 @@ class EdgeClient:
         channel: str = "",
         go_back: bool = False,
         origin: Origin = NO_ORIGIN,
-        progress: Progress = quiet,
+        progress: Progress = no_progress,
     ) -> Synced:
         """Bring the local copy of `expert` to `version`, or to where `channel` points (to the newest by default), and settle the
         pending update.
@@ -140,12 +141,12 @@ class EdgeClient:
 
         def attempt() -> tuple[Answer, list[bytes]]:
             with self._carrier.ask(request) as dialogue:
-                answer = hear(dialogue, self._believed.newest, self._believed.any)
+                answer = read_answer(dialogue, self._believed.newest, self._believed.any)
                 answer_checks.check_statement(answer.statement, request, memory.version)
                 answer_checks.check_steps(answer.steps, answer.statement)
                 return answer, fetch(dialogue, directory, answer.needed, progress)
 
-        answer, payloads = self._carrier.persist(lambda: self._believed.trusting(attempt))
+        answer, payloads = self._carrier.persist(lambda: self._believed.with_rotation(attempt))
         self._relay_key = answer.statement.relay_key
         return answer, payloads
 
@@ -185,16 +186,16 @@ class EdgeClient:
             answer_checks.check_ready(
                 task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None
             )
-            layout = mf.layout_from_proto(_genesis(directory, memory).layout)
+            layout = layout_from_proto(_genesis(directory, memory).layout)
             target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
             awake = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
             asked, workers = share_of_active(layout, task.compression, task.resting), workers_for(layout.size, WORKERS)
             codec = sooner_codec(asked.density, memory.upload_bytes_per_s, workers) if task.codec == AUTO else task.codec
-            used, encoded = mf.coded(layout, awake, asked, codec, workers, _most_bytes(self._edge, memory, layout, task))
+            used, encoded = coded(layout, awake, asked, codec, workers, _most_bytes(self._edge, memory, layout, task))
             if floor is not None:
                 synced = directory.state(memory, layout).vector
                 goal = above(floor, layout, synced, synced + trained.task_vector, awake, used)
-                used, encoded = (used, encoded) if goal == used else mf.coded(layout, awake, goal, codec, workers)
+                used, encoded = (used, encoded) if goal == used else coded(layout, awake, goal, codec, workers)
             update = self._update(task, trained, encoded, layout, used)
             update.sequence = memory.sequence + 1
             update.base_state_digest = bytes.fromhex(memory.synced)
@@ -228,7 +229,7 @@ class EdgeClient:
         answer = self._carrier.hand_in(sealed, payload, self._relay_key)
         if answer is None:
             return None
-        receipt = self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
+        receipt = self._believed.with_rotation(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
         answer_checks.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
         return receipt
 
@@ -250,12 +251,12 @@ class EdgeClient:
             base_model=base_model_to_proto(trained.origin),
             layout_digest=layout.digest,
             adapter_config_digest=trained.origin.adapter_config_digest,
-            coding=mf.coding_of(encoded, compression),
+            coding=coding_of(encoded, compression),
             num_examples=trained.num_examples,
-            metrics=mf.metrics_to_proto(trained.metrics.items()),
+            metrics=metrics_to_proto(trained.metrics.items()),
             issued_at_ms=now,
             expires_at_ms=now + LIFETIME_MS,
-            chunks=mf.refs_of(encoded.blob),
+            chunks=refs_of(encoded.blob),
         )
 
 
@@ -284,7 +285,7 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
             memory, genesis=directory.write(answer_checks.genesis_of(answer.steps, statement.expert).SerializeToString())
         )
     genesis = _genesis(directory, memory)
-    layout = mf.layout_from_proto(genesis.layout)
+    layout = layout_from_proto(genesis.layout)
     state = _led(directory, memory, answer, payloads, genesis, layout)
     if statement.want_version != memory.version:
         memory = replace(memory, version=statement.want_version, synced=directory.write_state(state))
@@ -297,7 +298,7 @@ def _led(
     """The state that the answer leads to. What lies here is held against its digest only if nothing is built on it, or that went wrong."""
     known = directory.claimed_state(memory, layout) if answer.steps else directory.state(memory, layout)
     try:
-        return lead(answer, payloads, genesis, layout, known, workers_for(layout.size, WORKERS))
+        return apply_steps(answer, payloads, genesis, layout, known, workers_for(layout.size, WORKERS))
     except WrongBaseError:
         directory.state(memory, layout)
         raise

@@ -15,13 +15,13 @@ from compeft_client.identity.edge_config import Edge
 from compeft_core.errors import InputError
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey
-from compeft_proto.sync_answer import Answer, Progress, SyncDialogue, fetch, hear, quiet
+from compeft_proto.sync_answer import Answer, Progress, SyncDialogue, fetch, no_progress, read_answer
 from compeft_proto.transport import SubmitDialogue, open_channel, persist, upload
-from compeft_proto.trusted_keys import Believed, listed
+from compeft_proto.trusted_keys import TrustedKeys, listed_handovers
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -79,7 +79,7 @@ class PackageClient:
         self._edge = edge
         self._channel = open_channel(edge.address, edge.tls)
         self._stub = rpc.ExpertExchangeStub(self._channel)
-        self._believed = Believed((edge.aggregator, *edge.older), lambda: listed(self._channel), edge.learned)
+        self._believed = TrustedKeys((edge.aggregator, *edge.older), lambda: listed_handovers(self._channel), edge.learned)
 
     def __enter__(self) -> "PackageClient":
         return self
@@ -91,11 +91,11 @@ class PackageClient:
         """Where `expert` is, of either kind: one small question, nothing is fetched. Errors: as `fetch`."""
         request = self._request(expert, version, channel)
         request.statement_only = True
-        statement = persist(lambda: self._believed.trusting(lambda: self._heard(request)), self._edge.patience_s).statement
+        statement = persist(lambda: self._believed.with_rotation(lambda: self._heard(request)), self._edge.patience_s).statement
         return Newest(statement.want_version, statement.state_digest, statement.package)
 
     def push(
-        self, expert: str, data: bytes, measured: Sequence[Measured] = (), num_examples: int = 0, progress: Progress = quiet
+        self, expert: str, data: bytes, measured: Sequence[Measured] = (), num_examples: int = 0, progress: Progress = no_progress
     ) -> Pushed:
         """Publish the bytes of an expert file as the next version of `expert`; the first one creates it. The same file as the newest
         version adds nothing but metrics.
@@ -110,7 +110,7 @@ class PackageClient:
                 expert=expert,
                 version=0 if before is None else before.version + (not same),
                 sha256=sha256,
-                chunks=mf.refs_of(data),
+                chunks=refs_of(data),
                 quality=[pb.ArmMetric(arm=m.arm, metric=pb.Metric(name=m.metric, value=m.value)) for m in measured],
                 num_examples=num_examples,
                 keyid=self._edge.key.keyid,
@@ -133,7 +133,7 @@ class PackageClient:
         channel: str = "",
         publisher: PublicKey | None = None,
         go_back: bool = False,
-        progress: Progress = quiet,
+        progress: Progress = no_progress,
     ) -> Fetched:
         """One version of a package (the newest by default), checked; only its own bytes travel. `publisher`: nobody else's will do.
 
@@ -153,7 +153,7 @@ class PackageClient:
                     manifest = answer_checks.package_of(answer, publisher)
                     return manifest, b"".join(fetch(dialogue, directory, [manifest], progress))
 
-            manifest, data = persist(lambda: self._believed.trusting(attempt), self._edge.patience_s)
+            manifest, data = persist(lambda: self._believed.with_rotation(attempt), self._edge.patience_s)
             answer_checks.check_file(manifest, data)
             directory.save(Memory(version=max(known, manifest.version)))
         publication = manifest.publication
@@ -178,7 +178,7 @@ class PackageClient:
                 return upload(dialogue, sealed, package.chunks, data, tick)
 
         answer = persist(attempt, self._edge.patience_s)
-        return self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
+        return self._believed.with_rotation(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
 
     def _request(self, expert: str, version: int | None, channel: str) -> pb.SyncRequest:
         if channel and version is not None:
@@ -192,7 +192,7 @@ class PackageClient:
     def _ask(self, dialogue: SyncDialogue, request: pb.SyncRequest) -> Answer:
         request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
         dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
-        answer = hear(dialogue, self._believed.newest, self._believed.any)
+        answer = read_answer(dialogue, self._believed.newest, self._believed.any)
         answer_checks.check_statement(answer.statement, request, -1)
         return answer
 

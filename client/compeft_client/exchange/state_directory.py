@@ -28,7 +28,7 @@ from compeft_core import Layout, State, Vector, add_to, parse, state_digest
 from compeft_core.errors import InputError
 from compeft_core.parallel import workers_for
 from compeft_proto.errors import ConflictError
-from compeft_proto.manifest import check_name
+from compeft_proto.name_checks import check_name
 
 INDEX = "state.json"
 NAME_LENGTH = 32

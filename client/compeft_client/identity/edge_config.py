@@ -13,7 +13,7 @@ from compeft_core.budget import bytes_of
 from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.keys import PublicKey, SigningKey
-from compeft_proto.transport import Tls
+from compeft_proto.transport import ClientTls
 
 NEEDED = ("aggregator", "aggregator-key", "key", "state-dir")
 TLS = ("tls-ca", "tls-cert", "tls-key")
@@ -33,7 +33,7 @@ class Edge:
     key: SigningKey
     aggregator: PublicKey
     state: Path
-    tls: Tls | None = None
+    tls: ClientTls | None = None
     patience_s: float = PATIENCE_S
     older: tuple[PublicKey, ...] = ()
     learn: Path | None = None
@@ -91,7 +91,7 @@ def seconds_of(name: str, config: Mapping[str, object]) -> float:
     return seconds
 
 
-def _tls(config: Mapping[str, object]) -> Tls:
+def _tls(config: Mapping[str, object]) -> ClientTls:
     authority, certificate, key = (Path(str(config[name])) for name in TLS)
     check_lasting(read_file(certificate), str(certificate), now_ms())
-    return Tls(read_file(authority), read_file(certificate), read_private(key))
+    return ClientTls(read_file(authority), read_file(certificate), read_private(key))

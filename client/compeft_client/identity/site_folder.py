@@ -9,8 +9,7 @@ from pathlib import Path
 
 from compeft_client.durable_files import read_file, write_durably
 from compeft_core.errors import InputError
-from compeft_proto.keys import check_private
-from compeft_proto.site_layout import FILES, INDEX
+from compeft_proto.site_layout import FILES, INDEX, site_options
 
 
 def complete(config: Mapping[str, object]) -> dict[str, object]:
@@ -26,21 +25,9 @@ def read_site(folder: Path) -> dict[str, object]:
     """The options that a site folder holds. Errors: InputError if it is none, ForbiddenError if others may enter it."""
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder} is no site folder, it has no {INDEX}: make one with `compeft enroll`")
-    check_private(str(folder), folder.stat().st_mode)
-    found: dict[str, object] = {name: folder / file for name, file in FILES.items() if (folder / file).exists()}
-    return {"aggregator": read_index(folder).get("aggregator"), "state-dir": folder / FILES["state-dir"], **found}
-
-
-def read_index(folder: Path) -> dict[str, object]:
-    """What the folder's index says. Errors: InputError if it is damaged."""
-    path = folder / INDEX
-    try:
-        values = json.loads(read_file(path))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: enrol again with `compeft enroll`") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} holds a JSON {type(values).__name__}, needed is an object: enrol again with `compeft enroll`")
-    return values
+    present = {file for file in FILES.values() if (folder / file).exists()}
+    found = site_options(str(folder), folder.stat().st_mode, read_file(folder / INDEX), present)
+    return {**found, "state-dir": f"{folder}/{FILES['state-dir']}"}
 
 
 def write_index(folder: Path, values: Mapping[str, str]) -> None:

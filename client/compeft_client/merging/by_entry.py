@@ -21,9 +21,9 @@ from compeft_client.packing.tensor_rules import FACTORS, ZERO_FACTORS
 from compeft_client.workers import WORKERS
 from compeft_core import METHODS, MergeParameters, merge, unflatten
 from compeft_core.errors import InputError
+from compeft_proto.convert import read_payload
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.expert_manifest import FLOATS, Part
-from compeft_proto.manifest import read_payload
+from compeft_proto.expert_manifest import FLOATS, FilePart
 
 Files = dict[str, dict[str, NDArray[np.generic]]]
 
@@ -72,7 +72,7 @@ def merge_as_entries(paths: Sequence[Path], settings: EntrySettings) -> tuple[Fi
     return files, candidates[0].config, seed or settings.pack.init
 
 
-def _parts(candidate: Candidate, settings: PackSettings) -> list[tuple[Part, bytes]]:
+def _parts(candidate: Candidate, settings: PackSettings) -> list[tuple[FilePart, bytes]]:
     if candidate.opened:
         return [(part, read_payload_of(candidate.opened, n)) for n, part in enumerate(candidate.opened.manifest.parts)]
     if candidate.source is None:
@@ -80,11 +80,11 @@ def _parts(candidate: Candidate, settings: PackSettings) -> list[tuple[Part, byt
     return [(coded.part, coded.payload) for coded in code_parts(candidate.source, settings)]
 
 
-def _identity(part: Part) -> tuple[object, ...]:
+def _identity(part: FilePart) -> tuple[object, ...]:
     return part.file, part.layout.digest, part.coding is None, part.seed, part.initial_digest
 
 
-def _difference(first: Path, other: Path, ours: Sequence[Part], theirs: Sequence[Part]) -> str:
+def _difference(first: Path, other: Path, ours: Sequence[FilePart], theirs: Sequence[FilePart]) -> str:
     starts = [{(p.seed, p.initial_digest) for p in parts} for parts in (ours, theirs)]
     if starts[0] != starts[1]:
         return (
@@ -94,7 +94,7 @@ def _difference(first: Path, other: Path, ours: Sequence[Part], theirs: Sequence
     return f"{first} and {other} do not have the same tensors: experts must adapt the same modules, with the same ranks"
 
 
-def _check_start(part: Part, settings: EntrySettings, start: Start) -> None:
+def _check_start(part: FilePart, settings: EntrySettings, start: Start) -> None:
     if part.initial_digest and start.directory is None:
         raise InputError("these experts were packed against a directory of initial values: give the same one, --init DIR")
     for tensor in part.layout.tensors:
@@ -114,7 +114,7 @@ def _check_start(part: Part, settings: EntrySettings, start: Start) -> None:
 
 
 def _coded(
-    part: Part, parts: Sequence[Part], payloads: Sequence[bytes], settings: EntrySettings, start: Start
+    part: FilePart, parts: Sequence[FilePart], payloads: Sequence[bytes], settings: EntrySettings, start: Start
 ) -> dict[str, NDArray[np.generic]]:
     encodings = [read_payload(p.coding, payload, p.layout) for p, payload in zip(parts, payloads, strict=True) if p.coding]
     merged = merge(
@@ -129,7 +129,7 @@ def _coded(
     return dict(unflatten(part.layout, begun_at(part, begun) + merged))
 
 
-def begun_at(part: Part, start: Start) -> NDArray[np.float32]:
+def begun_at(part: FilePart, start: Start) -> NDArray[np.float32]:
     """Where a part started, held against the digest of it. Errors: WrongBaseError."""
     vector = initial_vector(part.file, part.layout, start)
     if part.initial_digest and digest_of(part.layout, vector) != part.initial_digest:
@@ -138,7 +138,7 @@ def begun_at(part: Part, start: Start) -> NDArray[np.float32]:
 
 
 def _exact(
-    paths: Sequence[Path], part: Part, payloads: Sequence[bytes], settings: EntrySettings
+    paths: Sequence[Path], part: FilePart, payloads: Sequence[bytes], settings: EntrySettings
 ) -> dict[str, NDArray[np.generic]]:
     rows = [list(exact_tensors(part, payload)) for payload in payloads]
     merged = {}

@@ -20,7 +20,7 @@ from compeft_client.packing.tensor_rules import FACTORS, ZERO_FACTORS
 from compeft_core import Tensor, Vector
 from compeft_core.errors import InputError
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.expert_manifest import FLOATS, Part
+from compeft_proto.expert_manifest import FLOATS, FilePart
 
 ZERO = "zero"
 
@@ -151,14 +151,14 @@ def _of_file(opened: ExpertFile, start: Start) -> Iterator[tuple[str, str, Walke
             at += tensor.size
 
 
-def _check_start(part: Part, start: Start) -> None:
+def _check_start(part: FilePart, start: Start) -> None:
     if part.initial_digest and start.directory:
         digest = digest_of(part.layout, initial_vector(part.file, part.layout, start))
         if digest != part.initial_digest:
             raise WrongBaseError(f"--init is not what an expert was packed against: {part.initial_digest.hex()[:16]} is needed")
 
 
-def _start_of(part: Part, tensor: Tensor, start: Start) -> str:
+def _start_of(part: FilePart, tensor: Tensor, start: Start) -> str:
     if part.seed is not None and seed_bound(part.file, tensor.name, tensor.shape):
         return f"seed {part.seed}"
     if part.initial_digest and start.directory and start.knows(part.file, tensor.name, tensor.shape):

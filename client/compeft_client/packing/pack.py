@@ -26,11 +26,11 @@ from compeft_client.packing.plan import plan
 from compeft_core import Codec, Compression, Tensor, Vector
 from compeft_core.budget import filled
 from compeft_core.errors import InputError, LimitError, NotFiniteError
+from compeft_proto.convert import compression_of
 from compeft_proto.errors import ConflictError
 from compeft_proto.expert_file import check_payload
-from compeft_proto.expert_manifest import ADAPTER_CONFIG, FLOATS, WIDTHS, Manifest, Part
+from compeft_proto.expert_manifest import ADAPTER_CONFIG, FLOATS, WIDTHS, FilePart, Manifest
 from compeft_proto.keys import PublicKey, SigningKey
-from compeft_proto.manifest import compression_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -150,7 +150,7 @@ def _file_bytes(source: Source, coded: Sequence[CodedPart], settings: PackSettin
     return head + sum(len(c.payload) for c in coded)
 
 
-def manifest_of(source: Source, parts: Sequence[Part]) -> Manifest:
+def manifest_of(source: Source, parts: Sequence[FilePart]) -> Manifest:
     """What a file made of these parts says of itself: nothing of when and where, so that equal experts make equal files."""
     files = {part.file for part in parts}
     metadata = {name: header.metadata for name, header in source.files.items() if name in files and header.metadata}

@@ -16,9 +16,9 @@ from compeft_client.packing.plan import PlannedPart
 from compeft_client.workers import WORKERS
 from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encoding_of, shapes_of
 from compeft_core.errors import InputError
+from compeft_proto.convert import coding_of, read_payload
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.expert_manifest import WIDTHS, Part
-from compeft_proto.manifest import coding_of, read_payload
+from compeft_proto.expert_manifest import WIDTHS, FilePart
 from compeft_proto.v1 import expert_pb2 as pb
 
 Progress = Callable[[int], None]
@@ -30,7 +30,7 @@ class CodedPart:
     """A part as planned and as made, and its payload. `cosine`: of the ternary tensors' changes and what was kept of them, else 1."""
 
     planned: PlannedPart
-    part: Part
+    part: FilePart
     payload: bytes
     cosine: float = 1.0
 
@@ -80,7 +80,7 @@ def task_vector(planned: PlannedPart, start: Start, progress: Progress = silent)
     return vector, digest
 
 
-def decode_part(part: Part, payload: bytes, start: Start, name: str) -> Vector:
+def decode_part(part: FilePart, payload: bytes, start: Start, name: str) -> Vector:
     """The values of a coded part, float32 of shape (layout.size,): its start plus what was coded. `name` of the expert is for errors.
 
     Errors: WrongBaseError if `start` is not the one it needs; FormatError; InputError.
@@ -90,7 +90,7 @@ def decode_part(part: Part, payload: bytes, start: Start, name: str) -> Vector:
     return vector
 
 
-def start_vector(part: Part, start: Start, name: str) -> Vector:
+def start_vector(part: FilePart, start: Start, name: str) -> Vector:
     """Where a coded part started, float32 of shape (layout.size,). Errors: WrongBaseError if `start` is not it; InputError."""
     vector = initial_vector(part.file, part.layout, start_of(part, start, name))
     if part.initial_digest and digest_of(part.layout, vector) != part.initial_digest:
@@ -101,14 +101,14 @@ def start_vector(part: Part, start: Start, name: str) -> Vector:
     return vector
 
 
-def decode_change(part: Part, payload: bytes) -> Vector:
+def decode_change(part: FilePart, payload: bytes) -> Vector:
     """What was coded, without the start: float32 of shape (layout.size,). Errors: FormatError."""
     vector = np.zeros(part.layout.size, np.float32)
     add_to(read_part(part, payload), vector, workers=WORKERS)
     return vector
 
 
-def exact_tensors(part: Part, payload: bytes) -> Iterator[tuple[Tensor, str, bytes]]:
+def exact_tensors(part: FilePart, payload: bytes) -> Iterator[tuple[Tensor, str, bytes]]:
     """(tensor, dtype, own bytes) of a part that is not coded."""
     at = 0
     for tensor, dtype in zip(part.layout.tensors, part.dtypes, strict=True):
@@ -117,14 +117,14 @@ def exact_tensors(part: Part, payload: bytes) -> Iterator[tuple[Tensor, str, byt
         at += size
 
 
-def read_part(part: Part, payload: bytes) -> Encoded:
+def read_part(part: FilePart, payload: bytes) -> Encoded:
     """The checked encoding of a coded part. Errors: InputError if it is not coded; FormatError, LayoutMismatchError."""
     if part.coding is None:
         raise InputError(f"part of {part.file} is not coded")
     return read_payload(part.coding, payload, part.layout)
 
 
-def start_of(part: Part, given: Start, name: str) -> Start:
+def start_of(part: FilePart, given: Start, name: str) -> Start:
     """Where a part starts: as its manifest says, which may need what was given. Errors: InputError."""
     if part.seed is not None:
         return Start(seed=part.seed)
@@ -137,9 +137,9 @@ def start_of(part: Part, given: Start, name: str) -> Start:
 
 def _part(
     planned: PlannedPart, payload: bytes, coding: pb.Coding | None = None, seed: int | None = None, digest: bytes = b""
-) -> Part:
+) -> FilePart:
     dtypes = tuple(t.dtype for t in planned.tensors)
-    return Part(planned.file, planned.layout, dtypes, len(payload), hashlib.sha256(payload).digest(), coding, seed, digest)
+    return FilePart(planned.file, planned.layout, dtypes, len(payload), hashlib.sha256(payload).digest(), coding, seed, digest)
 
 
 def _cosine(front: Vector, update: Update) -> float:

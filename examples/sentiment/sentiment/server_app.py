@@ -9,7 +9,7 @@ from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result
 
-from compeft_proto.manifest import compression_of
+from compeft_proto.convert import compression_of
 from compeft_server.flower.conductor import station_of
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from sentiment.expert import HEAD, initial_arrays, initial_bounds, origin

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from compeft_core.errors import CompeftError, InputError
 from compeft_proto.errors import from_rpc
 from compeft_proto.site_layout import FILES, INDEX
-from compeft_proto.transport import Tls, open_channel, persist
+from compeft_proto.transport import ClientTls, open_channel, persist
 from compeft_server.identity import authority_files
 from compeft_server.identity import certificate_authority as ca
 from compeft_server.private_files import read_file, read_private
@@ -27,7 +27,7 @@ class NotServingError(CompeftError):
     code = "not_serving"
 
 
-def ask(address: str, service: str, tls: Tls | None, timeout_s: float) -> None:
+def ask(address: str, service: str, tls: ClientTls | None, timeout_s: float) -> None:
     """Return if the service at host:port serves. Errors: UnreachableError if nobody answers in time, NotServingError if it says no."""
     with open_channel(address, tls) as channel:
         try:
@@ -42,21 +42,21 @@ def ask(address: str, service: str, tls: Tls | None, timeout_s: float) -> None:
         )
 
 
-def ask_until(address: str, service: str, tls: Tls | None, timeout_s: float, patience_s: float) -> None:
+def ask_until(address: str, service: str, tls: ClientTls | None, timeout_s: float, patience_s: float) -> None:
     """`ask` again while nobody answers, for `patience_s` seconds. Errors: as `ask`."""
     persist(lambda: ask(address, service, tls, timeout_s), patience_s)
 
 
-def own_tls(data: Path, now_ms: int) -> Tls | None:
+def own_tls(data: Path, now_ms: int) -> ClientTls | None:
     """What the aggregator's own authority lets in, made now and kept nowhere; None if the data directory has no authority."""
     if not authority_files.has_authority(data):
         return None
     trust = authority_files.load(data)
     key = ca.new_key()
-    return Tls(trust.bundle, ca.pem(ca.issue_member(trust.current, "health", key.public_key(), now_ms)), ca.key_pem(key))
+    return ClientTls(trust.bundle, ca.pem(ca.issue_member(trust.current, "health", key.public_key(), now_ms)), ca.key_pem(key))
 
 
-def site_tls(site: Path) -> tuple[str, Tls | None]:
+def site_tls(site: Path) -> tuple[str, ClientTls | None]:
     """A member's aggregator and TLS, as its site folder says. Errors: InputError if it is none."""
     try:
         address = str(json.loads(read_file(site / INDEX))["aggregator"])
@@ -66,9 +66,9 @@ def site_tls(site: Path) -> tuple[str, Tls | None]:
     if not own.exists():
         return address, None
     pem = read_private(own)
-    return address, Tls(read_file(authority), pem, pem)
+    return address, ClientTls(read_file(authority), pem, pem)
 
 
-def files_tls(authority: Path, certificate: Path, key: Path) -> Tls:
+def files_tls(authority: Path, certificate: Path, key: Path) -> ClientTls:
     """TLS of an operator's own files. Errors: InputError, ForbiddenError if others may read the key."""
-    return Tls(read_file(authority), read_file(certificate), read_private(key))
+    return ClientTls(read_file(authority), read_file(certificate), read_private(key))

@@ -12,9 +12,11 @@ import numpy as np
 from compeft_core import METHODS, Compression, State
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.chunk_refs import chunks, refs_of
+from compeft_proto.convert import compression_from_proto, optimizer_from_proto, parameters_from_proto
 from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
 from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.state_steps import initial_state
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.aggregation.expert_log import Carried, ExpertLog, compose, kept_bytes
 from compeft_server.chunks.store import ChunkStore
@@ -69,7 +71,7 @@ class Versions:
             self._log.blob(manifest.chunks)
             return
         if number == 0:
-            mf.initial_state(manifest.genesis, expert.layout, self._log.blob(manifest.chunks))
+            initial_state(manifest.genesis, expert.layout, self._log.blob(manifest.chunks))
             return
         if manifest.snapshot:
             state = self._snapshot_of(expert, manifest)
@@ -144,11 +146,11 @@ class Versions:
             payload_bytes=version.payload_bytes,
             merge_method=manifest.merge_method,
             merge_parameters=_parameters_of(manifest),
-            compression=mf.compression_from_proto(manifest.coding.compression) if stepped else None,
+            compression=compression_from_proto(manifest.coding.compression) if stepped else None,
             contributors=tuple((names.get(c.keyid, "?"), c) for c in contributions),
             rolled_back_to=manifest.rolled_back_to if manifest.HasField("rolled_back_to") else None,
             forgotten=tuple(manifest.forgotten),
-            optimizer=mf.optimizer_from_proto(manifest),
+            optimizer=optimizer_from_proto(manifest),
             publisher=manifest.publication.publisher,
         )
 
@@ -156,7 +158,7 @@ class Versions:
         """What the aggregator keeps for the next merge is what this one left. Errors: WrongBaseError."""
         version = self._log.version(expert.name, number)
         for what, data, kept in zip(("residual", "moments"), kept_bytes(after), (version.residual, version.moments), strict=True):
-            if tuple(ref.sha256 for ref in mf.refs_of(data)) != kept:
+            if tuple(ref.sha256 for ref in refs_of(data)) != kept:
                 raise WrongBaseError(f"{expert.name} version {number} recomputes to other {what} than the aggregator keeps")
 
     def _recompute(self, expert: Expert, number: int, forgotten: Collection[str]) -> Carried:
@@ -176,7 +178,7 @@ class Versions:
         inputs = [_contribution(c) for c in manifest.contributions if c.keyid not in forgotten]
         if not inputs:
             return before
-        parameters = mf.parameters_from_proto(manifest)
+        parameters = parameters_from_proto(manifest)
         if forgotten:
             parameters = parameters.within(len(inputs), METHODS[manifest.merge_method].takes)
         merged = self._log.merged(expert, inputs, manifest.merge_method, manifest.coefficient, parameters)
@@ -184,8 +186,8 @@ class Versions:
             raise WrongBaseError(
                 f"{expert.name} version {manifest.version} names other updates as left out than {manifest.merge_method} chooses"
             )
-        compression = mf.compression_from_proto(manifest.coding.compression)
-        return compose(expert.layout, before, merged.vector, mf.optimizer_from_proto(manifest), compression).after
+        compression = compression_from_proto(manifest.coding.compression)
+        return compose(expert.layout, before, merged.vector, optimizer_from_proto(manifest), compression).after
 
     def _snapshot_of(self, expert: Expert, manifest: pb.VersionManifest) -> State:
         if manifest.HasField("rolled_back_to"):
@@ -215,14 +217,14 @@ class Versions:
         if any(r.closed_at_ms is None for r in self._ledger.rounds(expert.name)):
             raise ConflictError(f"a round of {expert.name} is open: wait until its conductor has closed it")
         head, payload = self._head(expert), state.vector.astype("<f4").tobytes()
-        for chunk in mf.chunks(payload):
+        for chunk in chunks(payload):
             self._store.put(chunk)
         manifest.expert, manifest.version, manifest.snapshot, manifest.issued_at_ms = expert.name, head + 1, True, now_ms
         manifest.parent_state_digest = self._log.version(expert.name, head).state_digest
         manifest.state_digest = state.digest
         manifest.base_model_digest, manifest.layout_digest = expert.base_model_digest, expert.layout.digest
         manifest.adapter_config_digest = expert.adapter_config_digest
-        manifest.chunks.extend(mf.refs_of(payload))
+        manifest.chunks.extend(refs_of(payload))
         version = Version(
             expert=expert.name,
             version=manifest.version,
@@ -249,7 +251,7 @@ class Versions:
 
 def _parameters_of(manifest: pb.VersionManifest) -> dict[str, float]:
     """The parameters that the merge method took, by name."""
-    method, parameters = METHODS.get(manifest.merge_method), mf.parameters_from_proto(manifest)
+    method, parameters = METHODS.get(manifest.merge_method), parameters_from_proto(manifest)
     return {name: getattr(parameters, name) for name in sorted(method.takes)} if method else {}
 
 

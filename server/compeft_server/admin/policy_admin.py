@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
-from compeft_proto.manifest import check_name
+from compeft_proto.name_checks import check_name
 from compeft_server.domain.channels import Move, channel_name, channel_of
 from compeft_server.domain.policy import EVERY, ROLE, Action, Effect, Retirement, Rule, as_time, retired
 from compeft_server.domain.records import ROLES, Role

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from compeft_core.errors import FormatError, InputError, LimitError
+from compeft_proto.chunk_refs import CHUNK_BYTES
 from compeft_proto.errors import ChunkMismatchError
-from compeft_proto.manifest import CHUNK_BYTES
 from compeft_server.admin.backup import CHUNK_FOLDER, FORMAT, HEAD_FILE, PRIVATE_FILES, Head
 from compeft_server.admin.garbage_collection import named
 from compeft_server.chunks.directory_store import DirectoryStore

@@ -12,12 +12,13 @@ from typing import Any
 
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
 from compeft_proto.base_model import NO_BASE_MODEL
+from compeft_proto.convert import layout_from_proto
 from compeft_proto.errors import ConflictError, ForbiddenError, UnknownExpertError, UnknownKeyError
 from compeft_proto.expert_manifest import Manifest
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.sealed_box import open_box, relay_key_of
+from compeft_proto.state_steps import initial_state
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -280,7 +281,7 @@ class Aggregator:
         if isinstance(message, pb.Package):
             return self._packages.check(message, payload[:])
         if isinstance(message, pb.Genesis):
-            mf.initial_state(message, mf.layout_from_proto(message.layout), payload[:])
+            initial_state(message, layout_from_proto(message.layout), payload[:])
         else:
             encoded = admission.admit_payload(message, payload, self._log.expert(message.expert))
             if encoded is not None:
@@ -296,7 +297,7 @@ class Aggregator:
             raise ConflictError(f"expert {genesis.expert!r} exists already: choose another name or continue it")
 
     def _create(self, genesis: pb.Genesis, offer: Offer) -> Envelope:
-        layout = mf.layout_from_proto(genesis.layout)
+        layout = layout_from_proto(genesis.layout)
         now = self._now_ms()
         manifest = pb.VersionManifest(
             expert=genesis.expert,

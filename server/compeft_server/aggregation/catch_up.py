@@ -10,8 +10,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from compeft_proto import chunk_refs
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.chunk_refs import refs_of
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.keys import SigningKey
 from compeft_proto.snapshot import encode_snapshot, least_bytes, reference_of
@@ -148,10 +149,10 @@ class CatchUp:
         return kept if kept.payload_bytes + len(kept.envelope) < most else None
 
     def _make(self, expert: str, version: Version, payload: bytes) -> Snapshot:
-        for chunk in mf.chunks(payload):
+        for chunk in chunk_refs.chunks(payload):
             self._store.put(chunk)
         manifest = pb.SnapshotManifest(
-            expert=expert, version=version.version, state_digest=version.state_digest, chunks=mf.refs_of(payload)
+            expert=expert, version=version.version, state_digest=version.state_digest, chunks=refs_of(payload)
         )
         sealed = dsse.seal(self._key, dsse.SNAPSHOT, manifest)
         made = Snapshot(expert, version.version, sealed.SerializeToString(), len(payload))

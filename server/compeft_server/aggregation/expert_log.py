@@ -29,10 +29,12 @@ from compeft_core import (
 from compeft_core.parallel import shares, spread, workers_for
 from compeft_core.server_optimizer import Moments, ServerOptimizer, descend, no_moments
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
 from compeft_proto.base_model import BaseModel
+from compeft_proto.chunk_refs import check_chunk
+from compeft_proto.convert import coded, optimizer_from_proto
 from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey
+from compeft_proto.state_steps import initial_state, next_state
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.lru_cache import Recent
@@ -94,7 +96,7 @@ def compose(
     wanted, moments = descend(optimizer, merged, before.moments if same else no_moments(optimizer, layout.size))
     target = wanted + before.residual
     workers = workers_for(layout.size, WORKERS)
-    compression, encoded = mf.coded(layout, target, compression, codec, workers, most_bytes)
+    compression, encoded = coded(layout, target, compression, codec, workers, most_bytes)
     following = before.state.vector.copy()
     add_to(encoded, following, workers=workers)
     add_to(encoded, target, -1.0, workers=workers)
@@ -147,7 +149,7 @@ class ExpertLog:
 
     def blob(self, refs: Sequence[pb.ChunkRef]) -> bytes:
         """The payload that these chunks make up. Errors: UnknownExpertError, ChunkMismatchError."""
-        return b"".join(mf.check_chunk(ref, self._store.read(ref.sha256)) for ref in refs)
+        return b"".join(check_chunk(ref, self._store.read(ref.sha256)) for ref in refs)
 
     def version(self, expert: str, number: int) -> Version:
         """One version that is known to exist."""
@@ -184,9 +186,9 @@ class ExpertLog:
             manifest = self.manifest(version)
             payload = self.blob(manifest.chunks)
             if version.version == 0:
-                state = mf.initial_state(manifest.genesis, expert.layout, payload)
+                state = initial_state(manifest.genesis, expert.layout, payload)
             else:
-                state = mf.next_state(manifest, expert.layout, state, payload, workers_for(expert.layout.size, WORKERS))
+                state = next_state(manifest, expert.layout, state, payload, workers_for(expert.layout.size, WORKERS))
         self._states.keep(expert.name, (number, state))
         return state
 
@@ -213,7 +215,7 @@ class ExpertLog:
             state=self.state(expert, number),
             residual=self.residual(expert, number),
             moments=moments.reshape(moments.size // max(1, expert.layout.size), expert.layout.size),
-            optimizer=mf.optimizer_from_proto(self.manifest(version)).name if version.moments else "",
+            optimizer=optimizer_from_proto(self.manifest(version)).name if version.moments else "",
         )
 
     def contributions(self, expert: Expert, accepted: Sequence[Submission], base_version: int) -> list[Contribution]:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from compeft_core import layout_of
 from compeft_core.errors import FormatError, LimitError
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.chunk_refs import check_digest, check_refs
 from compeft_proto.errors import ConflictError, ForbiddenError
 from compeft_proto.expert_file import check_file
 from compeft_proto.expert_manifest import Manifest
 from compeft_proto.keys import SigningKey
+from compeft_proto.name_checks import check_name
 from compeft_proto.round_task import NOBODY_SAYS
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -159,11 +160,11 @@ def _first_of(name: str, manifest: Manifest) -> Expert:
 
 
 def _check_claims(package: pb.Package, limits: Limits) -> None:
-    mf.check_name(package.expert, "expert")
-    mf.check_digest(package.sha256, "package")
+    check_name(package.expert, "expert")
+    check_digest(package.sha256, "package")
     if not package.chunks:
         raise FormatError(f"package {package.expert} names no chunk")
-    mf.check_refs(package.chunks, limits.max_payload_bytes)
+    check_refs(package.chunks, limits.max_payload_bytes)
     if len(package.quality) > admission.MAX_METRICS or package.num_examples > limits.max_examples:
         raise LimitError(
             f"package has {len(package.quality)} metrics over {package.num_examples} examples, "

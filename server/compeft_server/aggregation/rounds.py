@@ -13,9 +13,18 @@ from typing import TypeVar
 
 from compeft_core import METHODS
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.chunk_refs import chunks, refs_of
+from compeft_proto.convert import (
+    codec_of,
+    coding_of,
+    compression_from_proto,
+    optimizer_from_proto,
+    parameters_from_proto,
+    parameters_to_proto,
+)
 from compeft_proto.errors import BusyError, RoundClosedError
 from compeft_proto.keys import SigningKey
+from compeft_proto.name_checks import check_name
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.access import Access
@@ -65,7 +74,7 @@ class Rounds:
 
     def _open(self, opening: pb.RoundOpening) -> pb.RoundStatement:
         expert = self._log.composed(opening.expert)
-        mf.check_name(opening.run, "run")
+        check_name(opening.run, "run")
         found = self._ledger.round(expert.name, opening.run, opening.round)
         if found is None:
             self._abandon_open_rounds(expert)
@@ -108,12 +117,12 @@ class Rounds:
     def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> tuple[Version, Carried]:
         """Merge, compress, store and describe the next step, and what goes on from there; the ledger does not know of it yet."""
         started = time.monotonic()
-        expert, compression = self._log.expert(found.expert), mf.compression_from_proto(closing.compression)
+        expert, compression = self._log.expert(found.expert), compression_from_proto(closing.compression)
         inputs = self._log.contributions(expert, accepted, found.base_version)
-        merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, mf.parameters_from_proto(closing))
+        merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, parameters_from_proto(closing))
         inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
-        before, optimizer = self._log.carried(expert, found.base_version), mf.optimizer_from_proto(closing)
-        codec = mf.codec_of(closing.codec) if closing.codec else "context"
+        before, optimizer = self._log.carried(expert, found.base_version), optimizer_from_proto(closing)
+        codec = codec_of(closing.codec) if closing.codec else "context"
         step = compose(expert.layout, before, merged.vector, optimizer, compression, codec, closing.max_payload_bytes)
         _, residual, moments = (self._stored(data) for data in (step.encoded.blob, *kept_bytes(step.after)))
         manifest = self._manifest(expert, found, inputs, closing, step)
@@ -134,7 +143,7 @@ class Rounds:
 
     def _stored(self, data: bytes | memoryview) -> tuple[bytes, ...]:
         """Put away in chunks, many at a time: their names."""
-        return tuple(self._pool.map(lambda chunk: self._store.put(bytes(chunk)), mf.chunks(data)))
+        return tuple(self._pool.map(lambda chunk: self._store.put(bytes(chunk)), chunks(data)))
 
     def _manifest(
         self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: Step
@@ -149,8 +158,8 @@ class Rounds:
             adapter_config_digest=expert.adapter_config_digest,
             run=found.run,
             round=found.round,
-            coding=mf.coding_of(step.encoded, step.compression),
-            chunks=mf.refs_of(step.encoded.blob),
+            coding=coding_of(step.encoded, step.compression),
+            chunks=refs_of(step.encoded.blob),
             merge_method=closing.merge_method,
             coefficient=closing.coefficient,
             merge_parameters=_parameters_of(closing),
@@ -201,4 +210,4 @@ class Rounds:
 
 def _parameters_of(closing: pb.RoundClosing) -> pb.MergeParameters | None:
     """What a manifest says of the parameters: all of them, the usual ones too, if the method takes any."""
-    return mf.parameters_to_proto(mf.parameters_from_proto(closing)) if METHODS[closing.merge_method].takes else None
+    return parameters_to_proto(parameters_from_proto(closing)) if METHODS[closing.merge_method].takes else None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Container, Sequence
 from io import BytesIO
 
-from compeft_proto.manifest import CHUNK_BYTES, check_chunk
+from compeft_proto.chunk_refs import CHUNK_BYTES, check_chunk
 from compeft_proto.v1 import expert_pb2 as pb
 
 

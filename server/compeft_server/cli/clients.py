@@ -11,7 +11,7 @@ from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.invitation import new_invitation, to_text
 from compeft_proto.keys import public_key_from_pem
-from compeft_proto.manifest import check_name
+from compeft_proto.name_checks import check_name
 from compeft_server.admin import policy_admin
 from compeft_server.data_directory import existing, open_ledger
 from compeft_server.domain.invitations import valid_ms

@@ -8,7 +8,7 @@ import typer
 
 from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
-from compeft_proto.transport import Tls
+from compeft_proto.transport import ClientTls
 from compeft_server.admin import health
 from compeft_server.app.server import SERVICE
 
@@ -47,7 +47,7 @@ def health_command(
 
 def _whom(
     address: str | None, data: Path | None, site: Path | None, own: tuple[Path | None, Path | None, Path | None]
-) -> tuple[str, Tls | None]:
+) -> tuple[str, ClientTls | None]:
     """The address to ask, and the TLS to ask with."""
     if data is not None and site is not None:
         raise InputError("--data is for the aggregator's machine, --site for a member's: give one of them")

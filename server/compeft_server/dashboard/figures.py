@@ -7,7 +7,7 @@ only where the wire was counted and the composed expert was measured; else `sile
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compeft_proto.manifest import layout_from_proto
+from compeft_proto.convert import layout_from_proto
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.traffic import LinkTime, Traffic, add, times_of, why_silent
 from compeft_server.ledger.totals import ExpertSummary, Moved, Standing, Summaries

@@ -13,6 +13,8 @@ from compeft_core import Encoded
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.format.header import Blob
 from compeft_proto.base_model import BaseModel, base_model_of, check_base_model
+from compeft_proto.chunk_refs import check_digest, check_refs
+from compeft_proto.convert import check_payload, read_payload
 from compeft_proto.errors import (
     DuplicateError,
     ExpiredError,
@@ -23,7 +25,7 @@ from compeft_proto.errors import (
     WrongAdapterError,
     WrongBaseError,
 )
-from compeft_proto.manifest import check_digest, check_name, check_payload, check_refs, read_payload
+from compeft_proto.name_checks import check_name
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.limits import Limits
 from compeft_server.domain.policy import Action, Decision

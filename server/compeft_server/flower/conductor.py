@@ -1,6 +1,5 @@
 """The conductor's connection to an aggregator: publish an expert, open and close rounds, report quality. No Flower in here."""
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
+from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
+from compeft_proto.convert import compression_to_proto, optimizer_to_proto, parameters_to_proto
 from compeft_proto.errors import from_rpc
-from compeft_proto.keys import PublicKey, SigningKey, check_private, public_keys_from_pem, signing_key_from_pem
-from compeft_proto.manifest import compression_to_proto, optimizer_to_proto, parameters_to_proto, refs_of
-from compeft_proto.site_layout import FILES, INDEX
-from compeft_proto.sync_answer import Answer, InMemory, SyncDialogue, fetch, hear
-from compeft_proto.transport import SubmitDialogue, Tls, offer, open_channel, persist, upload
-from compeft_proto.trusted_keys import Believed, listed
+from compeft_proto.keys import PublicKey, SigningKey, public_keys_from_pem, signing_key_from_pem
+from compeft_proto.site_layout import FILES, INDEX, site_options
+from compeft_proto.sync_answer import Answer, MemoryCache, SyncDialogue, fetch, read_answer
+from compeft_proto.transport import ClientTls, SubmitDialogue, offer, open_channel, persist, upload
+from compeft_proto.trusted_keys import TrustedKeys, listed_handovers
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -44,7 +44,7 @@ class Station:
     address: str
     key: SigningKey
     aggregator: PublicKey
-    tls: Tls | None = None
+    tls: ClientTls | None = None
     older: tuple[PublicKey, ...] = ()
 
 
@@ -82,7 +82,7 @@ def station_of(config: Mapping[str, object]) -> Station:
         address=str(config["aggregator"]),
         key=signing_key_from_pem(read_file(key), str(key), key.stat().st_mode),
         aggregator=newest,
-        tls=Tls(*tls) if tls else None,
+        tls=ClientTls(*tls) if tls else None,
         older=tuple(older),
     )
 
@@ -94,7 +94,7 @@ class Conductor:
         self._station = station
         channel = open_channel(station.address, station.tls)
         self._stub = rpc.ExpertExchangeStub(channel)
-        self._believed = Believed((station.aggregator, *station.older), lambda: listed(channel))
+        self._believed = TrustedKeys((station.aggregator, *station.older), lambda: listed_handovers(channel))
 
     def publish(self, genesis: pb.Genesis, snapshot: bytes = b"") -> pb.VersionManifest:
         """Create an expert with this version 0. Errors: ConflictError if the name is taken."""
@@ -104,7 +104,7 @@ class Conductor:
         sealed = dsse.seal(self._station.key, dsse.GENESIS, genesis)
         with SubmitDialogue(self._stub.Submit, self._station.address) as dialogue:
             answer = upload(dialogue, sealed, genesis.snapshot.chunks, snapshot)
-        return self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
+        return self._believed.with_rotation(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
 
     def open_round(self, expert: str, run: str, number: int, deadline_s: float, max_staleness: int = 0) -> pb.RoundStatement:
         """Collect updates for this round on top of the newest version, for at most `deadline_s` seconds; and updates of the run's
@@ -153,7 +153,7 @@ class Conductor:
         """
         request, kept = (
             pb.SyncRequest(expert=expert, keyid=self._station.key.keyid, want_version=want, run=run, round=number),
-            InMemory(),
+            MemoryCache(),
         )
         if have >= 0:
             request.have_version = have
@@ -162,12 +162,12 @@ class Conductor:
             request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
             with SyncDialogue(self._stub.Sync, self._station.address) as dialogue:
                 dialogue.send(xp.SyncCall(envelope=dsse.seal(self._station.key, dsse.SYNC_REQUEST, request)))
-                answer = hear(dialogue, self._believed.newest, self._believed.any)
+                answer = read_answer(dialogue, self._believed.newest, self._believed.any)
                 answer_checks.check_statement(answer.statement, request, have)
                 answer_checks.check_steps(answer.steps, answer.statement)
                 return answer, fetch(dialogue, kept, answer.needed)
 
-        return persist(lambda: self._believed.trusting(attempt), PATIENCE_S)
+        return persist(lambda: self._believed.with_rotation(attempt), PATIENCE_S)
 
     def carry_request(self, request: Envelope) -> list[bytes]:
         """The aggregator's answer to a client's sealed request, in boxes that only this client opens.
@@ -199,7 +199,7 @@ class Conductor:
                 return offer(dialogue, xp.SubmitRequest(box=letter.update), part)
 
         answer = persist(attempt, PATIENCE_S)
-        return self._believed.trusting(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
+        return self._believed.with_rotation(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
 
     def report(self, expert: str, measured: Measured) -> None:
         """Put a task metric beside the bytes. The same again is nothing."""
@@ -227,15 +227,11 @@ class Conductor:
             reply: Envelope = self._stub.Conduct(dsse.seal(self._station.key, kind, command))
         except grpc.RpcError as error:
             raise from_rpc(error, self._station.address) from error
-        return self._believed.trusting(lambda: dsse.open_envelope(reply, self._believed.newest, answer))
+        return self._believed.with_rotation(lambda: dsse.open_envelope(reply, self._believed.newest, answer))
 
 
 def _site(folder: Path) -> dict[str, object]:
     """What a site folder holds, under the names of `station_of`. Errors: InputError, ForbiddenError if others may enter it."""
-    try:
-        index = json.loads(read_file(folder / INDEX))
-    except ValueError as error:
-        raise InputError(f"{folder / INDEX} is damaged: enrol again with `compeft enroll`") from error
-    check_private(str(folder), folder.stat().st_mode)
-    found: dict[str, object] = {name: folder / file for name, file in FILES.items() if (folder / file).exists()}
-    return {"aggregator": index.get("aggregator"), "conductor-key": found.pop("key", None), **found}
+    present = {file for file in FILES.values() if (folder / file).exists()}
+    found = site_options(str(folder), folder.stat().st_mode, read_file(folder / INDEX), present)
+    return {"conductor-key": found.pop("key", None), **found}

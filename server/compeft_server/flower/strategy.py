@@ -24,8 +24,8 @@ from compeft_core.frozen_tensors import active_places, resting_in_round, share_o
 from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.base_model import base_model_to_proto
+from compeft_proto.convert import layout_to_proto
 from compeft_proto.errors import ConflictError
-from compeft_proto.manifest import layout_to_proto
 from compeft_proto.round_task import AUTO, ORDER, RECORD, CodecChoice, Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.records import Arm

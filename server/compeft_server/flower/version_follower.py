@@ -7,7 +7,7 @@ import numpy as np
 
 from compeft_core import Layout, State, Vector
 from compeft_proto import answer_checks
-from compeft_proto.sync_answer import lead
+from compeft_proto.sync_answer import apply_steps
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.flower.conductor import Conductor
 
@@ -32,6 +32,6 @@ class Follower:
         if version != self._version:
             answer, payloads = self._conductor.fetch(self._expert, self._version, version, run, number)
             self._genesis = self._genesis or answer_checks.genesis_of(answer.steps, self._expert)
-            self._state = lead(answer, payloads, self._genesis, self._layout, self._state)
+            self._state = apply_steps(answer, payloads, self._genesis, self._layout, self._state)
             self._version = version
         return self._state.vector

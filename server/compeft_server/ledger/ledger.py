@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from compeft_core.errors import InputError
+from compeft_proto.convert import layout_from_proto, layout_to_proto
 from compeft_proto.errors import BusyError, ConflictError, DuplicateError, RoundClosedError
 from compeft_proto.keys import PublicKey
-from compeft_proto.manifest import layout_from_proto, layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.policy import ROLE
 from compeft_server.domain.records import (

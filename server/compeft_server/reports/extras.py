@@ -17,7 +17,7 @@ from compeft_core import Compression, Layout, encode
 from compeft_core.compress import Ternary, Update
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.convert import compression_from_proto
 from compeft_proto.keys import PublicKey
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.domain.price import Price
@@ -114,7 +114,7 @@ def _newest_down(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> Compr
         return None
     try:
         manifest = dsse.open_envelope(Envelope.FromString(newest.envelope), dsse.any_of(*own), dsse.VERSION)
-        return mf.compression_from_proto(manifest.coding.compression) if manifest.HasField("coding") else None
+        return compression_from_proto(manifest.coding.compression) if manifest.HasField("coding") else None
     except CompeftError:
         return None
 
@@ -128,7 +128,7 @@ def _newest_up(ledger: Ledger, expert: str) -> Compression | None:
         return None
     try:
         update = dsse.open_envelope(Envelope.FromString(rows[0].envelope), dsse.only(member.public), dsse.UPDATE)
-        return mf.compression_from_proto(update.coding.compression)
+        return compression_from_proto(update.coding.compression)
     except CompeftError:
         return None
 

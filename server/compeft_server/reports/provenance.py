@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from compeft_core import Compression
 from compeft_core.errors import CompeftError
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.convert import compression_from_proto
 from compeft_proto.keys import PublicKey, public_keys_from_pem
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -69,7 +69,7 @@ def _origin(manifest: pb.VersionManifest, names: Mapping[str, str]) -> Origin:
         merge_method=manifest.merge_method,
         coefficient=manifest.coefficient,
         codec=coding.codec,
-        compression=mf.compression_from_proto(coding.compression) if manifest.HasField("coding") else None,
+        compression=compression_from_proto(coding.compression) if manifest.HasField("coding") else None,
         kept=coding.kept,
         parameters=coding.ternary_size + coding.dense_size,
         scales=tuple(coding.scales),

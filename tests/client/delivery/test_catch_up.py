@@ -15,7 +15,7 @@ from compeft_core.errors import FormatError, NotFiniteError
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.snapshot import decode_snapshot, encode_snapshot
-from compeft_proto.sync_answer import Answer, lead
+from compeft_proto.sync_answer import Answer, apply_steps
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin.lineage import Versions
 from compeft_server.aggregation.catch_up import Step, _refs, cheapest
@@ -200,7 +200,7 @@ def test_a_way_that_leads_elsewhere_is_not_followed(world: World) -> None:
     first = versions._manifest(versions._log.expert(EXPERT), 0)
     state = state_of(LAYOUT, world.edge("b").sync(EXPERT, 0).vector)
     honest = pb.SyncStatement(expert=EXPERT, want_version=0, state_digest=first.state_digest)
-    assert lead(Answer(honest), [], first.genesis, LAYOUT, state).digest == first.state_digest
+    assert apply_steps(Answer(honest), [], first.genesis, LAYOUT, state).digest == first.state_digest
     lying = pb.SyncStatement(expert=EXPERT, want_version=1, state_digest=b"\x01" * 32)
     with pytest.raises(WrongBaseError, match="version 1 has state"):
-        lead(Answer(lying, (first,)), [b""], first.genesis, LAYOUT, state)
+        apply_steps(Answer(lying, (first,)), [b""], first.genesis, LAYOUT, state)

@@ -18,12 +18,11 @@ from compeft_client.exchange.package_client import Measured, PackageClient
 from compeft_client.packing.pack import save_compressed, unpack
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
-from compeft_proto import manifest as mf
+from compeft_proto.chunk_refs import CHUNK_BYTES, refs_of
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import ConflictError, ForbiddenError, ReplayError, SignatureError, UnknownKeyError, WrongBaseError
 from compeft_proto.keys import SigningKey, new_key
-from compeft_proto.manifest import CHUNK_BYTES
-from compeft_proto.sync_answer import quiet
+from compeft_proto.sync_answer import no_progress
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.admin.lineage import Versions
@@ -93,11 +92,9 @@ def test_an_older_file_again_is_a_new_version_of_which_no_byte_is_sent(world: Wo
 
 def sent(client: PackageClient, data: bytes, **fields: object) -> pb.VersionManifest:
     """Push what a package with these fields claims."""
-    package = pb.Package(
-        expert=PACKAGE, sha256=hashlib.sha256(data).digest(), chunks=mf.refs_of(data), keyid=client._edge.key.keyid
-    )
+    package = pb.Package(expert=PACKAGE, sha256=hashlib.sha256(data).digest(), chunks=refs_of(data), keyid=client._edge.key.keyid)
     package.MergeFrom(pb.Package(**fields))  # type: ignore[arg-type]
-    return client._sent(package, data, quiet)
+    return client._sent(package, data, no_progress)
 
 
 def test_a_file_that_was_tampered_with_is_refused_and_nothing_is_stored(world: World, file: Path) -> None:

@@ -15,7 +15,7 @@ from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMis
 from compeft_proto import envelope as dsse
 from compeft_proto.errors import PayloadTypeError, SignatureError, UnknownKeyError
 from compeft_proto.expert_file import HEAD_FORMAT, MAGIC
-from compeft_proto.front_coding import Shared
+from compeft_proto.front_coding import FrontCoded
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_proto.v1.expert_pb2 import ChunkRef, ExpertManifest, FileMetadata, MetadataEntry, Shape
@@ -164,7 +164,7 @@ def test_too_many_signatures_are_refused_without_a_key_too(signed: Path) -> None
 
 def test_a_name_with_dots_and_slashes_stays_a_name(signed: Path, tmp_path: Path) -> None:
     evil = "../../../etc/passwd"
-    rows = [Shared(0, 0, evil.encode())]
+    rows = [FrontCoded(0, 0, evil.encode())]
 
     def rename(manifest: ExpertManifest) -> None:
         layout = manifest.parts[0].layout

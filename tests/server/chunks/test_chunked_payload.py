@@ -5,8 +5,8 @@ import pytest
 
 from compeft_core import Compression, check, compress, encode, layout_of, parse
 from compeft_core.errors import FormatError
+from compeft_proto.chunk_refs import CHUNK_BYTES, refs_of
 from compeft_proto.errors import ChunkMismatchError
-from compeft_proto.manifest import CHUNK_BYTES, refs_of
 from compeft_server.chunks.chunked_payload import Chunked
 
 LAYOUT = layout_of({"a": (4_000, 2_000), "head": (1_000, 700)}, dense=["head"])

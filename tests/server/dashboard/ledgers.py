@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from compeft_core import Layout, layout_of
 from compeft_proto import envelope as dsse
+from compeft_proto.convert import layout_to_proto
 from compeft_proto.keys import new_key
-from compeft_proto.manifest import layout_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Refusal

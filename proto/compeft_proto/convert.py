@@ -4,13 +4,10 @@ What a message claims is never trusted: sizes are capped, digests have 32 bytes,
 must agree with the payload.
 """
 
-import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, fields
-from typing import TypeVar, cast, get_args
-
-import numpy as np
+from typing import cast, get_args
 
 from compeft_core import (
     Codec,
@@ -20,17 +17,13 @@ from compeft_core import (
     Layout,
     MergeParameters,
     ScaleRule,
-    State,
     Tensor,
     Update,
     Vector,
-    add_to,
     check,
     encoding_of,
     parse,
-    seeded_state,
     shapes_of,
-    state_of,
 )
 from compeft_core.budget import filled
 from compeft_core.compress import Granularity, compress
@@ -38,16 +31,9 @@ from compeft_core.errors import FormatError, InputError, LayoutMismatchError, Li
 from compeft_core.format.header import Blob
 from compeft_core.layout import MAX_TENSORS, Kind
 from compeft_core.server_optimizer import ServerOptimizer
-from compeft_proto.errors import ChunkMismatchError, WrongBaseError
-from compeft_proto.front_coding import Shared, share, unshare
+from compeft_proto.front_coding import FrontCoded, front_code, front_decode
 from compeft_proto.v1 import expert_pb2 as pb
 
-Bytes = TypeVar("Bytes", bytes, memoryview)
-CHUNK_BYTES = 2**20
-"""Bytes of a chunk; the last one of a payload may be shorter."""
-MAX_CHUNKS = 2**16
-DIGEST_BYTES = 32
-MAX_NAME = 128
 CODECS = get_args(Codec)
 CONTEXT_SIZE = 2**25
 """Most ternary parameters that travel by `context`, the smallest codec; above, the time it takes outweighs what it saves."""
@@ -55,7 +41,7 @@ CONTEXT_SIZE = 2**25
 
 def layout_to_proto(layout: Layout) -> pb.Layout:
     """A layout as a message: the one message for it."""
-    rows = share([t.name for t in layout.tensors])
+    rows = front_code([t.name for t in layout.tensors])
     places: dict[tuple[int, ...], int] = {}
     shape = [places.setdefault(t.shape, len(places)) for t in layout.tensors]
     return pb.Layout(
@@ -77,7 +63,7 @@ def layout_from_proto(message: pb.Layout) -> Layout:
         raise FormatError(f"manifest's layout has {count} names, its other columns are longer or shorter")
     if message.ternary > count:
         raise FormatError(f"manifest's layout has {message.ternary} ternary tensors of {count}")
-    names = unshare(map(Shared, message.shared_prefix, message.shared_suffix, message.middle))
+    names = front_decode(map(FrontCoded, message.shared_prefix, message.shared_suffix, message.middle))
     shapes = _shapes(message)
     ternary: list[Kind] = ["ternary"] * message.ternary
     dense: list[Kind] = ["dense"] * (count - message.ternary)
@@ -207,112 +193,9 @@ def _check_contents(coding: pb.Coding, contents: Contents, layout: Layout) -> No
         raise FormatError(f"manifest says coding {_short(claimed)}, its payload {_short(actual)}")
 
 
-def chunks(blob: Bytes) -> list[Bytes]:
-    """A payload cut into chunks, in order."""
-    return [blob[i : i + CHUNK_BYTES] for i in range(0, len(blob), CHUNK_BYTES)]
-
-
-def refs_of(blob: Bytes) -> list[pb.ChunkRef]:
-    """The references to a payload's chunks, in order."""
-    return [pb.ChunkRef(sha256=hashlib.sha256(part).digest(), size=len(part)) for part in chunks(blob)]
-
-
-def check_refs(refs: Sequence[pb.ChunkRef], max_bytes: int) -> int:
-    """Bytes in all of the chunks that `refs` name. Errors: FormatError, LimitError above `max_bytes`."""
-    if len(refs) > MAX_CHUNKS:
-        raise LimitError(f"manifest names {len(refs)} chunks, the cap is {MAX_CHUNKS}")
-    for ref in refs:
-        check_digest(ref.sha256, "chunk")
-        if not 0 < ref.size <= CHUNK_BYTES:
-            raise LimitError(f"chunk of {ref.size} bytes, allowed are 1 to {CHUNK_BYTES}")
-    if any(ref.size != CHUNK_BYTES for ref in refs[:-1]):
-        raise FormatError(f"a chunk before the last is not of {CHUNK_BYTES} bytes")
-    total = sum(ref.size for ref in refs)
-    if total > max_bytes:
-        raise LimitError(f"manifest names {total} bytes of chunks, the cap is {max_bytes}")
-    return total
-
-
-def check_chunk(ref: pb.ChunkRef, data: bytes) -> bytes:
-    """`data`, if it is what `ref` says. Errors: ChunkMismatchError."""
-    found = hashlib.sha256(data).digest()
-    if found != ref.sha256 or len(data) != ref.size:
-        raise ChunkMismatchError(
-            f"chunk {ref.sha256.hex()[:16]} of {ref.size} bytes arrived as {found.hex()[:16]} of {len(data)}: send it again"
-        )
-    return data
-
-
-def check_digest(digest: bytes, what: str) -> bytes:
-    """`digest`, if it has 32 bytes. Errors: FormatError."""
-    if len(digest) != DIGEST_BYTES:
-        raise FormatError(f"{what} digest of {len(digest)} bytes, SHA-256 has {DIGEST_BYTES}")
-    return digest
-
-
-def check_name(name: str, what: str) -> str:
-    """`name`, if it may name an expert, a run or a metric: 1 to 128 of letters, digits and `._/-`, no `..`. Errors: FormatError."""
-    allowed = name.isascii() and all(c.isalnum() or c in "._/-" for c in name)
-    if not 0 < len(name) <= MAX_NAME or not allowed or ".." in name or name.startswith("/"):
-        raise FormatError(f"{what} name {name[:40]!a}, allowed are 1 to {MAX_NAME} letters, digits and ._/-")
-    return name
-
-
-def initial_state(genesis: pb.Genesis, layout: Layout, snapshot: bytes = b"") -> State:
-    """Version 0: computed from its seed, or read from the bytes of its snapshot.
-
-    Errors: FormatError if the manifest is wrong; NotFiniteError; WrongBaseError if the state is
-    not the one the manifest names.
-    """
-    seeded = genesis.WhichOneof("initial") == "seeded"
-    state = state_of(layout, seeded_state_of(genesis, layout) if seeded else _snapshot(genesis.expert, layout, snapshot))
-    check_state(genesis.expert, 0, genesis.state_digest, state)
-    return state
-
-
-def seeded_state_of(genesis: pb.Genesis, layout: Layout) -> Vector:
-    """The seeded state that a genesis names, float32 of shape (layout.size,). Errors: FormatError if it is none."""
-    try:
-        return seeded_state(layout, genesis.seeded.seed, list(genesis.seeded.bounds))
-    except InputError as error:
-        raise FormatError(f"genesis of {genesis.expert}: {error}") from error
-
-
-def next_state(manifest: pb.VersionManifest, layout: Layout, state: State, payload: bytes, workers: int = 1) -> State:
-    """The state that one version leads to, from its parent `state`; `state` itself is left alone. A version that is a snapshot needs
-    no parent: any `state` will do.
-
-    Errors: WrongBaseError if the manifest builds on another state or leads to another one than it names; FormatError.
-    """
-    if manifest.snapshot:
-        vector = _snapshot(manifest.expert, layout, payload)
-    else:
-        check_state(manifest.expert, manifest.version - 1, manifest.parent_state_digest, state)
-        vector = state.vector.copy()
-        add_to(read_payload(manifest.coding, payload, layout, workers), vector, workers=workers)
-    following = state_of(layout, vector)
-    check_state(manifest.expert, manifest.version, manifest.state_digest, following)
-    return following
-
-
 def metrics_to_proto(metrics: Iterable[tuple[str, float]]) -> list[pb.Metric]:
     """Named numbers as messages, sorted by name."""
     return [pb.Metric(name=name, value=value) for name, value in sorted(metrics)]
-
-
-def _snapshot(expert: str, layout: Layout, data: bytes) -> Vector:
-    if len(data) != 4 * layout.size:
-        raise FormatError(f"snapshot of {len(data)} bytes, the layout needs {4 * layout.size}")
-    state = np.frombuffer(data, "<f4").astype(np.float32)
-    if not np.isfinite(state).all():
-        raise NotFiniteError(f"snapshot of {expert} holds NaN or infinity")
-    return state
-
-
-def check_state(expert: str, version: int, expected: bytes, state: State) -> None:
-    """Hold `state` against the digest that was signed. Errors: WrongBaseError that names the version and both."""
-    if state.digest != expected:
-        raise WrongBaseError(f"{expert} version {version} has state {state.digest.hex()[:16]}, signed is {expected.hex()[:16]}")
 
 
 def _shapes(message: pb.Layout) -> list[tuple[int, ...]]:
