@@ -12,7 +12,10 @@ from sqlalchemy.engine import URL
 
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import UnreachableError
+from compeft_proto.keys import new_key
+from compeft_server.admin.backup import back_up
 from compeft_server.admin.lineage import Versions
+from compeft_server.admin.restore import restore
 from compeft_server.app.server import Settings, start
 from compeft_server.chunks.directory_store import DirectoryStore
 from compeft_server.chunks.object_store import ObjectStore
@@ -138,3 +141,64 @@ def test_two_aggregators_on_one_database_and_bucket_are_one(tmp_path: Path, else
         check(ledger.audit_entries())
         server.stop(None).wait()
         ledger.close()
+
+
+# Names of folders
+
+
+NAMES = [
+    "q?one",
+    "q?mode=memory",
+    "p%20x",
+    "p%",
+    "a#b",
+    "a&b=c",
+    "a b ",
+    "a:b@c",
+    ":memory:",
+    "file:x",
+    "[1]",
+    "{x}",
+    "'\"`",
+    "a\\b",
+]
+NAMES += ["é 日本", "~", "-x", "a;b", "a\nb", "*", "$HOME", "sqlite:///x"]
+
+
+def test_a_folder_may_have_any_name_and_keeps_its_own_ledger(tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        folder = tmp_path.joinpath(*[part for part in name.split("/") if part])
+        ledger = open_ledger(folder)
+        ledger.enrol(f"member-{number}", new_key().public, "edge", 1)
+        ledger.close()
+        assert [path.name for path in folder.iterdir() if path.is_file()] == ["ledger.sqlite"], name
+    for number, name in enumerate(NAMES):
+        ledger = open_ledger(tmp_path.joinpath(*[part for part in name.split("/") if part]))
+        assert [m.name for m in ledger.members()] == [f"member-{number}"], name
+        ledger.close()
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+
+
+def test_a_relative_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (":memory:", "file:x", "q?one", "p%20x"):
+        open_ledger(Path(name)).close()
+        assert (tmp_path / name / "ledger.sqlite").exists(), name
+
+
+def test_a_backup_of_a_folder_of_any_name_is_that_folders(tmp_path: Path) -> None:
+    for name in ("q?one", "p%20x", "a#b"):
+        ledger = open_ledger(tmp_path / name)
+        ledger.enrol(f"of {name}", new_key().public, "edge", 1)
+        ledger.close()
+        own_key(tmp_path / name)
+        back_up(tmp_path / name, tmp_path / f"{name}.tar", 1)
+        restore(tmp_path / f"{name}.tar", tmp_path / f"again {name}")
+        ledger = open_ledger(tmp_path / f"again {name}")
+        assert [m.name for m in ledger.members()] == [f"of {name}"]
+        ledger.close()
+
+
+def test_a_name_that_is_not_text_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="UTF-8"):
+        open_ledger(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))

@@ -23,6 +23,8 @@ log = structlog.get_logger()
 STATIC = Path(__file__).parent / "static"
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
 Word = Annotated[str, Query(max_length=256)]
+READ = ["GET", "HEAD"]
+"""Methods of every page: a probe that asks for the head alone gets the same status and headers. The server leaves the body out."""
 
 
 def create_app(site: Site, stopping: Callable[[], bool]) -> ASGIApp:
@@ -35,17 +37,21 @@ def create_app(site: Site, stopping: Callable[[], bool]) -> ASGIApp:
     _add_trouble(app, pages)
     app.mount("/static", StaticFiles(directory=STATIC))
 
+    @app.head("/events")
+    def stream_head() -> Response:
+        return Response(media_type="text/event-stream")
+
     @app.get("/events")
     async def events() -> Response:
         if pulse.full:
             return PlainTextResponse("Too many pages are open.", 503, headers={"Retry-After": "60"})
         return StreamingResponse(pulse.listen(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=READ)
     def metrics() -> Response:
         return Response(site.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READ)
     def health() -> Response:
         pages.summaries.marks()
         return PlainTextResponse("ok")
@@ -54,41 +60,41 @@ def create_app(site: Site, stopping: Callable[[], bool]) -> ASGIApp:
 
 
 def _add_pages(app: FastAPI, pages: Pages) -> None:
-    @app.get("/")
+    @app.api_route("/", methods=READ)
     def overview(request: Request) -> Response:
         return pages.overview(request)
 
-    @app.get("/experts")
+    @app.api_route("/experts", methods=READ)
     def experts(request: Request) -> Response:
         return pages.experts(request)
 
-    @app.get("/expert")
+    @app.api_route("/expert", methods=READ)
     def expert(request: Request, name: Word, page: Page = 1) -> Response:
         return pages.expert(request, name, page)
 
-    @app.get("/version")
+    @app.api_route("/version", methods=READ)
     def version(request: Request, expert: Word, number: Annotated[int, Query(ge=0, le=2**31 - 1)]) -> Response:
         return pages.version(request, expert, number)
 
-    @app.get("/rounds")
+    @app.api_route("/rounds", methods=READ)
     def rounds(request: Request, expert: Word = "", state: Word = "", page: Page = 1) -> Response:
         return pages.rounds(request, expert, state, page)
 
-    @app.get("/clients")
+    @app.api_route("/clients", methods=READ)
     def clients(request: Request) -> Response:
         return pages.clients(request)
 
-    @app.get("/refused")
+    @app.api_route("/refused", methods=READ)
     def refused(request: Request, expert: Word = "", code: Word = "", page: Page = 1) -> Response:
         return pages.refused(request, expert, code, page)
 
-    @app.get("/audit")
+    @app.api_route("/audit", methods=READ)
     def audit(request: Request, action: Word = "", subject: Word = "", page: Page = 1) -> Response:
         return pages.audit(request, action, subject, page)
 
 
 def _add_doors(app: FastAPI, pages: Pages, gate: Gate) -> None:
-    @app.get("/login")
+    @app.api_route("/login", methods=READ)
     def login(request: Request, next: Word = "/") -> Response:  # the field's name
         return pages.render(request, "login", next=safe_next(next), wrong="")
 

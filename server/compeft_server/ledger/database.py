@@ -4,6 +4,7 @@ A database is a SQLite file (WAL, the default) or PostgreSQL by URL. `open_engin
 `take_turn` is the lock under which decisions are made one at a time, whatever number of processes share the database.
 """
 
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -66,7 +67,14 @@ def take_turn(connection: Connection) -> None:
 
 
 def _sqlite(path: Path) -> Engine:
-    engine = sa.create_engine(f"sqlite:///{path}", connect_args={"timeout": SQLITE_WAIT_S})
+    """An engine on a file. The URL is built from its parts: as text, `?` and `%` of a folder's name would mean something else."""
+    try:
+        os.fsdecode(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"invalid data directory {os.fsencode(path)!r}: expected a name in UTF-8, SQLite takes no other"
+        ) from error
+    engine = sa.create_engine(URL.create("sqlite", database=str(path.absolute())), connect_args={"timeout": SQLITE_WAIT_S})
     sa.event.listen(engine, "connect", _configure_sqlite)
     return engine
 

@@ -11,7 +11,15 @@ import grpc
 import structlog
 
 from compeft_core.errors import CompeftError, FormatError, LimitError
-from compeft_proto.errors import STATUS, StorageFullError, TruncatedError, TrustError, WaitError, trailing_metadata
+from compeft_proto.errors import (
+    STATUS,
+    StorageFullError,
+    TruncatedError,
+    TrustError,
+    UnknownExpertError,
+    WaitError,
+    trailing_metadata,
+)
 from compeft_proto.relay_letter import check_size
 from compeft_proto.sealed_box import close_box
 from compeft_proto.v1 import enrolment_pb2 as ep
@@ -114,7 +122,13 @@ class ExchangeService(rpc.ExpertExchangeServicer):
             yield xp.SubmitReply(answer=answer)
 
     def _sync(self, requests: Iterator[xp.SyncCall], context: grpc.ServicerContext, call: _Call) -> Iterator[xp.SyncReply]:
-        answer = self._aggregator.sync(_envelope(next(requests, xp.SyncCall())))
+        asked = _envelope(next(requests, xp.SyncCall()))
+        try:
+            answer = self._aggregator.sync(asked)
+        except UnknownExpertError as error:
+            if _is_question(asked):
+                _end(context, error)  # `push` asks whether the name is new: that is not recorded as a refusal
+            raise
         call.transfer = _of_answer(call.transfer, answer)
         keyid = call.transfer.keyid
         self._rates.admit(keyid)
@@ -208,6 +222,10 @@ class ExchangeService(rpc.ExpertExchangeServicer):
 
 def _abort(context: grpc.ServicerContext, error: CompeftError) -> NoReturn:
     log.warning("refused", peer=context.peer(), code=error.code, reason=str(error))
+    _end(context, error)
+
+
+def _end(context: grpc.ServicerContext, error: CompeftError) -> NoReturn:
     context.set_trailing_metadata((*(context.trailing_metadata() or ()), *trailing_metadata(error)))
     context.abort(STATUS[type(error)], str(error))
 
@@ -226,6 +244,11 @@ def _envelope(request: xp.SubmitRequest | xp.SyncCall) -> Envelope:
     if not request.HasField("envelope"):
         raise FormatError("the first message of a call must be a sealed envelope")
     return request.envelope
+
+
+def _is_question(verified: Envelope) -> bool:
+    """Whether a request, whose signature was checked, asks for the newest version's number alone."""
+    return pb.SyncRequest.FromString(verified.payload).statement_only
 
 
 def _of_offer(transfer: Transfer, offer: Offer) -> Transfer:

@@ -20,7 +20,15 @@ from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
 from compeft_proto.chunk_refs import CHUNK_BYTES, refs_of
 from compeft_proto.clock import now_ms
-from compeft_proto.errors import ConflictError, ForbiddenError, ReplayError, SignatureError, UnknownKeyError, WrongBaseError
+from compeft_proto.errors import (
+    ConflictError,
+    ForbiddenError,
+    ReplayError,
+    SignatureError,
+    UnknownExpertError,
+    UnknownKeyError,
+    WrongBaseError,
+)
 from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.sync_answer import no_progress
 from compeft_proto.v1 import expert_pb2 as pb
@@ -81,6 +89,14 @@ def test_the_same_file_again_is_the_same_version_and_only_its_metrics_are_new(wo
     assert chunks_of(world) == chunks
     assert [(q.arm, q.value, q.num_examples) for q in world.ledger.quality(PACKAGE)] == [("synced", 0.9, 500), ("base", 0.7, 500)]
     assert [t.payload_bytes for t in world.transfers_of(PACKAGE, "up", 3)] == [len(data), 0, 0]
+
+
+def test_a_first_push_is_no_refusal_but_a_fetch_of_what_is_not_there_is(world: World, file: Path) -> None:
+    publisher(world).push(PACKAGE, file.read_bytes())
+    assert [r for r in world.ledger.refusals("") if r.code == "unknown_expert"] == []
+    with pytest.raises(UnknownExpertError):
+        reader(world).fetch("nobody-pushed-it")
+    assert [r.code for r in world.ledger.refusals("")] == ["unknown_expert"]
 
 
 def test_an_older_file_again_is_a_new_version_of_which_no_byte_is_sent(world: World, tmp_path: Path) -> None:

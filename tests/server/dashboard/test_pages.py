@@ -48,6 +48,14 @@ def text_of(site: Served, path: str) -> str:
     return words(answer.text)
 
 
+@pytest.mark.parametrize("path", [*ALL, "/login", "/health", "/metrics", "/events", "/static/page.css"])
+def test_a_probe_that_asks_for_the_head_gets_the_status_of_the_page(told: Served, path: str) -> None:
+    answer = httpx.head(told.url + path)
+    assert answer.status_code == 200
+    assert answer.content == b""
+    assert answer.headers["content-security-policy"]
+
+
 # Figures
 
 
