@@ -16,7 +16,10 @@ def initial_state(genesis: pb.Genesis, layout: Layout, snapshot: bytes = b"") ->
     not the one the manifest names.
     """
     seeded = genesis.WhichOneof("initial") == "seeded"
-    state = state_of(layout, seeded_state_of(genesis, layout) if seeded else _snapshot(genesis.expert, layout, snapshot))
+    vector = seeded_state_of(genesis, layout) if seeded else _snapshot(genesis.expert, layout, snapshot)
+    if not np.isfinite(vector).all():
+        raise NotFiniteError(f"{genesis.expert} version 0 holds NaN or infinity")
+    state = state_of(layout, vector)
     check_state(genesis.expert, 0, genesis.state_digest, state)
     return state
 
@@ -33,14 +36,17 @@ def next_state(manifest: pb.VersionManifest, layout: Layout, state: State, paylo
     """The state that one version leads to, from its parent `state`; `state` itself is left alone. A version that is a snapshot needs
     no parent: any `state` will do.
 
-    Errors: WrongBaseError if the manifest builds on another state or leads to another one than it names; FormatError.
+    Errors: WrongBaseError if the manifest builds on another state or leads to another one than it names; NotFiniteError; FormatError.
     """
     if manifest.snapshot:
         vector = _snapshot(manifest.expert, layout, payload)
     else:
         check_state(manifest.expert, manifest.version - 1, manifest.parent_state_digest, state)
         vector = state.vector.copy()
-        add_to(read_payload(manifest.coding, payload, layout, workers), vector, workers=workers)
+        with np.errstate(over="ignore", invalid="ignore"):  # looked at just below
+            add_to(read_payload(manifest.coding, payload, layout, workers), vector, workers=workers)
+    if not np.isfinite(vector).all():
+        raise NotFiniteError(f"{manifest.expert} version {manifest.version} holds NaN or infinity: ask the aggregator's operator")
     following = state_of(layout, vector)
     check_state(manifest.expert, manifest.version, manifest.state_digest, following)
     return following

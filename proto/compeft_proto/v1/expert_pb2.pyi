@@ -659,6 +659,7 @@ class VersionManifest(_message.Message):
     FORGOTTEN_FIELD_NUMBER: _builtins.int
     OPTIMIZER_FIELD_NUMBER: _builtins.int
     MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
+    SIZE_BOUND_FIELD_NUMBER: _builtins.int
     PUBLICATION_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     version: _builtins.int
@@ -676,6 +677,8 @@ class VersionManifest(_message.Message):
     """The chunks are the whole state as little-endian float32, not a step from the parent: after a rollback, or a forgotten client."""
     rolled_back_to: _builtins.int
     """A snapshot is of this earlier version ..."""
+    size_bound: _builtins.float
+    """Before the merge, values were cut at this many times the cohort's median of largest values: docs/protocol.md, section 7. 0: not."""
     @_builtins.property
     def coding(self) -> Global___Coding: ...
     @_builtins.property
@@ -722,11 +725,12 @@ class VersionManifest(_message.Message):
         forgotten: _abc.Iterable[_builtins.str] | None = ...,
         optimizer: Global___ServerOptimizer | None = ...,
         merge_parameters: Global___MergeParameters | None = ...,
+        size_bound: _builtins.float = ...,
         publication: Global___Publication | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer", "publication", b"publication", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer", "parent_state_digest", b"parent_state_digest", "publication", b"publication", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer", "parent_state_digest", b"parent_state_digest", "publication", b"publication", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "size_bound", b"size_bound", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rolled_back_to: _TypeAlias = _typing.Literal["rolled_back_to"]  # noqa: Y015
     _WhichOneofArgType__rolled_back_to: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to"]  # noqa: Y015

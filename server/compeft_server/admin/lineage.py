@@ -181,7 +181,8 @@ class Versions:
         parameters = parameters_from_proto(manifest)
         if forgotten:
             parameters = parameters.within(len(inputs), METHODS[manifest.merge_method].takes)
-        merged = self._log.merged(expert, inputs, manifest.merge_method, manifest.coefficient, parameters)
+        method, coefficient = manifest.merge_method, manifest.coefficient
+        merged = self._log.merged(expert, inputs, method, coefficient, parameters, manifest.size_bound)
         if not forgotten and [c.left_out for c in inputs] != [not chosen for chosen in merged.chosen]:
             raise WrongBaseError(
                 f"{expert.name} version {manifest.version} names other updates as left out than {manifest.merge_method} chooses"

@@ -283,7 +283,7 @@ class Aggregator:
         if isinstance(message, pb.Genesis):
             initial_state(message, layout_from_proto(message.layout), payload[:])
         else:
-            encoded = admission.admit_payload(message, payload, self._log.expert(message.expert))
+            encoded = admission.admit_payload(message, payload, self._log.expert(message.expert), self._limits)
             if encoded is not None:
                 self._log.keep(offer.digest, encoded)
         return None

@@ -26,6 +26,8 @@ from compeft_core import (
     parse,
     state_of,
 )
+from compeft_core.errors import NotFiniteError
+from compeft_core.merging.size_bounds import bounded
 from compeft_core.parallel import shares, spread, workers_for
 from compeft_core.server_optimizer import Moments, ServerOptimizer, descend, no_moments
 from compeft_proto import envelope as dsse
@@ -90,7 +92,8 @@ def compose(
     """The step that the optimizer makes of `merged`, with as much of it and the residual as `compression` lets through, and `most_bytes`
     if that is not 0.
 
-    Moments of another optimizer are dropped. Errors: as `descend`, `compeft_core.compress`, and `compeft_core.budget.filled`.
+    Moments of another optimizer are dropped. Errors: as `descend`, `compeft_core.compress`, and `compeft_core.budget.filled`;
+    NotFiniteError if the state or what is left behind is beyond float32.
     """
     same = before.optimizer == optimizer.name
     wanted, moments = descend(optimizer, merged, before.moments if same else no_moments(optimizer, layout.size))
@@ -98,8 +101,14 @@ def compose(
     workers = workers_for(layout.size, WORKERS)
     compression, encoded = coded(layout, target, compression, codec, workers, most_bytes)
     following = before.state.vector.copy()
-    add_to(encoded, following, workers=workers)
-    add_to(encoded, target, -1.0, workers=workers)
+    with np.errstate(over="ignore", invalid="ignore"):  # looked at just below
+        add_to(encoded, following, workers=workers)
+        add_to(encoded, target, -1.0, workers=workers)
+    if not (np.isfinite(following).all() and np.isfinite(target).all()):
+        raise NotFiniteError(
+            "the next state is not finite in float32: close the round with a smaller coefficient or learning rate, "
+            "or roll the expert back first"
+        )
     return Step(encoded, compression, Carried(state_of(layout, following), target, moments, optimizer.name))
 
 
@@ -233,15 +242,23 @@ class ExpertLog:
         ]
 
     def merged(
-        self, expert: Expert, inputs: Sequence[Contribution], method: str, coefficient: float, parameters: MergeParameters
+        self,
+        expert: Expert,
+        inputs: Sequence[Contribution],
+        method: str,
+        coefficient: float,
+        parameters: MergeParameters,
+        size_bound: float = 0.0,
     ) -> Merged:
-        """The compressed updates of one round merged by these weights. Errors: as `compeft_core.merging.methods`."""
+        """The compressed updates of one round merged by these weights, their values first cut at `size_bound` times the cohort's median
+        (0: not cut). Errors: as `compeft_core.merging.methods`.
+        """
         digests, workers = [contribution.update_digest for contribution in inputs], workers_for(expert.layout.size, WORKERS)
 
         def read(first: int, last: int) -> list[Encoded]:
             return [self._encoded(expert, digest) for digest in digests[first:last]]
 
-        encoded = sum(spread(read, shares(len(digests), workers)), list[Encoded]())
+        encoded = bounded(sum(spread(read, shares(len(digests), workers)), list[Encoded]()), size_bound)
         weights = [contribution.weight for contribution in inputs]
         return choose_and_merge(method, encoded, weights, coefficient=coefficient, parameters=parameters, workers=workers)
 

@@ -4,6 +4,7 @@ Every command may be repeated: opening an open round, closing a closed one, or t
 same answer. Closing is a function of what is stored, so a crash in the middle of it is mended by closing again.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from compeft_core import METHODS
+from compeft_core import METHODS, MergeParameters, check_parameters
 from compeft_proto import envelope as dsse
 from compeft_proto.chunk_refs import chunks, refs_of
 from compeft_proto.convert import (
@@ -31,6 +32,7 @@ from compeft_server.aggregation.access import Access
 from compeft_server.aggregation.expert_log import Carried, ExpertLog, Step, compose, kept_bytes
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain import admission
+from compeft_server.domain.client_weights import COHORT, MAX_SIZE
 from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Contribution, Expert, Member, Quality, Round, Submission, Version
 from compeft_server.ledger.ledger import Ledger
@@ -119,13 +121,17 @@ class Rounds:
         started = time.monotonic()
         expert, compression = self._log.expert(found.expert), compression_from_proto(closing.compression)
         inputs = self._log.contributions(expert, accepted, found.base_version)
-        merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, parameters_from_proto(closing))
+        parameters, bound = _parameters_of(closing, len(inputs)), MAX_SIZE if len(inputs) >= COHORT else 0.0
+        merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, parameters, bound)
         inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
         before, optimizer = self._log.carried(expert, found.base_version), optimizer_from_proto(closing)
         codec = codec_of(closing.codec) if closing.codec else "context"
         step = compose(expert.layout, before, merged.vector, optimizer, compression, codec, closing.max_payload_bytes)
         _, residual, moments = (self._stored(data) for data in (step.encoded.blob, *kept_bytes(step.after)))
         manifest = self._manifest(expert, found, inputs, closing, step)
+        manifest.size_bound = bound
+        if METHODS[closing.merge_method].takes:
+            manifest.merge_parameters.CopyFrom(parameters_to_proto(parameters))
         version = Version(
             expert=expert.name,
             version=manifest.version,
@@ -162,7 +168,6 @@ class Rounds:
             chunks=refs_of(step.encoded.blob),
             merge_method=closing.merge_method,
             coefficient=closing.coefficient,
-            merge_parameters=_parameters_of(closing),
             contributions=[pb.Contribution(**asdict(contribution)) for contribution in inputs],
             issued_at_ms=self._now_ms(),
             optimizer=closing.optimizer if closing.HasField("optimizer") else None,
@@ -208,6 +213,13 @@ class Rounds:
         )
 
 
-def _parameters_of(closing: pb.RoundClosing) -> pb.MergeParameters | None:
-    """What a manifest says of the parameters: all of them, the usual ones too, if the method takes any."""
-    return parameters_to_proto(parameters_from_proto(closing)) if METHODS[closing.merge_method].takes else None
+def _parameters_of(closing: pb.RoundClosing, count: int) -> MergeParameters:
+    """By which parameters `count` updates are merged, as the manifest will say it. Errors: InputError if one is out of range or not taken.
+
+    A trimmed mean of a cohort trims one update at either end at least: floor(trim * count) may be 0, and then it is a plain mean.
+    """
+    parameters = parameters_from_proto(closing)
+    check_parameters(closing.merge_method, parameters)
+    if closing.merge_method == "trimmed_mean" and count >= COHORT and parameters.trim > 0:
+        parameters = replace(parameters, trim=max(parameters.trim, math.nextafter(1 / count, 1.0)))
+    return parameters

@@ -9,7 +9,9 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from compeft_core import Encoded
+import numpy as np
+
+from compeft_core import Encoded, bf16
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
 from compeft_core.format.header import Blob
 from compeft_proto.base_model import BaseModel, base_model_of, check_base_model
@@ -34,6 +36,8 @@ from compeft_server.domain.records import ARMS, Arm, Expert, Member, Role, Round
 MAX_METRICS = 64
 LARGE_BYTES = 16 * 2**20
 """Payloads above are checked piece by piece."""
+DENSE_BYTES = 2**20
+"""Bytes of a dense part that are looked at at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +106,32 @@ def admit_update(update: pb.UpdateManifest, situation: Situation, now_ms: int, l
     return None
 
 
-def admit_payload(update: pb.UpdateManifest, blob: Blob, expert: Expert) -> Encoded | None:
+def admit_payload(update: pb.UpdateManifest, blob: Blob, expert: Expert, limits: Limits) -> Encoded | None:
     """Step 7: the chunks, once they are all here, are what the manifest says. Returns what they encode, unless they are too large to be
-    in memory at once. Errors: FormatError, LayoutMismatchError, NotFiniteError; those of `blob`.
+    in memory at once. Errors: FormatError, LayoutMismatchError, NotFiniteError; LimitError if a dense value is too large;
+    those of `blob`.
     """
+    encoded = None
     if len(blob) > LARGE_BYTES:
         check_payload(update.coding, blob, expert.layout)
-        return None
-    return read_payload(update.coding, bytes(blob[: len(blob)]), expert.layout)
+    else:
+        encoded = read_payload(update.coding, bytes(blob[: len(blob)]), expert.layout)
+    _check_dense(blob, expert.layout.dense_size, limits)
+    return encoded
+
+
+def _check_dense(blob: Blob, size: int, limits: Limits) -> None:
+    """The values of the dense part, which ends a payload: bfloat16, read some at a time."""
+    for start in range(len(blob) - 2 * size, len(blob), DENSE_BYTES):
+        halves = np.frombuffer(bytes(blob[start : min(len(blob), start + DENSE_BYTES)]), "<u2")
+        _check_magnitude(float(np.abs(bf16.unpack(halves)).max()), limits)
+
+
+def _check_magnitude(found: float, limits: Limits) -> None:
+    if found > limits.max_magnitude:
+        raise LimitError(
+            f"update has a value of {found:g}, allowed are magnitudes up to {limits.max_magnitude:g}: did training diverge?"
+        )
 
 
 def _check_round(update: pb.UpdateManifest, situation: Situation, now_ms: int) -> None:
@@ -166,6 +188,7 @@ def _check_claims(update: pb.UpdateManifest, limits: Limits) -> None:
         check_name(metric.name, "metric")
         if not math.isfinite(metric.value):
             raise NotFiniteError(f"metric {metric.name} is {metric.value}")
+    _check_magnitude(max((abs(scale) for scale in update.coding.scales), default=0.0), limits)
     if not update.chunks:
         raise FormatError("update names no chunk")
     check_refs(update.chunks, limits.max_payload_bytes)
