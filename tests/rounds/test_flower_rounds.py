@@ -42,6 +42,7 @@ from compeft_server.data_directory import open_store
 from compeft_server.flower.conductor import Station
 from compeft_server.flower.equivalents import Merging, merging_of
 from compeft_server.flower.quorum_grid import QuorumGrid
+from compeft_server.flower.run_health import RunStoppedError
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from tests.rounds.conftest import ORIGIN, World
 from tests.rounds.loopback_grid import LoopbackGrid
@@ -253,8 +254,9 @@ def update_of(world: World, digest: bytes) -> pb.UpdateManifest:
     return pb.UpdateManifest.FromString(Envelope.FromString(submission.envelope).payload)
 
 
-def test_an_app_that_trains_what_rests_gets_an_error_and_the_round_goes_on_without(world: World) -> None:
-    run(world, FedAvg(**NODES), replace(PLAN, averaging="frozen_a"), 1, heedless)
+def test_a_run_whose_apps_all_train_what_rests_stops_and_says_so(world: World) -> None:
+    with pytest.raises(RunStoppedError, match=r"2 of 2 clients failed, first node 100[01]: .*training changed .* parameters there"):
+        run(world, FedAvg(**NODES), replace(PLAN, averaging="frozen_a"), 1, heedless)
     assert manifests(world) == []
     assert world.ledger.rounds("lora")[0].closed_at_ms is not None
 
@@ -343,11 +345,12 @@ def test_without_late_updates_a_slow_client_keeps_its_work_in_its_residual(world
     assert {r.code for r in world.ledger.refusals("lora")} == {"round_closed"}
 
 
-def test_a_deadline_ends_the_waiting(world: World) -> None:
+def test_a_deadline_ends_the_waiting_and_a_round_without_any_update_ends_the_run(world: World) -> None:
     grid = LoopbackGrid(app_of(obedient), configs(world))
     grid.slow = {1000, 1001}
     plan = replace(PLAN, min_updates=1, deadline_s=0.2)
-    CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(), num_rounds=1)
+    with pytest.raises(RunStoppedError, match="none of 2 clients answered before the deadline"):
+        CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(), num_rounds=1)
     assert manifests(world) == []
 
 

@@ -22,6 +22,7 @@ from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.format.encoding import sooner_codec
 from compeft_core.frozen_tensors import active_places, share_of_active
 from compeft_core.parallel import workers_for
+from compeft_core.statistics import kept_in_range
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto.base_model import base_model_to_proto
@@ -189,6 +190,8 @@ class EdgeClient:
             layout = layout_from_proto(_genesis(directory, memory).layout)
             target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
             awake = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
+            if layout.dense_size:
+                awake = kept_in_range(layout, directory.claimed_state(memory, layout).vector, awake)
             asked, workers = share_of_active(layout, task.compression, task.resting), workers_for(layout.size, WORKERS)
             codec = sooner_codec(asked.density, memory.upload_bytes_per_s, workers) if task.codec == AUTO else task.codec
             used, encoded = coded(layout, awake, asked, codec, workers, _most_bytes(self._edge, memory, layout, task))

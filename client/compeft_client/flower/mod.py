@@ -13,6 +13,7 @@ task passes through untouched, so the same app also runs without the strategy's 
 it (clipping, noise) then works on plain arrays.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -85,7 +86,7 @@ class CompressionMod:
         tuned = flatten(synced.layout, {name: array.numpy() for name, array in arrays.items()})
         del reply.content[key]
         metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
-        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        numbers = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
         count = int(numbers.get("num-examples", 1))
         trained = Trained(tuned - synced.vector, count, numbers, self._origin(context))
         client.submit(task, trained, self._floor(context))

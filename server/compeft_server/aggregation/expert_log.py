@@ -30,6 +30,7 @@ from compeft_core.errors import NotFiniteError
 from compeft_core.merging.size_bounds import bounded
 from compeft_core.parallel import shares, spread, workers_for
 from compeft_core.server_optimizer import Moments, ServerOptimizer, descend, no_moments
+from compeft_core.statistics import kept_in_range, limit_variances
 from compeft_proto import envelope as dsse
 from compeft_proto.base_model import BaseModel
 from compeft_proto.chunk_refs import check_chunk
@@ -92,15 +93,17 @@ def compose(
     """The step that the optimizer makes of `merged`, with as much of it and the residual as `compression` lets through, and `most_bytes`
     if that is not 0.
 
-    Moments of another optimizer are dropped. Errors: as `descend`, `compeft_core.compress`, and `compeft_core.budget.filled`;
-    NotFiniteError if the state or what is left behind is beyond float32.
+    Moments of another optimizer are dropped, and so is what would make a variance negative. Errors: as `descend`, `compeft_core.compress`,
+    and `compeft_core.budget.filled`; NotFiniteError if the state or what is left behind is beyond float32.
     """
     same = before.optimizer == optimizer.name
     wanted, moments = descend(optimizer, merged, before.moments if same else no_moments(optimizer, layout.size))
     target = wanted + before.residual
+    state = before.state.vector
+    limit_variances(layout, state, target)
     workers = workers_for(layout.size, WORKERS)
-    compression, encoded = coded(layout, target, compression, codec, workers, most_bytes)
-    following = before.state.vector.copy()
+    compression, encoded = coded(layout, kept_in_range(layout, state, target), compression, codec, workers, most_bytes)
+    following = state.copy()
     with np.errstate(over="ignore", invalid="ignore"):  # looked at just below
         add_to(encoded, following, workers=workers)
         add_to(encoded, target, -1.0, workers=workers)

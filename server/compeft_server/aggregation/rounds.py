@@ -12,7 +12,9 @@ from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from compeft_core import METHODS, MergeParameters, check_parameters
+from compeft_core import METHODS, MergeParameters, Vector, check_parameters
+from compeft_core.errors import InputError
+from compeft_core.statistics import negative_variance
 from compeft_proto import envelope as dsse
 from compeft_proto.chunk_refs import chunks, refs_of
 from compeft_proto.convert import (
@@ -127,6 +129,7 @@ class Rounds:
         before, optimizer = self._log.carried(expert, found.base_version), optimizer_from_proto(closing)
         codec = codec_of(closing.codec) if closing.codec else "context"
         step = compose(expert.layout, before, merged.vector, optimizer, compression, codec, closing.max_payload_bytes)
+        _check_variances(expert, found, before.state.vector, step.after.state.vector)
         _, residual, moments = (self._stored(data) for data in (step.encoded.blob, *kept_bytes(step.after)))
         manifest = self._manifest(expert, found, inputs, closing, step)
         manifest.size_bound = bound
@@ -210,6 +213,16 @@ class Rounds:
             version=found.version if found.version is not None else found.base_version,
             closed=found.closed_at_ms is not None,
             layout_digest=self._log.expert(found.expert).layout.digest,
+        )
+
+
+def _check_variances(expert: Expert, found: Round, before: Vector, after: Vector) -> None:
+    """Errors: InputError if a variance would become negative, which is possible where its tensor is ternary."""
+    name = negative_variance(expert.layout, before, after)
+    if name is not None:
+        raise InputError(
+            f"round {found.round} of {expert.name} would make the variance {name!r} negative: version {found.base_version} stays; "
+            "publish a new expert that keeps this tensor dense"
         )
 
 

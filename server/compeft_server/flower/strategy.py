@@ -6,7 +6,8 @@ updates and publishes the next version, which also comes back here, for `evaluat
 leaves behind is one open round, which the next one abandons; a new run goes on from the expert's newest version.
 """
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any
@@ -23,6 +24,7 @@ from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.frozen_tensors import active_places, resting_in_round, share_of_active
 from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
+from compeft_core.statistics import dense_names
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.convert import layout_to_proto
 from compeft_proto.errors import ConflictError
@@ -33,6 +35,7 @@ from compeft_server.flower.conductor import Conductor, Measured, Station
 from compeft_server.flower.equivalents import merging_of
 from compeft_server.flower.quorum_grid import QuorumGrid
 from compeft_server.flower.relay_grid import RelayGrid
+from compeft_server.flower.run_health import RunHealth, weighted_mean
 from compeft_server.flower.version_follower import Follower
 
 FLOATING = ("float", "bfloat")
@@ -43,7 +46,9 @@ class Plan:
     """What a run does with one expert.
 
     uplink, downlink: how clients and aggregator compress. merge_method, coefficient, merge_parameters: see `compeft_core.merging.methods`.
-    dense: names of arrays kept as bfloat16 instead of ternary. seed: the initial arrays come from `compeft_core.seeded_state` with
+    dense: names of arrays kept as bfloat16 instead of ternary, beside those that always are: scalars, vectors of up to 16,384 entries,
+    and statistics such as BatchNorm's running mean and variance (`compeft_core.statistics`).
+    seed: the initial arrays come from `compeft_core.seeded_state` with
     this seed and `bounds` (one per array name; 0 or absent means zeros), so that no initial byte travels; None ships them once as a
     snapshot. metric: name of the task metric in the clients' MetricRecord; `base-` before it marks the same for the frozen base model.
 
@@ -60,6 +65,8 @@ class Plan:
     highest densities that it may use, and each update takes what fits its share.
     codec: of both links: `context` takes the fewest bytes, `rice` the least time where a link is faster than some 10 Mbit/s. `auto` lets
     each client take the one that is there sooner at the rate of its upload before; versions are then `context`.
+    stop_below: the run stops when `metric` is below this part of its best value twice in a row; None never stops it for that. It also stops
+    when clients report a NaN loss, and when no update was accepted in a round (`run_health`).
     """
 
     expert: str
@@ -82,9 +89,12 @@ class Plan:
     relay: bool = False
     budget_bytes: int | None = None
     codec: CodecChoice = "context"
+    stop_below: float | None = 0.5
 
     def __post_init__(self) -> None:
         resting_in_round(self.averaging, 1)
+        if self.stop_below is not None and not 0 < self.stop_below < 1:
+            raise InputError(f"invalid stop_below {self.stop_below}: expected a part of the best metric, such as 0.5, or None")
         if self.max_staleness and self.averaging == "alternating":
             raise InputError("alternating rounds take no late updates: one would bring the half that rests")
         if (self.min_updates is not None and self.min_updates < 1) or self.max_staleness < 0:
@@ -108,6 +118,9 @@ class CompressedStrategy(Strategy):
         self._run = ""
         self._deadline_s = 3600.0
         self._version = 0
+        self._health = RunHealth(plan.metric, plan.stop_below)
+        self._sent: list[Message] = []
+        """The training messages of the newest round."""
 
     def start(
         self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, timeout: float = 3600, *args: Any, **kwargs: Any
@@ -122,7 +135,13 @@ class CompressedStrategy(Strategy):
             grid = RelayGrid(grid, self._conductor)
         if self.plan.min_updates is not None or self.plan.deadline_s is not None:
             grid = QuorumGrid(grid, self.plan.min_updates, self._deadline_s)
-        return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
+        args, kwargs = self._with_watched_evaluation(args, kwargs)
+        self._health = RunHealth(self.plan.metric, self.plan.stop_below)
+        try:
+            return super().start(grid, initial_arrays, num_rounds, timeout, *args, **kwargs)
+        finally:
+            for line in self._health.summary():
+                log(WARNING, "%s", line)
 
     def seeded_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
         """Arrays of these names and shapes as the plan's seed and bounds give them: begin with them, and no initial byte travels.
@@ -166,11 +185,15 @@ class CompressedStrategy(Strategy):
                 "another rank or another set of arrays is another expert, so choose a new name"
             )
         self._version = opened.base_version
-        return [self._with_task(message, server_round, opened.round_nonce, resting) for message in messages]
+        self._sent = [self._with_task(message, server_round, opened.round_nonce, resting) for message in messages]
+        return self._sent
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Close the round at the aggregator; the arrays of the version it led to, if the plan fetches them."""
         replies = list(replies)
+        self._health.note_failures(server_round, _nodes(self._sent), replies)
+        self._health.check_losses(server_round, self._version, replies)
+        self._score("clients", replies)
         self._report(server_round, replies)
         plan, downlink = self.plan, self.plan.downlink
         if self._layout is not None:
@@ -187,8 +210,10 @@ class CompressedStrategy(Strategy):
             "context" if plan.codec == AUTO else plan.codec,
             self._most_bytes,
         )
-        if not closed.accepted:
-            log(WARNING, "round %s: no update was accepted, version %s stays", server_round, closed.version)
+        if plan.max_staleness and len(replies) < len(self._sent):
+            log(WARNING, "round %s: %s clients are late, their updates may join a later round", server_round, len(self._sent))
+        else:
+            self._health.require_trained(server_round, len(self._sent), closed.accepted)
         self._version = closed.version
         answered = [_with_placeholder(m, self.inner.arrayrecord_key) for m in replies]
         _, metrics = FedAvg.aggregate_train(self.inner, server_round, answered)
@@ -202,8 +227,31 @@ class CompressedStrategy(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The inner strategy's, with every client's metric reported to the aggregator."""
         replies = list(replies)
+        self._health.note_failures(server_round, {}, replies)
         self._report(server_round, replies)
+        self._score("evaluation", replies)
         return self.inner.aggregate_evaluate(server_round, replies)
+
+    def _score(self, source: str, replies: Sequence[Message]) -> None:
+        """Hold the mean of the clients' task metric at the version that they measured against the best so far."""
+        mean = weighted_mean(replies, self.plan.metric, self.inner.weighted_by_key)
+        if mean is not None:
+            self._health.score(source, self._version, mean)
+
+    def _with_watched_evaluation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`start`'s arguments with an `evaluate_fn` whose results are watched. It is the third of `args`, or a keyword."""
+        evaluate = kwargs.get("evaluate_fn") or next(iter(args[2:]), None)
+        if evaluate is None:
+            return args, kwargs
+
+        def watched(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            found: MetricRecord | None = evaluate(server_round, arrays)
+            value = found.get(self.plan.metric) if found else None
+            if isinstance(value, int | float):
+                self._health.score("evaluate_fn", self._version, float(value))
+            return found
+
+        return args[:2], {**kwargs, "evaluate_fn": watched}
 
     def _layout_of(self, arrays: ArrayRecord) -> Layout:
         """The layout of the app's arrays. Errors: InputError if one holds no floating-point numbers."""
@@ -213,7 +261,8 @@ class CompressedStrategy(Strategy):
                     f"array {name!r} is {array.dtype}, only floating-point arrays travel: leave it out of the ArrayRecord"
                 )
         self._names = tuple(arrays)
-        return layout_of({name: tuple(array.shape) for name, array in arrays.items()}, self.plan.dense)
+        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        return layout_of(shapes, {*self.plan.dense, *dense_names(shapes)})
 
     def _fetched(self, server_round: int) -> ArrayRecord | None:
         """The newest version's arrays, in the order in which the app named them."""
@@ -285,9 +334,16 @@ class CompressedStrategy(Strategy):
         count = metrics.get("test-examples", metrics.get(self.inner.weighted_by_key, 0))
         for arm, name in arms:
             value = metrics.get(name)
-            if isinstance(value, int | float) and isinstance(count, int | float) and isinstance(version, int):
+            if not isinstance(value, int | float) or not isinstance(count, int | float) or not isinstance(version, int):
+                continue
+            if math.isfinite(value):
                 measured = Measured(self._run, server_round, version, arm, client, self.plan.metric, float(value), int(count))
                 self._conductor.report(self.plan.expert, measured)
+
+
+def _nodes(messages: Iterable[Message]) -> dict[str, int]:
+    """The node that each message went to, by the message's id."""
+    return {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
 
 
 def _seeded(layout: Layout, plan: Plan, digest: bytes) -> pb.SeededState | None:
