@@ -255,7 +255,9 @@ def update_of(world: World, digest: bytes) -> pb.UpdateManifest:
 
 
 def test_a_run_whose_apps_all_train_what_rests_stops_and_says_so(world: World) -> None:
-    with pytest.raises(RunStoppedError, match=r"2 of 2 clients failed, first node 100[01]: .*training changed .* parameters there"):
+    with pytest.raises(
+        RunStoppedError, match=r"2 of 2 clients failed, first node 100[01]: .*training changed .* parameters there"
+    ):
         run(world, FedAvg(**NODES), replace(PLAN, averaging="frozen_a"), 1, heedless)
     assert manifests(world) == []
     assert world.ledger.rounds("lora")[0].closed_at_ms is not None
