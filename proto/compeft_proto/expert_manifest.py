@@ -15,10 +15,34 @@ from compeft_proto.v1 import expert_pb2 as pb
 ADAPTER = "adapter_model.safetensors"
 HEAD = "head.safetensors"
 MODEL = "model.safetensors"
+VALUE_HEAD = "value_head.safetensors"
+NEW_EMBEDDINGS = "new_embeddings.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
+CARD = "README.md"
 MAX_CONFIG_BYTES = 2**20
-WIDTHS: dict[str, int] = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+MAX_CARD_BYTES = 2**17
+WIDTHS: dict[str, int] = {
+    "F32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "F64": 8,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "U16": 2,
+    "U32": 4,
+    "U64": 8,
+    "C64": 8,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "F8_E4M3FNUZ": 1,
+    "F8_E5M2FNUZ": 1,
+}
 """The types of tensors, by safetensors' names, and the bytes of one parameter."""
 FLOATS = ("F32", "BF16", "F16", "F64")
 """Those that can be compressed. F64 goes through float32."""
@@ -28,6 +52,8 @@ NUMBERS: dict[str, pb.TensorFile.ValueType] = {
     ADAPTER: pb.TENSOR_FILE_ADAPTER,
     HEAD: pb.TENSOR_FILE_HEAD,
     MODEL: pb.TENSOR_FILE_MODEL,
+    VALUE_HEAD: pb.TENSOR_FILE_VALUE_HEAD,
+    NEW_EMBEDDINGS: pb.TENSOR_FILE_NEW_EMBEDDINGS,
 }
 FILES: dict[int, str] = {number: name for name, number in NUMBERS.items()}
 DTYPE_NUMBERS = {name.removeprefix("DTYPE_"): number for name, number in pb.Dtype.items() if number}
@@ -59,13 +85,14 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a file says of itself. `metadata` by file name; `config` is empty if a checkpoint had none."""
+    """What a file says of itself. `metadata` by file name; `config` is empty if a checkpoint had none, `card` if there was no README."""
 
     tool: str
     base_model: str
     config: bytes
     parts: Sequence[FilePart]
     metadata: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    card: bytes = b""
 
     @property
     def files(self) -> list[str]:
@@ -95,6 +122,7 @@ def manifest_to_proto(manifest: Manifest) -> pb.ExpertManifest:
             if entries
         ],
         parts=[_part_to_proto(part) for part in manifest.parts],
+        card=manifest.card,
     )
 
 
@@ -121,6 +149,8 @@ def manifest_from_proto(message: pb.ExpertManifest) -> Manifest:
             raise FormatError(f"manifest names a {what} of {len(text)} characters, or not all are printable")
     if len(message.config) > MAX_CONFIG_BYTES:
         raise LimitError(f"manifest has a configuration of {len(message.config)} bytes, the cap is {MAX_CONFIG_BYTES}")
+    if len(message.card) > MAX_CARD_BYTES:
+        raise LimitError(f"manifest has a model card of {len(message.card)} bytes, the cap is {MAX_CARD_BYTES}")
     if not 0 < len(message.parts) <= MAX_PARTS:
         raise FormatError(f"manifest has {len(message.parts)} parts, allowed are 1 to {MAX_PARTS}")
     parts = [_part_from_proto(part) for part in message.parts]
@@ -135,7 +165,7 @@ def manifest_from_proto(message: pb.ExpertManifest) -> Manifest:
     once = len(metadata) == len(message.metadata) and entries == sum(map(len, metadata.values()))
     if not once or not set(metadata) <= files:
         raise FormatError("manifest has metadata twice, or of a file that it does not have")
-    return Manifest(message.tool, message.base_model, message.config, parts, metadata)
+    return Manifest(message.tool, message.base_model, message.config, parts, metadata, message.card)
 
 
 def _part_from_proto(message: pb.Part) -> FilePart:

@@ -44,3 +44,22 @@ def write_model(folder: Path, tensors: Mapping[str, np.ndarray]) -> Path:
     save_file(dict(tensors), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text('{"model_type": "tiny"}')
     return folder
+
+
+def append_tensor(file: Path, name: str, kind: str, shape: tuple[int, ...], octets: bytes) -> None:
+    """Add a tensor of any type, which numpy may not know, to a safetensors file."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [len(body), len(body) + len(octets)]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + body + octets)
+
+
+def raw_tensor(file: Path, name: str) -> tuple[str, list[int], bytes]:
+    """Type, shape and bytes of a tensor in a safetensors file."""
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    entry = json.loads(data[8 : 8 + length])[name]
+    start, stop = entry["data_offsets"]
+    return entry["dtype"], entry["shape"], data[8 + length + start : 8 + length + stop]

@@ -40,8 +40,19 @@ NUMPY: dict[str, str] = {
     "I8": "i1",
     "U8": "u1",
     "BOOL": "u1",
+    "U16": "<u2",
+    "U32": "<u4",
+    "U64": "<u8",
+    "C64": "<c8",
+    "F8_E4M3": "u1",
+    "F8_E5M2": "u1",
+    "F8_E8M0": "u1",
+    "F8_E4M3FNUZ": "u1",
+    "F8_E5M2FNUZ": "u1",
 }
-"""The types that we read, by safetensors' names, and how numpy holds their bytes: bfloat16 as its bits."""
+"""The types that are read, by safetensors' names, and how numpy holds their bytes: bfloat16 and the 8-bit floats as their bits."""
+SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")
+"""Types of safetensors whose values share bytes: not supported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +224,8 @@ def _entry(name: str, entry: object, file: Path, data_start: int) -> Stored:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not _is_text(name) or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
         raise FormatError(f"{file} names a tensor by {len(name)} characters, allowed are 1 to {MAX_NAME_BYTES} bytes")
+    if dtype in SUB_BYTE:
+        raise InputError(f"{file} stores {name[:80]!a} as {dtype}, which is not supported: convert it to BF16")
     if not isinstance(dtype, str) or dtype not in NUMPY:
         raise FormatError(f"{file} stores {name[:80]!a} as {str(dtype)[:20]!a}, known are {', '.join(NUMPY)}")
     if not _naturals(shape) or len(shape) > MAX_RANK or not _naturals(offsets) or len(offsets) != 2:

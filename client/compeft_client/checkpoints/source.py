@@ -1,32 +1,61 @@
 """What lies in a directory that can be packed: an adapter as PEFT saves it, or a full checkpoint. It reads headers, never values.
 
-An adapter is adapter_config.json and adapter_model.safetensors; head.safetensors beside them is a classification head, as
-`compeft pull` writes one. A checkpoint is model.safetensors, whole or sharded, or any one .safetensors file.
+An adapter is adapter_config.json and adapter_model.safetensors, whole or sharded. Beside them belong to it: head.safetensors (a
+classification head, as `compeft pull` writes one), value_head.safetensors (a reward model's), new_embeddings.safetensors (added tokens),
+README.md (the model card). What else lies there is named in `Source.beside`. A checkpoint is model.safetensors, whole or sharded, or any
+one .safetensors file.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from compeft_client.checkpoints.header_checks import check_headers
 from compeft_client.checkpoints.safetensors_file import Header, Stored, read_header, read_shards
+from compeft_client.checkpoints.tensor_names import plain_names
 from compeft_client.durable_files import read_file
 from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_proto.expert_file import MAGIC
-from compeft_proto.expert_manifest import ADAPTER, ADAPTER_CONFIG, HEAD, MAX_CONFIG_BYTES, MODEL, MODEL_CONFIG
+from compeft_proto.expert_manifest import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    CARD,
+    HEAD,
+    MAX_CARD_BYTES,
+    MAX_CONFIG_BYTES,
+    MODEL,
+    MODEL_CONFIG,
+    NEW_EMBEDDINGS,
+    VALUE_HEAD,
+)
 
-INDEX = "model.safetensors.index.json"
+INDEX_SUFFIX = ".index.json"
+INDEX = MODEL + INDEX_SUFFIX
+BESIDE = (HEAD, VALUE_HEAD, NEW_EMBEDDINGS)
+"""Files of tensors that belong to an adapter."""
+BELONGS = ("token", "vocab", "merges", "template", "preprocessor", "processor", "generation_config")
+"""Words in the names of other files that an expert may need."""
+TRAINER = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
+"""What a trainer keeps to go on training; no part of an expert."""
 MAX_BASE_MODEL = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where it was found, its files of tensors by their fixed names, and its configuration: as bytes, and what they say."""
+    """Where it was found, its files of tensors by their fixed names, and its configuration: as bytes, and what they say.
+
+    card: README.md as bytes; empty if there is none.   beside: names of other files that may belong to it and are not carried.
+    notes: what reading it changed, a line each.
+    """
 
     path: Path
     files: Mapping[str, Header]
     config: bytes = b""
     fields: Mapping[str, object] = field(default_factory=dict)
+    card: bytes = b""
+    beside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def is_adapter(self) -> bool:
@@ -57,16 +86,55 @@ def read_source(path: Path) -> Source:
         if begins_like_one(path):
             raise InputError(f"{path} is an expert file, needed are weights: `compeft unpack` makes a directory of it")
         return Source(path, {MODEL: read_header(path)})
-    if (path / ADAPTER).exists():
-        config, fields = _config(path / ADAPTER_CONFIG)
-        files = {name: read_header(path / name) for name in (ADAPTER, HEAD) if (path / name).exists()}
-        return Source(path, files, config, fields)
-    if (path / MODEL).exists() or (path / INDEX).exists():
+    if _holds(path, ADAPTER):
+        return _adapter(path)
+    if _holds(path, MODEL):
         config, fields = _config(path / MODEL_CONFIG) if (path / MODEL_CONFIG).exists() else (b"", {})
-        return Source(
-            path, {MODEL: read_header(path / MODEL) if (path / MODEL).exists() else read_shards(path / INDEX)}, config, fields
-        )
+        return Source(path, {MODEL: _header(path, MODEL)}, config, fields)
     raise InputError(_nothing(path))
+
+
+def _holds(path: Path, name: str) -> bool:
+    return (path / name).exists() or (path / f"{name}{INDEX_SUFFIX}").exists()
+
+
+def _header(path: Path, name: str) -> Header:
+    return read_header(path / name) if (path / name).exists() else read_shards(path / f"{name}{INDEX_SUFFIX}")
+
+
+def _adapter(path: Path) -> Source:
+    config, fields = _config(path / ADAPTER_CONFIG)
+    header, notes = _plain(_header(path, ADAPTER))
+    files = {ADAPTER: header, **{name: read_header(path / name) for name in BESIDE if (path / name).exists()}}
+    card = read_file(path / CARD) if (path / CARD).exists() else b""
+    beside = _beside(path, {t.file.name for h in files.values() for t in h.tensors.values()})
+    if len(card) > MAX_CARD_BYTES:
+        card, beside = b"", tuple(sorted([*beside, CARD]))
+    source = Source(path, files, config, fields, card, beside, notes)
+    check_headers(path, files)
+    return source
+
+
+def _plain(header: Header) -> tuple[Header, tuple[str, ...]]:
+    """A header with names as PEFT saves them, and what was said about it."""
+    found = plain_names(header.tensors)
+    if all(name == plain for name, plain in found.names.items()):
+        return header, ()
+    tensors = {found.names[t.name]: replace(t, name=found.names[t.name]) for t in header.tensors.values()}
+    what = f"the adapter's name {found.adapter!r}" if found.adapter else "names of wrappers"
+    return Header(tensors, header.metadata), (
+        f"tensor names held {what}, which PEFT does not load: removed, as save_pretrained does",
+    )
+
+
+def _beside(path: Path, used: set[str]) -> tuple[str, ...]:
+    """Other files of weights, and those whose names say that they prepare or read the model's text."""
+    names = [child.name for child in path.iterdir() if child.is_file()]
+    weights = [
+        n for n in names if n.endswith((".safetensors", ".bin", ".pt", ".pth")) and n not in used and not n.startswith(TRAINER)
+    ]
+    texts = [n for n in names if not n.startswith(".") and any(word in n for word in BELONGS) and n not in weights]
+    return tuple(sorted([*weights, *texts]))
 
 
 def _config(file: Path) -> tuple[bytes, dict[str, object]]:
@@ -90,7 +158,7 @@ def fields_of(data: bytes, file: Path) -> dict[str, object]:
 def _nothing(path: Path) -> str:
     if not path.exists():
         return f"{path} does not exist"
-    if (path / "adapter_model.bin").exists():
+    if any((path / f"{stem}.bin").exists() for stem in ("adapter_model", "pytorch_lora_weights")):
         return f"{path} has its weights as adapter_model.bin, a pickle, which is never loaded: save it again as safetensors"
     if inner := sorted(child.parent.name for child in path.glob(f"*/{ADAPTER}")):
         return f"{path} holds adapters in folders of their own: name one of them, such as {path / inner[0]}"

@@ -43,6 +43,7 @@ def packed(file: Path, result: Packed, keyid: str | None, format: str) -> str:
                 "unknown_start_bytes": coarse,
                 "head_bytes": head,
                 "riding_along": list(map(asdict, riding)),
+                "notes": list(result.notes),
                 "keyid": keyid,
             }
         )
@@ -53,6 +54,7 @@ def packed(file: Path, result: Packed, keyid: str | None, format: str) -> str:
         UNKNOWN_START.format(coarse=coarse) if coarse else "",
         *_riding(riding),
         HEAD_TRAVELS.format(head=head) if head * 10 > result.total_bytes else "",
+        *result.notes,
         f"signed by {keyid}" if keyid else "not signed: with --sign KEY others can verify it",
         NO_QUALITY,
     )
@@ -111,6 +113,7 @@ def directory(found: Inspection, start_given: bool, format: str) -> str:
                 "rows": list(map(asdict, found.rows)),
                 "riding_along": list(map(asdict, found.riding)),
                 "dead": list(found.dead),
+                "notes": list(found.notes),
                 "packed_bytes": {f"{density:g}": size for density, size in found.sizes},
             }
         )
@@ -125,7 +128,7 @@ def directory(found: Inspection, start_given: bool, format: str) -> str:
         *more,
         GAP,
         *_riding(found.riding),
-        _dead(found.dead),
+        *found.notes,
         "start unknown, so A travels coarsely; see what --init saves" if coarse and not start_given else "",
         "packed with --scale auto, the whole file:",
         *_table(("density", "bytes", "than stored"), [_size_row(found, *size) for size in found.sizes]),
@@ -160,14 +163,6 @@ def _fewer(before: int, after: int) -> str:
 
 def _riding(rows: Iterable[Row]) -> list[str]:
     return [RIDES_ALONG.format(name=row.name, bytes=row.bytes, packed=row.packed_bytes) for row in rows]
-
-
-def _dead(names: Sequence[str]) -> str:
-    return (
-        f"never trained: {len(names)} tensors are all zero, such as {names[0]}; without them the adapter does the same"
-        if names
-        else ""
-    )
 
 
 def _signer(opened: ExpertFile) -> dict[str, object]:

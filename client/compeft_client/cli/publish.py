@@ -205,7 +205,8 @@ def _file_or_packed(path: Path, settings: "PackSettings") -> bytes:
         return path.read_bytes()
     with tempfile.TemporaryDirectory() as place, watched("packing", read_source(path).size) as tick:
         file = Path(place) / "packed.expert"
-        save_compressed(path, file, settings, progress=tick)
+        for note in save_compressed(path, file, settings, progress=tick).notes:
+            typer.echo(note, err=True)
         return file.read_bytes()
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from compeft_client.checkpoints.safetensors_file import NUMPY, Stored, read_bytes, read_values
 from compeft_client.checkpoints.source import Source, read_source
+from compeft_client.checkpoints.source_check import notes_of
 from compeft_client.packing.expert_file import ExpertFile, is_expert_file, open_expert
 from compeft_client.packing.pack import load_compressed
 from compeft_client.packing.tensor_rules import RANDOM_STARTS
@@ -35,6 +36,7 @@ class Candidate:
     source: Source | None
     config: bytes
     fields: Mapping[str, object]
+    notes: Sequence[str] = ()
 
 
 def read_candidates(paths: Sequence[Path], same: Sequence[str]) -> list[Candidate]:
@@ -86,7 +88,7 @@ def _candidate(path: Path) -> Candidate:
     source = read_source(path)
     if not source.is_adapter:
         raise InputError(f"{path} is a full checkpoint: merge takes adapters")
-    return Candidate(path, None, source, source.config, source.fields)
+    return Candidate(path, None, source, source.config, source.fields, notes_of(source))
 
 
 def _fields(path: Path, config: bytes) -> Mapping[str, object]:

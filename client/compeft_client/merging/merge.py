@@ -17,7 +17,6 @@ from compeft_core import METHODS, MergeParameters
 from compeft_core.errors import InputError
 from compeft_core.merging.inputs import COUNTS, check_weights
 from compeft_core.merging.lora_factors import FACTOR_METHODS, FactorSettings
-from compeft_proto.errors import ConflictError
 from compeft_proto.expert_manifest import ADAPTER_CONFIG
 
 PACKED = ".expert"
@@ -49,7 +48,7 @@ class MergeResult:
 def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -> MergeResult:
     """Merge adapters into `output`: a directory, or an expert file if its name ends so. Nothing is written unless all is well.
 
-    Errors: ConflictError if it is there and not `force`; InputError, WrongBaseError; those of reading.
+    Errors: InputError if it is there and not `force`; InputError, WrongBaseError; those of reading.
     """
     by_factors, packs = request.method in FACTOR_METHODS, output.suffix == PACKED
     if not by_factors and request.method not in METHODS:
@@ -79,9 +78,9 @@ def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -
 
 
 def check_free(output: Path, force: bool) -> None:
-    """Errors: ConflictError if a merge would replace what is at `output`, and not `force`."""
+    """Errors: InputError if a merge would replace what is at `output`, and not `force`."""
     if (output if output.suffix == PACKED else output / ADAPTER_CONFIG).exists() and not force:
-        raise ConflictError(f"{output} exists already: say --force to replace it, or -o for another name")
+        raise InputError(f"{output} exists already: say --force to replace it, or -o for another name")
 
 
 Files = dict[str, dict[str, NDArray[np.generic]]]

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compeft_client.checkpoints.initial_values import Start, read_start
-from compeft_client.checkpoints.safetensors_file import Stored, read_values
+from compeft_client.checkpoints.safetensors_file import Stored
 from compeft_client.checkpoints.source import Source, read_source
+from compeft_client.checkpoints.source_check import notes_of, untrained
 from compeft_client.packing.auto_scale import auto_compression
 from compeft_client.packing.expert_file import write_expert
 from compeft_client.packing.pack import PackSettings, manifest_of
 from compeft_client.packing.part_codec import Progress as Tick
 from compeft_client.packing.part_codec import code, silent, task_vector
 from compeft_client.packing.plan import PlannedPart, plan
-from compeft_client.packing.tensor_rules import ZERO_FACTORS, Treatment, rides_along
+from compeft_client.packing.tensor_rules import Treatment, rides_along
 from compeft_client.workers import WORKERS
 from compeft_core import compress, encode
-from compeft_proto.expert_manifest import ADAPTER, FLOATS
+from compeft_proto.expert_manifest import ADAPTER
 
 DENSITIES = (0.01, 0.02, 0.05, 0.10, 0.20)
 NUMBER = re.compile(r"\.\d+(?=\.)")
@@ -47,7 +48,7 @@ class Row:
 class Inspection:
     """What a directory holds. `riding` rows are no part of the method; `dead` names tensors that were never trained.
 
-    sizes: (density, bytes of the whole file).
+    sizes: (density, bytes of the whole file).   notes: what a publisher should know, a line each.
     """
 
     source: Source
@@ -55,6 +56,7 @@ class Inspection:
     riding: Sequence[Row]
     dead: Sequence[str]
     sizes: Sequence[tuple[float, int]]
+    notes: Sequence[str]
 
     @property
     def stored_bytes(self) -> int:
@@ -72,8 +74,7 @@ def inspect_directory(path: Path, init: str | None = None, tick: Tick = silent) 
     source, start = read_source(path), read_start(init)
     parts = plan(source, start, PackSettings().compression)
     rows, riding = rows_of(parts), riding_rows(source, parts)
-    dead = [t.name for part in parts for t in part.tensors if t.name.endswith(ZERO_FACTORS) and _is_zero(t)]
-    return Inspection(source, rows, riding, dead, _sizes(source, parts, start, tick))
+    return Inspection(source, rows, riding, untrained(source), _sizes(source, parts, start, tick), notes_of(source))
 
 
 def pattern(name: str) -> str:
@@ -94,10 +95,6 @@ def rows_of(parts: Sequence[PlannedPart]) -> list[Row]:
             groups.setdefault((part.file, pattern(tensor.name), tensor.dtype, treatment), []).append(tensor)
     rows = [Row(*key, len(found), sum(t.size for t in found), sum(t.bytes for t in found)) for key, found in groups.items()]
     return sorted(rows, key=lambda row: (-row.bytes, row.name))
-
-
-def _is_zero(tensor: Stored) -> bool:
-    return tensor.dtype in FLOATS and not any(piece.any() for piece in read_values(tensor))
 
 
 def _sizes(source: Source, parts: Sequence[PlannedPart], start: Start, tick: Tick) -> list[tuple[float, int]]:

@@ -7,6 +7,7 @@ the values are where the expert started plus what compression kept of the way it
 import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from compeft_client.checkpoints.initial_values import Start, read_start
 from compeft_client.checkpoints.safetensors_file import NUMPY, PIECE, from_float32, header_bytes, to_float32
 from compeft_client.checkpoints.source import Source, read_source
+from compeft_client.checkpoints.source_check import notes_of
 from compeft_client.durable_files import write_durably, written_whole
 from compeft_client.packing.auto_scale import auto_compression
 from compeft_client.packing.expert_file import ExpertFile, open_expert, read_payload_of, write_expert
@@ -27,9 +29,8 @@ from compeft_core import Codec, Compression, Tensor, Vector
 from compeft_core.budget import filled
 from compeft_core.errors import InputError, LimitError, NotFiniteError
 from compeft_proto.convert import compression_of
-from compeft_proto.errors import ConflictError
 from compeft_proto.expert_file import check_payload
-from compeft_proto.expert_manifest import ADAPTER_CONFIG, FLOATS, WIDTHS, FilePart, Manifest
+from compeft_proto.expert_manifest import ADAPTER_CONFIG, CARD, FLOATS, WIDTHS, FilePart, Manifest
 from compeft_proto.keys import PublicKey, SigningKey
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class PackSettings:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What packing made. `stored_bytes` are those of the tensors before, `bf16_bytes` what they take as bfloat16."""
+    """What packing made. `stored_bytes` are those of the tensors before, `bf16_bytes` what they take as bfloat16; `notes`: what its
+    publisher should know, a line each.
+    """
 
     source: Source
     parts: Sequence[CodedPart]
@@ -76,6 +79,7 @@ class Packed:
     total_bytes: int
     stored_bytes: int
     bf16_bytes: int
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +100,33 @@ def save_compressed(
 ) -> Packed:
     """Pack a PEFT directory, or a full checkpoint and its base, into one file. An interrupted call leaves no file.
 
-    Errors: ConflictError if the file is there and not `force`; InputError; NotFiniteError; FormatError for damaged input.
+    Errors: InputError if the file is there and not `force`; InputError; NotFiniteError; FormatError for damaged input.
     """
     file = Path(file)
     if file.exists() and not force:
-        raise ConflictError(f"{file} exists already: say --force to replace it, or -o for another name")
+        raise InputError(f"{file} exists already: say --force to replace it, or -o for another name")
     source = read_source(Path(directory))
+    notes = notes_of(source)
     coded, settings = _within_budget(source, settings, progress)
+    _prove(coded, read_start(settings.init))
     manifest = manifest_of(source, [c.part for c in coded])
     with written_whole(file) as stream:
         write_expert(stream, manifest, [c.payload for c in coded], settings.key)
         total = stream.tell()
     stored = [c.part.stored_bytes for c in coded]
-    return Packed(source, coded, settings.compression, total, sum(stored), 2 * manifest.size)
+    return Packed(source, coded, settings.compression, total, sum(stored), 2 * manifest.size, notes)
+
+
+def _prove(coded: Sequence[CodedPart], start: Start) -> None:
+    """Unpack every part in memory. Errors: NotFiniteError if a tensor does not fit its type after unpacking."""
+    for one in coded:
+        if one.part.coding is None:
+            continue
+        vector, at = decode_part(one.part, one.payload, start, one.part.file), 0
+        for tensor, dtype in zip(one.part.layout.tensors, one.part.dtypes, strict=True):
+            for _ in _pieces(tensor, dtype, vector[at : at + tensor.size]):
+                pass
+            at += tensor.size
 
 
 def code_parts(source: Source, settings: PackSettings, progress: Progress = silent) -> list[CodedPart]:
@@ -154,7 +172,7 @@ def manifest_of(source: Source, parts: Sequence[FilePart]) -> Manifest:
     """What a file made of these parts says of itself: nothing of when and where, so that equal experts make equal files."""
     files = {part.file for part in parts}
     metadata = {name: header.metadata for name, header in source.files.items() if name in files and header.metadata}
-    return Manifest(f"compeft {version('compeft')}", source.base_model, source.config, parts, metadata)
+    return Manifest(f"compeft {version('compeft')}", source.base_model, source.config, parts, metadata, source.card)
 
 
 def load_compressed(
@@ -183,20 +201,21 @@ def unpack(
 ) -> ExpertFile:
     """Write an expert file out as the directory it was packed from. The configuration comes last: half a directory does not load.
 
-    Errors: ConflictError if one of its files is there and not `force`; WrongBaseError if `init` is not the directory it was packed
+    Errors: InputError if one of its files is there and not `force`; WrongBaseError if `init` is not the directory it was packed
     against; FormatError, LimitError; with a key, UnknownKeyError, SignatureError.
     """
     opened, start, directory = _open_within(file, key, max_parameters), read_start(init), Path(directory)
     manifest = opened.manifest
-    for name in [*manifest.files, *([manifest.config_name] if manifest.config else [])]:
+    texts = {name: data for name, data in ((CARD, manifest.card), (manifest.config_name, manifest.config)) if data}
+    for name in [*manifest.files, *texts]:
         if (directory / name).exists() and not force:
-            raise ConflictError(f"{directory / name} exists already: say --force to replace it, or -o for another folder")
-    _make(directory)
-    for name in manifest.files:
-        with written_whole(directory / name) as stream:
-            _write_tensors(stream, opened, name, start, progress)
-    if manifest.config:
-        write_durably(directory / manifest.config_name, manifest.config)
+            raise InputError(f"{directory / name} exists already: say --force to replace it, or -o for another folder")
+    with _made(directory):
+        for name in manifest.files:
+            with written_whole(directory / name) as stream:
+                _write_tensors(stream, opened, name, start, progress)
+        for name, data in texts.items():
+            write_durably(directory / name, data)
     return opened
 
 
@@ -249,7 +268,7 @@ def _pieces(tensor: Tensor, dtype: str, values: Vector) -> Iterator[bytes]:
         for at in range(0, values.size, PIECE):
             yield from_float32(dtype, values[at : at + PIECE])
     except NotFiniteError as error:
-        raise NotFiniteError(f"tensor {tensor.name!r}: {error}") from error
+        raise NotFiniteError(f"tensor {tensor.name!r}: {error}: save the adapter as bfloat16 or float32, then pack it") from error
 
 
 def _write_tensors(stream: BinaryIO, opened: ExpertFile, file: str, start: Start, progress: Progress) -> None:
@@ -273,8 +292,18 @@ def _values(dtype: str, octets: bytes) -> NDArray[np.generic]:
     return raw.astype(np.bool_) if dtype == "BOOL" else raw
 
 
-def _make(directory: Path) -> None:
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """The directory is there inside; if it was made here and what is inside fails before it wrote anything, it is removed again."""
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make {directory}: {error.strerror}") from error
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise

@@ -1,21 +1,30 @@
-"""Which tensor is coded how. The rules are few, look only at names, shapes, types and configuration, and never at values.
+"""Which tensor is coded how. The rules are few and look at names, shapes, types and configuration; at values
+only to keep what bfloat16 cannot hold.
 
 ternary   a matrix whose start is known (given, or zero as LoRA's B): what changed is compressed to the density asked for
 coarse    LoRA's A from a start that nobody knows: a dense random projection, of which one entry in twenty would be no projection
           at all; ternary, but two thirds of the entries and a scale for each tensor, 1.6 bits a parameter
 dense     bfloat16: what rides along (heads, embeddings, modules_to_save), vectors whose start is known, matrices of any other method
 exact     the tensor's own bytes: vectors and tiny tensors whose start is unknown (norms, biases, IA3, DoRA's magnitudes), which are
-          close to something that is not zero, so that bfloat16 could lose what was learned; and types that are not floats
+          close to something that is not zero, so that bfloat16 could lose what was learned; float16 instead of dense, as bfloat16
+          saves no byte there and costs three bits; values that are infinite or too large for bfloat16, such as a mask; and types that
+          are not floats
 """
 
 import math
 from typing import Literal
 
+import numpy as np
+
 from compeft_client.checkpoints.initial_values import Start
-from compeft_client.checkpoints.safetensors_file import Stored
+from compeft_client.checkpoints.safetensors_file import Stored, read_values
 from compeft_client.checkpoints.source import Source
 from compeft_core import Compression
+from compeft_core.errors import NotFiniteError
 from compeft_proto.expert_manifest import ADAPTER, FLOATS, HEAD, MODEL
+
+LARGEST_BF16 = 3.3895313892515355e38
+"""The largest finite bfloat16; all that is at most so large stays finite when it is rounded."""
 
 Treatment = Literal["ternary", "coarse", "dense", "exact"]
 
@@ -33,7 +42,22 @@ EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings")
 
 
 def treatment_of(source: Source, start: Start, file: str, tensor: Stored) -> Treatment:
-    """How one tensor of `source` is coded."""
+    """How one tensor of `source` is coded. Errors: those of reading its values, where bfloat16 may not hold them."""
+    treatment = _by_name(source, start, file, tensor)
+    if treatment == "dense" and (tensor.dtype == "F16" or not fits_bf16(tensor)):
+        return "exact"
+    return treatment
+
+
+def fits_bf16(tensor: Stored) -> bool:
+    """Whether every value of a float tensor is finite, and still is when rounded to bfloat16. Errors: those of reading."""
+    try:
+        return all(float(np.abs(piece).max()) <= LARGEST_BF16 for piece in read_values(tensor))
+    except NotFiniteError:
+        return False
+
+
+def _by_name(source: Source, start: Start, file: str, tensor: Stored) -> Treatment:
     known = start.knows(file, tensor.name, tensor.shape)
     if tensor.dtype not in FLOATS:
         return "exact"

@@ -32,6 +32,8 @@ class _TensorFileEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TensorFile
     TENSOR_FILE_ADAPTER: _TensorFile.ValueType  # 1
     TENSOR_FILE_HEAD: _TensorFile.ValueType  # 2
     TENSOR_FILE_MODEL: _TensorFile.ValueType  # 3
+    TENSOR_FILE_VALUE_HEAD: _TensorFile.ValueType  # 4
+    TENSOR_FILE_NEW_EMBEDDINGS: _TensorFile.ValueType  # 5
 
 class TensorFile(_TensorFile, metaclass=_TensorFileEnumTypeWrapper):
     """The files of tensors that an expert can be made of; docs/expert-file.md has their names."""
@@ -40,6 +42,8 @@ TENSOR_FILE_UNSPECIFIED: TensorFile.ValueType  # 0
 TENSOR_FILE_ADAPTER: TensorFile.ValueType  # 1
 TENSOR_FILE_HEAD: TensorFile.ValueType  # 2
 TENSOR_FILE_MODEL: TensorFile.ValueType  # 3
+TENSOR_FILE_VALUE_HEAD: TensorFile.ValueType  # 4
+TENSOR_FILE_NEW_EMBEDDINGS: TensorFile.ValueType  # 5
 Global___TensorFile: _TypeAlias = TensorFile  # noqa: Y015
 
 class _Dtype:
@@ -59,6 +63,15 @@ class _DtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dtype.ValueType
     DTYPE_I8: _Dtype.ValueType  # 8
     DTYPE_U8: _Dtype.ValueType  # 9
     DTYPE_BOOL: _Dtype.ValueType  # 10
+    DTYPE_U16: _Dtype.ValueType  # 11
+    DTYPE_U32: _Dtype.ValueType  # 12
+    DTYPE_U64: _Dtype.ValueType  # 13
+    DTYPE_F8_E4M3: _Dtype.ValueType  # 14
+    DTYPE_F8_E5M2: _Dtype.ValueType  # 15
+    DTYPE_F8_E8M0: _Dtype.ValueType  # 16
+    DTYPE_F8_E4M3FNUZ: _Dtype.ValueType  # 17
+    DTYPE_F8_E5M2FNUZ: _Dtype.ValueType  # 18
+    DTYPE_C64: _Dtype.ValueType  # 19
 
 class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper): ...
 
@@ -73,6 +86,15 @@ DTYPE_I16: Dtype.ValueType  # 7
 DTYPE_I8: Dtype.ValueType  # 8
 DTYPE_U8: Dtype.ValueType  # 9
 DTYPE_BOOL: Dtype.ValueType  # 10
+DTYPE_U16: Dtype.ValueType  # 11
+DTYPE_U32: Dtype.ValueType  # 12
+DTYPE_U64: Dtype.ValueType  # 13
+DTYPE_F8_E4M3: Dtype.ValueType  # 14
+DTYPE_F8_E5M2: Dtype.ValueType  # 15
+DTYPE_F8_E8M0: Dtype.ValueType  # 16
+DTYPE_F8_E4M3FNUZ: Dtype.ValueType  # 17
+DTYPE_F8_E5M2FNUZ: Dtype.ValueType  # 18
+DTYPE_C64: Dtype.ValueType  # 19
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
 @_typing.final
@@ -1356,12 +1378,15 @@ class ExpertManifest(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    CARD_FIELD_NUMBER: _builtins.int
     tool: _builtins.str
     """Who made it, such as "compeft 0.1.0"."""
     base_model: _builtins.str
     """The base model's name, as the adapter's own configuration gives it."""
     config: _builtins.bytes
     """adapter_config.json, or a full checkpoint's config.json, byte for byte."""
+    card: _builtins.bytes
+    """README.md, the model card; empty if there is none."""
     @_builtins.property
     def metadata(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileMetadata]:
         """Files that have metadata."""
@@ -1376,10 +1401,11 @@ class ExpertManifest(_message.Message):
         config: _builtins.bytes = ...,
         metadata: _abc.Iterable[Global___FileMetadata] | None = ...,
         parts: _abc.Iterable[Global___Part] | None = ...,
+        card: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "config", b"config", "metadata", b"metadata", "parts", b"parts", "tool", b"tool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "card", b"card", "config", b"config", "metadata", b"metadata", "parts", b"parts", "tool", b"tool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

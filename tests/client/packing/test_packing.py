@@ -15,7 +15,7 @@ from compeft_client.packing.pack import PackSettings, load_compressed, save_comp
 from compeft_client.packing.tensor_rules import treatment_of
 from compeft_core import Compression, compress, densify, flatten, layout_of, seeded_state, unflatten
 from compeft_core.errors import FormatError, InputError, LimitError, NotFiniteError
-from compeft_proto.errors import ConflictError, WrongBaseError
+from compeft_proto.errors import WrongBaseError
 from compeft_proto.expert_manifest import ADAPTER, HEAD, MODEL
 from tests.client import builders
 
@@ -178,9 +178,9 @@ def test_a_seed_that_is_none_is_refused(adapter: Path, tmp_path: Path, text: str
 
 def test_nothing_is_overwritten_unless_told(adapter: Path, tmp_path: Path) -> None:
     file = packed(adapter, tmp_path / "a.expert")
-    with pytest.raises(ConflictError, match="--force"):
+    with pytest.raises(InputError, match="--force"):
         packed(adapter, file)
-    with pytest.raises(ConflictError, match="--force"):
+    with pytest.raises(InputError, match="--force"):
         unpack(file, adapter)
     save_compressed(adapter, file, force=True)
     unpack(file, adapter, force=True)

@@ -168,7 +168,7 @@ def test_people_read_a_table(experts: list[str], untrained: Path, measuring: str
         (["one.expert", "two.expert", "--eval", " "], 3, "--eval is empty"),
         (["one.expert", "two.expert", "--eval", "echo nan"], 3, "answered nan"),
         (["one.expert", "two.expert", "--eval", "echo nothing"], 3, "must print the metric"),
-        (["one.expert", "two.expert", "-o", "one"], 7, "exists already"),
+        (["one.expert", "two.expert", "-o", "one"], 3, "exists already"),
     ],
 )
 def test_what_cannot_be_blended_is_refused_in_one_line(

@@ -1,0 +1,34 @@
+"""Checks of an adapter by the headers of its files alone: empty tensors, shards, weights of the base model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from compeft_client.checkpoints.safetensors_file import Header
+from compeft_client.checkpoints.tensor_names import BASE_LAYER
+from compeft_core.errors import InputError
+from compeft_proto.expert_manifest import ADAPTER
+
+FACTOR_MARKS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B")
+GATHER = (
+    "gather the shards before saving (DeepSpeed ZeRO-3: deepspeed.zero.GatheredParameters; FSDP: summon_full_params), and save it "
+    "again"
+)
+
+
+def check_headers(path: Path, files: Mapping[str, Header]) -> None:
+    """Errors: InputError if an adapter's tensors are empty, are shards, or belong to the base model."""
+    if ADAPTER not in files:
+        return
+    for header in files.values():
+        for tensor in header.tensors.values():
+            if tensor.size == 0:
+                raise InputError(f"{path}: tensor {tensor.name!r} is empty (shape {list(tensor.shape)}, size 0): {GATHER}")
+            if len(tensor.shape) < 2 and any(mark in tensor.name for mark in FACTOR_MARKS):
+                raise InputError(
+                    f"{path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, a factor of LoRA is a matrix: {GATHER}"
+                )
+            if BASE_LAYER.search(tensor.name):
+                raise InputError(
+                    f"{path}: tensor {tensor.name!r} is a weight of the base model, not of the adapter: save the adapter alone, "
+                    "model.save_pretrained"
+                )
