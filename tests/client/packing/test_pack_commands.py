@@ -96,7 +96,7 @@ def test_inspect_a_directory_shows_modules_dead_ones_and_the_true_sizes(
     assert run(["inspect", "adapter"]) == 0
     said = capsys.readouterr().out
     assert "layers.*.q_proj.lora_A.weight" in said
-    assert "never trained: 1 tensors" in said
+    assert "never trained: 1 of 2 of LoRA's B" in said
 
 
 def test_inspect_a_file_shows_what_its_manifest_says(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
