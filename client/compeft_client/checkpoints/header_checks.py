@@ -1,10 +1,9 @@
-"""Checks of an adapter by the headers of its files alone: empty tensors, shards, weights of the base model."""
+"""Checks of an adapter by the headers of its files alone: empty tensors, and shards."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 from compeft_client.checkpoints.safetensors_file import Header
-from compeft_client.checkpoints.tensor_names import BASE_LAYER
 from compeft_core.errors import InputError
 from compeft_proto.expert_manifest import ADAPTER
 
@@ -16,7 +15,7 @@ GATHER = (
 
 
 def check_headers(path: Path, files: Mapping[str, Header]) -> None:
-    """Errors: InputError if an adapter's tensors are empty, are shards, or belong to the base model."""
+    """Errors: InputError if an adapter's tensors are empty or are shards."""
     if ADAPTER not in files:
         return
     for header in files.values():
@@ -26,9 +25,4 @@ def check_headers(path: Path, files: Mapping[str, Header]) -> None:
             if len(tensor.shape) < 2 and any(mark in tensor.name for mark in FACTOR_MARKS):
                 raise InputError(
                     f"{path}: tensor {tensor.name!r} has shape {list(tensor.shape)}, a factor of LoRA is a matrix: {GATHER}"
-                )
-            if BASE_LAYER.search(tensor.name):
-                raise InputError(
-                    f"{path}: tensor {tensor.name!r} is a weight of the base model, not of the adapter: save the adapter alone, "
-                    "model.save_pretrained"
                 )

@@ -16,29 +16,22 @@ MARKS = ("lora_A", "lora_B", "lora_E", "modules_to_save", *BARE_END)
 WITH_ADAPTER = re.compile(rf"^(?P<module>.*\.(?:{'|'.join(MARKS)}))\.(?P<adapter>[^.]+)(?P<end>\.weight|\.bias)?$")
 """A tensor of an adapter whose name is still in it. Without `end` only embeddings, magnitudes and token rows are written so."""
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-BASE_LAYER = re.compile(r"\.(base_layer|original_module)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class PlainNames:
-    """`names`: as found -> as PEFT saves it. `adapter`: the name that was inside them, empty if none. `base`: weights of the base model
-    among them, which a file of an adapter does not hold.
-    """
+    """`names`: as found -> as PEFT saves it. `adapter`: the name that was inside them, empty if none."""
 
     names: Mapping[str, str]
     adapter: str
-    base: tuple[str, ...]
-    wrapped: bool
 
 
 def plain_names(found: Iterable[str]) -> PlainNames:
     """The names as PEFT saves them. Errors: InputError if two adapters are in one file, or two names become one."""
     names: dict[str, str] = {}
     adapters: set[str] = set()
-    wrapped = False
     for name in found:
         short = _unwrapped(name)
-        wrapped |= short != name
         names[name], adapter = _without_adapter(short)
         adapters |= {adapter} - {""}
     if len(adapters) > 1:
@@ -51,8 +44,7 @@ def plain_names(found: Iterable[str]) -> PlainNames:
         raise InputError(
             f"tensor {twice[:80]!a} is there twice, with and without an adapter's name: save the adapter again, save_pretrained"
         )
-    base = tuple(sorted(n for n in names.values() if BASE_LAYER.search(n)))
-    return PlainNames(names, next(iter(adapters), ""), base, wrapped)
+    return PlainNames(names, next(iter(adapters), ""))
 
 
 def _unwrapped(name: str) -> str:

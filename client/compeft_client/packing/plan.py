@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from compeft_client.checkpoints.initial_values import Start, seed_bound
 from compeft_client.checkpoints.safetensors_file import Stored
 from compeft_client.checkpoints.source import Source
-from compeft_client.packing.tensor_rules import COARSE, Treatment, treatment_of
+from compeft_client.packing.tensor_rules import COARSE, Treatment, fits_bf16, treatment_of
 from compeft_core import Compression, Layout, layout_of
 from compeft_core.errors import InputError
 
@@ -49,7 +49,8 @@ def plan(source: Source, start: Start, compression: Compression) -> list[Planned
 
 
 def _parts(source: Source, start: Start, file: str, compression: Compression) -> list[PlannedPart]:
-    treated = [(t, treatment_of(source, start, file, t)) for t in source.files[file].tensors.values()]
+    named = [(t, treatment_of(source, start, file, t)) for t in source.files[file].tensors.values()]
+    treated: list[tuple[Stored, Treatment]] = [(t, "exact" if how == "dense" and not fits_bf16(t) else how) for t, how in named]
     settings = {"ternary": compression, "coarse": COARSE, "exact": None}
     groups = [(group[0], [(t, how) for t, how in treated if how in group]) for group in GROUPS]
     return [_part(file, run, settings[first]) for first, members in groups for run in _runs(first, members)]

@@ -42,11 +42,9 @@ EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings")
 
 
 def treatment_of(source: Source, start: Start, file: str, tensor: Stored) -> Treatment:
-    """How one tensor of `source` is coded. Errors: those of reading its values, where bfloat16 may not hold them."""
+    """How one tensor of `source` is coded, by its name and type; `plan` makes a dense one exact that bfloat16 cannot hold."""
     treatment = _by_name(source, start, file, tensor)
-    if treatment == "dense" and (tensor.dtype == "F16" or not fits_bf16(tensor)):
-        return "exact"
-    return treatment
+    return "exact" if treatment == "dense" and tensor.dtype == "F16" else treatment
 
 
 def fits_bf16(tensor: Stored) -> bool:

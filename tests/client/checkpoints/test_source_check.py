@@ -37,12 +37,6 @@ def test_a_flat_factor_is_refused_as_a_shard(tmp_path: Path) -> None:
         read_source(builders.write_adapter(tmp_path / "a", builders.tuned(builders.initial()) | flat))
 
 
-def test_weights_of_the_base_model_are_refused(tmp_path: Path) -> None:
-    base = {"base_model.model.layers.0.q_proj.base_layer.weight": np.ones((64, 64), np.float32)}
-    with pytest.raises(InputError, match="weight of the base model"):
-        read_source(builders.write_adapter(tmp_path / "a", builders.tuned(builders.initial()) | base))
-
-
 @pytest.mark.parametrize(
     ("found", "plain"),
     [
