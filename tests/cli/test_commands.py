@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from compeft_client.cli.main import EXIT_CODES, exit_code, run
+from compeft_client.cli.exit_codes import EXIT_CODES, exit_code
+from compeft_client.cli.main import run
 from compeft_core.errors import CompeftError
 from compeft_proto.errors import BY_CODE
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import pytest
 
-from compeft_client.cli.main import command
+from compeft_client.cli.root import root
 from tests.deploy.conftest import DEPLOY, ROOT, program
 
 RECIPES = sorted((DEPLOY / "docker").glob("*.Dockerfile"))
@@ -92,9 +92,9 @@ def test_the_commands_of_the_services_exist_with_these_options(name: str, profil
 
 def check(words: list[str]) -> None:
     """Errors: AssertionError or KeyError if `compeft` has no such command or option."""
-    found: click.Command = command()
+    found: click.Command = root()
     rest = list(words)
     while isinstance(found, click.Group):
-        found = found.commands[rest.pop(0)]
+        found = found.get_command(click.Context(found), rest.pop(0)) or found.commands["no such command"]
     known = {name for parameter in found.params for name in parameter.opts}
     assert {word for word in rest if word.startswith("-") and word != "-"} <= known

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from compeft_client.cli.main import command
+from compeft_client.cli.root import root
 from tests.deploy.conftest import DEPLOY, program
 
 UNITS = sorted((DEPLOY / "systemd").iterdir())
@@ -58,8 +58,8 @@ def commands_of(unit: Path) -> list[list[str]]:
 @pytest.mark.parametrize("unit", [s for s in SERVICES if commands_of(s)], ids=lambda unit: unit.name)
 def test_the_commands_of_a_service_exist_with_these_options(unit: Path) -> None:
     for words in commands_of(unit):
-        found: click.Command = command()
+        found: click.Command = root()
         while isinstance(found, click.Group):
-            found = found.commands[words.pop(0)]
+            found = found.get_command(click.Context(found), words.pop(0)) or found.commands["no such command"]
         known = {name for parameter in found.params for name in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known

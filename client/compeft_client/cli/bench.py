@@ -32,7 +32,7 @@ def bench_pool(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="also write JSON here, for `compeft report --pool`")
     ] = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """How many experts fit in a gigabyte and how fast they switch, beside bfloat16 adapters on the local disk.
 
@@ -47,7 +47,7 @@ def bench_pool(
     values = asdict(found) | {"experts_per_gb": found.experts_per_gb, "bf16_experts_per_gb": found.bf16_experts_per_gb}
     if output:
         write_durably(output, json.dumps(values, indent=1).encode())
-    typer.echo(json.dumps(values) if format == "json" else _text(found))
+    typer.echo(json.dumps(values) if output_format == "json" else _text(found))
 
 
 def _text(m: "PoolMeasures") -> str:

@@ -37,7 +37,7 @@ def blend_command(
     ] = None,
     density: Annotated[float, typer.Option(help="fraction kept of directories, and of a result in a file")] = 0.05,
     force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Find the weights of a composition by a metric on a few examples: no expert, each alone, the mean of all, then 40 others.
 
@@ -63,7 +63,7 @@ def blend_command(
         found = search(names, loss, settings)
     weights = list(found.weights.values())
     written = merge_experts(_request(experts, weights, pack), output, force=force) if any(weights) else None
-    typer.echo(_json(found, written) if format == "json" else _text(found, written))
+    typer.echo(_json(found, written) if output_format == "json" else _text(found, written))
 
 
 def _measured(experts: Sequence[Path], weights: Sequence[float], pack: PackSettings, measure: Measure) -> float:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +23,7 @@ app.add_typer(keys, name="keys")
 
 
 @keys.command("new")
-def keys_new(file: Path, format: AsFormat = "text") -> None:  # the option's name
+def keys_new(file: Path, output_format: AsFormat = "text") -> None:
     """Make an Ed25519 key: FILE (private, mode 0600) and FILE with .pub (public, for the aggregator's operator).
 
     Example: compeft keys new edge.key
@@ -33,17 +35,17 @@ def keys_new(file: Path, format: AsFormat = "text") -> None:  # the option's nam
     write_durably(file, key.to_pem(), mode=0o600)
     public = file.with_suffix(".pub")
     write_durably(public, key.public.to_pem())
-    _print_key(key.keyid, {"private": str(file), "public": str(public)}, format)
+    _print_key(key.keyid, {"private": str(file), "public": str(public)}, output_format)
 
 
 @keys.command("show")
-def keys_show(file: Path, format: AsFormat = "text") -> None:  # the option's name
+def keys_show(file: Path, output_format: AsFormat = "text") -> None:
     """Show the keyid of a private or a public key file.
 
     Example: compeft keys show edge.pub
     """
     public = load_public_key(file) if file.suffix == ".pub" else load_signing_key(file).public
-    _print_key(public.keyid, {"file": str(file)}, format)
+    _print_key(public.keyid, {"file": str(file)}, output_format)
 
 
 @app.command()
@@ -81,15 +83,20 @@ def join(
     _become("flower-supernode", arguments)
 
 
-def _print_key(keyid: str, files: dict[str, str], format: str) -> None:  # the option's name
-    if format == "json":
+def _print_key(keyid: str, files: dict[str, str], output_format: str) -> None:
+    if output_format == "json":
         typer.echo(json.dumps({"keyid": keyid, **files}))
     else:
         typer.echo("\n".join([f"keyid    {keyid}", *(f"{name:<8} {path}" for name, path in files.items())]))
 
 
 def _become(program: str, arguments: Sequence[str]) -> None:
+    """Replace this process by a program that lies beside this Python, or on PATH. Errors: InputError."""
+    beside = str(Path(sys.executable).parent)  # of a virtual environment, also where it was not activated
+    path = shutil.which(program, path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
+    if path is None:
+        raise InputError(f"{program} is neither in {beside} nor on PATH: pip install 'compeft[client]'")
     try:
-        os.execvp(program, [program, *arguments])  # noqa: S606  # no shell: the point of exec
+        os.execv(path, [program, *arguments])  # noqa: S606  # no shell: the point of exec
     except OSError as error:
-        raise InputError(f"cannot start {program}: {error.strerror}; install compeft[client]") from error
+        raise InputError(f"cannot start {path}: {error.strerror}") from error

@@ -46,7 +46,7 @@ def merge(
         float, typer.Option(help="fraction kept of what is compressed: directories merged by entries, and a result in a file")
     ] = 0.05,
     force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Merge experts into one, without a server and without the base model.
 
@@ -54,7 +54,7 @@ def merge(
     """
     told = dict(_pair(text) for text in parameter or [])
     request = MergeRequest(experts, method, _weights(weights), coefficient, told, rank, PackSettings(density, init=init))
-    typer.echo(_said(request, merge_experts(request, output, force=force), format))
+    typer.echo(_said(request, merge_experts(request, output, force=force), output_format))
 
 
 def _weights(text: str) -> list[float]:
@@ -78,8 +78,8 @@ def _number(what: str, text: str) -> float:
     return value
 
 
-def _said(request: MergeRequest, result: MergeResult, format: str) -> str:
-    if format == "json":
+def _said(request: MergeRequest, result: MergeResult, output_format: str) -> str:
+    if output_format == "json":
         return json.dumps(
             {
                 "output": str(result.output),

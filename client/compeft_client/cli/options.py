@@ -20,7 +20,10 @@ AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="tex
 EdgeConfig = Mapping[str, object]
 
 EDGE_OPTIONS: dict[str, Any] = {
-    "site": Annotated[Path | None, typer.Option(help="folder that `compeft enroll` made; replaces all of the options below")],
+    "site": Annotated[
+        Path | None,
+        typer.Option(envvar="COMPEFT_SITE", help="folder that `compeft enroll` made; replaces the options below"),
+    ],
     "aggregator": Annotated[str | None, typer.Option(help="host:port of the aggregator")],
     "aggregator_key": Annotated[Path | None, typer.Option(help="file with the aggregator's public key")],
     "key": Annotated[Path | None, typer.Option(help="file with this client's private key (mode 0600)")],

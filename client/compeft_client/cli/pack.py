@@ -85,7 +85,7 @@ def pack(
     codec: CodecName = "rice",
     sign: Annotated[Path | None, typer.Option(help="private key to sign with, from `compeft keys new`")] = None,
     force: Force = False,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Pack a fine-tuned expert into one small file.
 
@@ -98,7 +98,7 @@ def pack(
     settings = pack_settings(density, budget, scale, factor, init, codec, key)
     with watched("packing", read_source(directory).size) as tick:
         packed = save_compressed(directory, file, settings, force=force, progress=tick)
-    typer.echo(texts.packed(file, packed, key.keyid if key else None, format))
+    typer.echo(texts.packed(file, packed, key.keyid if key else None, output_format))
 
 
 @app.command()
@@ -109,7 +109,7 @@ def unpack(
     init: Init = None,
     max_parameters: Annotated[int, typer.Option(help="refuse a file that would unpack to more")] = MAX_PARAMETERS,
     force: Force = False,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Write a packed expert out as the directory it was packed from: PEFT and serving stacks load it.
 
@@ -118,32 +118,32 @@ def unpack(
     trusted = load_public_key(key) if key else None
     with watched("unpacking", open_expert(file, trusted).manifest.size) as tick:
         opened = write_directory(file, output, init=init, key=trusted, force=force, max_parameters=max_parameters, progress=tick)
-    typer.echo(texts.unpacked(opened, output, format))
+    typer.echo(texts.unpacked(opened, output, output_format))
 
 
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="an expert file, or a directory that could be packed")],
     init: Init = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Show what costs bytes: in a directory before anything is packed, or in an expert file.
 
     Example: compeft inspect ./my-lora
     """
     if is_expert_file(path):
-        typer.echo(texts.file(open_expert(path), format))
+        typer.echo(texts.file(open_expert(path), output_format))
         return
     with watched("measuring", read_source(path).size) as tick:
         found = inspect_directory(path, init, tick)
-    typer.echo(texts.directory(found, init is not None, format))
+    typer.echo(texts.directory(found, init is not None, output_format))
 
 
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(help="an expert file")],
     key: Annotated[Path, typer.Option(help="public key of the signer you trust")],
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Check that a key signed an expert file, and that every byte of it is what was signed.
 
@@ -151,7 +151,7 @@ def verify(
     """
     opened = open_expert(file, load_public_key(key))
     check_payloads(opened)
-    typer.echo(texts.verified(opened, load_public_key(key).keyid, format))
+    typer.echo(texts.verified(opened, load_public_key(key).keyid, output_format))
 
 
 @app.command()
@@ -159,10 +159,10 @@ def diff(
     a: Annotated[Path, typer.Argument(help="an expert file or a directory")],
     b: Annotated[Path, typer.Argument(help="another one")],
     init: Init = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Compare what two experts changed: cosine, norms, and where and with which sign they moved.
 
     Example: compeft diff berlin.expert paris.expert
     """
-    typer.echo(texts.difference(compare(a, b, init), format))
+    typer.echo(texts.difference(compare(a, b, init), output_format))

@@ -24,14 +24,14 @@ MOST_ROWS = 40
 GAP = "\n"
 
 
-def packed(file: Path, result: Packed, keyid: str | None, format: str) -> str:
+def packed(file: Path, result: Packed, keyid: str | None, output_format: str) -> str:
     """After `pack`."""
     coarse = sum(len(c.payload) for c in result.parts if c.planned.is_coarse)
     head = sum(len(c.payload) for c in result.parts if c.part.file == HEAD)
     riding = riding_rows(result.source, [c.planned for c in result.parts])
     cosine = next((c.cosine for c in result.parts if c.planned.compression == result.compression), 1.0)
     how = result.compression
-    if format == "json":
+    if output_format == "json":
         return json.dumps(
             {
                 "file": str(file),
@@ -60,27 +60,27 @@ def packed(file: Path, result: Packed, keyid: str | None, format: str) -> str:
     )
 
 
-def unpacked(opened: ExpertFile, directory: Path, format: str) -> str:
+def unpacked(opened: ExpertFile, directory: Path, output_format: str) -> str:
     """After `unpack`."""
     manifest = opened.manifest
-    if format == "json":
+    if output_format == "json":
         facts = {"directory": str(directory), "parameters": manifest.size, "base_model": manifest.base_model}
         return json.dumps(facts | _signer(opened))
     base = f", for base model {manifest.base_model}" if manifest.base_model else ""
     return _lines(f"{directory}: {manifest.size:,} parameters in {', '.join(manifest.files)}{base}", _signature(opened))
 
 
-def verified(opened: ExpertFile, keyid: str, format: str) -> str:
+def verified(opened: ExpertFile, keyid: str, output_format: str) -> str:
     """After `verify`."""
-    if format == "json":
+    if output_format == "json":
         return json.dumps({"file": str(opened.path), "keyid": keyid, "bytes": opened.total_bytes, "verified": True})
     return f"{opened.path}: signed by {keyid}, all {opened.total_bytes:,} bytes are what was signed"
 
 
-def file(opened: ExpertFile, format: str) -> str:
+def file(opened: ExpertFile, output_format: str) -> str:
     """After `inspect FILE`."""
     manifest = opened.manifest
-    if format == "json":
+    if output_format == "json":
         facts = {
             "file": str(opened.path),
             "bytes": opened.total_bytes,
@@ -101,9 +101,9 @@ def file(opened: ExpertFile, format: str) -> str:
     )
 
 
-def directory(found: Inspection, start_given: bool, format: str) -> str:
+def directory(found: Inspection, start_given: bool, output_format: str) -> str:
     """After `inspect DIRECTORY`."""
-    if format == "json":
+    if output_format == "json":
         return json.dumps(
             {
                 "directory": str(found.source.path),
@@ -135,9 +135,9 @@ def directory(found: Inspection, start_given: bool, format: str) -> str:
     )
 
 
-def difference(found: Difference, format: str) -> str:
+def difference(found: Difference, output_format: str) -> str:
     """After `diff`."""
-    if format == "json":
+    if output_format == "json":
         modules = {name: _measures(module) for name, module in found.modules.items()}
         return json.dumps({"total": _measures(found.total), "modules": modules, "left_out": dict(found.left_out)})
     head = ("module", "cosine", "norm B/A", "overlap", "same sign", "conflicts")

@@ -49,7 +49,7 @@ def push(
     init: Init = None,
     codec: CodecName = "rice",
     patience: Patience = 30.0,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Publish a packed expert as the next version of NAME, signed with this client's key. A directory is packed first, as `compeft
     pack` does. The same file again adds no version.
@@ -67,7 +67,7 @@ def push(
         pushed = client.push(name, data, measured, examples, lambda total: watched("pushing", total))
     values = {"expert": name, "version": pushed.version, "sha256": pushed.sha256.hex(), "bytes": len(data), "new": pushed.new}
     text = f"{name} version {pushed.version}, {len(data):,} bytes, file {pushed.sha256.hex()[:16]}"
-    _print(values, text if pushed.new else f"{text}: it was the newest already", format)
+    _print(values, text if pushed.new else f"{text}: it was the newest already", output_format)
 
 
 @app.command()
@@ -82,7 +82,7 @@ def pull(
     version: Annotated[int | None, typer.Option(min=0, help="the version; the same as NAME@VERSION")] = None,
     go_back: GoBack = False,
     patience: Patience = 30.0,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Fetch an expert, check every step and signature of it, and write it as a PEFT directory. Only what this client lacks travels.
 
@@ -108,7 +108,7 @@ def pull(
         got = deliver(us, reference, output, wishes, lambda total: watched("fetching", total))
         values = {"expert": got.expert, "version": got.version, "publisher": got.publisher, "directory": str(output)}
         by = f", published by {got.publisher}" if got.publisher else ""
-        _print(values, f"{got.expert} version {got.version}, {got.parameters:,} parameters{by} -> {output}", format)
+        _print(values, f"{got.expert} version {got.version}, {got.parameters:,} parameters{by} -> {output}", output_format)
     elif packed is not None:
         with PackageClient(us) as client:
             fetched = fetch_package(client, reference, wishes, lambda total: watched("fetching", total))
@@ -116,7 +116,7 @@ def pull(
             stream.write(fetched.data)
         values = {"expert": fetched.expert, "version": fetched.version, "publisher": fetched.publisher, "file": str(packed)}
         text = f"{fetched.expert} version {fetched.version}, {len(fetched.data):,} bytes, published by {fetched.publisher} -> {packed}"
-        _print(values, text, format)
+        _print(values, text, output_format)
 
 
 @app.command()
@@ -131,7 +131,7 @@ def watch(
     publisher: Trusted = None,
     init: Init = None,
     go_back: GoBack = False,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Keep a folder at an expert's newest version, or where a channel points, until SIGTERM or Ctrl-C.
 
@@ -151,7 +151,7 @@ def watch(
         lambda got: _print(
             {"expert": got.expert, "version": got.version, "publisher": got.publisher, "directory": str(output)},
             f"{got.expert} version {got.version} -> {output}",
-            format,
+            output_format,
         ),
         lambda trouble: typer.echo(trouble, err=True),
     )
@@ -217,5 +217,5 @@ def _words(command: str) -> list[str]:
         raise InputError(f"--exec {command!r} is no command: {error}") from error
 
 
-def _print(values: dict[str, object], text: str, format: str) -> None:  # the option's name
-    typer.echo(json.dumps(values) if format == "json" else text)
+def _print(values: dict[str, object], text: str, output_format: str) -> None:
+    typer.echo(json.dumps(values) if output_format == "json" else text)

@@ -13,7 +13,12 @@ from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.invitation import PREFIX, from_text
 
-Site = Annotated[Path, typer.Option(help="the site folder: keys, certificate, the aggregator's address and key, local memory")]
+Site = Annotated[
+    Path,
+    typer.Option(
+        envvar="COMPEFT_SITE", help="the site folder: keys, certificate, the aggregator's address and key, local memory"
+    ),
+]
 MOST_LINES, MOST_CHARACTERS = 10, 4096
 """How far standard input is read for an invitation."""
 
@@ -27,7 +32,7 @@ def enroll(
     aggregator: Annotated[
         str, typer.Option(help="host:port where the aggregator enrols; as the invitation says by default")
     ] = "",
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Become a member by an invitation: makes keys that never leave this machine, and writes a site folder for --site.
 
@@ -52,7 +57,7 @@ def enroll(
     values |= {"expires_at_ms": standing.expires_at_ms, "site": str(site)}
     certificate = f", certificate until {_day(standing.expires_at_ms)}" if standing.expires_at_ms else ""
     text = f"enrolled at {standing.aggregator} as {standing.name} ({standing.role}) with key {standing.keyid}{certificate}"
-    typer.echo(json.dumps(values) if format == "json" else f"{text}\nuse it with --site {site}")
+    typer.echo(json.dumps(values) if output_format == "json" else f"{text}\nuse it with --site {site}")
 
 
 def _told() -> str:
@@ -72,7 +77,7 @@ def renew(
     when_due: Annotated[
         bool, typer.Option("--when-due", help="only if less than a third of the certificate's life is left")
     ] = False,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Renew this member's certificate, and its signing key if you like; fetches new authorities and keys of the aggregator.
 
@@ -87,10 +92,10 @@ def renew(
 
     path = read_site(site).get("tls-cert")
     if when_due and not replace_key and not (path and is_due(read_certificate(Path(str(path))), now_ms())):
-        typer.echo(json.dumps({"renewed": False}) if format == "json" else "not due yet")
+        typer.echo(json.dumps({"renewed": False}) if output_format == "json" else "not due yet")
         return
     standing = renew_site(site.absolute(), replace_key=replace_key)
-    if format == "json":
+    if output_format == "json":
         typer.echo(json.dumps({"renewed": True, "keyid": standing.keyid, "expires_at_ms": standing.expires_at_ms}))
         return
     certificate = f", certificate until {_day(standing.expires_at_ms)}" if standing.expires_at_ms else ""

@@ -36,7 +36,7 @@ def tune_command(
         list[Path] | None, typer.Option("--with", help="experts to compose the chosen one with, and measure")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the output file")] = False,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Find the fewest bytes that keep the metric: base only, uncompressed, then packed at 50, 20, 10, 5 ... % and in between.
 
@@ -52,13 +52,13 @@ def tune_command(
         raise InputError(f"{file} exists already: say --force to replace it, or -o for another name")
     measure, journal = measure_by(evaluate), file.with_suffix(".tune.json")
     search = Search(directory, PackSettings(init=init), floor, measure, journal, evaluate)
-    curve = tune(search, _say if format == "text" else lambda _: None)
+    curve = tune(search, _say if output_format == "text" else lambda _: None)
     file.with_suffix(".svg").write_text(picture(curve, directory.resolve().name), encoding="utf-8")
     chosen = curve.chosen
     if chosen is not None:
         save_compressed(directory, file, PackSettings(chosen.density, init=init), force=force)
     composed = _composed(directory, file, init, beside or [], measure) if chosen else None
-    typer.echo(_json(curve, file, composed) if format == "json" else _text(curve, file, composed))
+    typer.echo(_json(curve, file, composed) if output_format == "json" else _text(curve, file, composed))
     if chosen is None:
         raise typer.Exit(1)
 

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from compeft_client.checkpoints.base_model_digest import weights_digest
+from compeft_client.cli.options import AsFormat
 
 app = typer.Typer()
 
@@ -14,11 +15,11 @@ app = typer.Typer()
 @app.command("weights-digest")
 def weights_digest_command(
     path: Annotated[Path, typer.Argument(help="a .safetensors file, or a checkpoint's folder, whole or sharded")],
-    format: Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")] = "text",
+    output_format: AsFormat = "text",
 ) -> None:
     """Print the weights digest of a base model: the same for the same tensors, however they are stored.
 
     Example: compeft weights-digest ./all-MiniLM-L6-v2
     """
     digest = weights_digest(path).hex()
-    typer.echo(json.dumps({"path": str(path), "weights_digest": digest}) if format == "json" else digest)
+    typer.echo(json.dumps({"path": str(path), "weights_digest": digest}) if output_format == "json" else digest)

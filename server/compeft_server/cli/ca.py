@@ -2,19 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from cryptography import x509
 
 from compeft_proto.clock import now_ms
+from compeft_server.cli.options import AsFormat, Data
 from compeft_server.data_directory import open_ledger
 from compeft_server.identity import authority_files as files
 from compeft_server.identity import certificate_authority as ca
 from compeft_server.identity import service_certificates
 
-AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
-Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
 LOCAL = ("localhost", "127.0.0.1")
 """Names that every server's certificate is also for: a conductor on the same machine uses them."""
 
@@ -27,7 +26,7 @@ app.add_typer(group, name="ca")
 def init(
     data: Data,
     host: Annotated[list[str], typer.Option(help="DNS name or IP address by which clients reach this server; may be repeated")],
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Make an authority and the server's certificate; `compeft serve` uses them from then on.
 
@@ -35,30 +34,30 @@ def init(
     """
     made = files.init(data, list(dict.fromkeys([*host, *LOCAL])), now_ms())
     _note(data, "make authority", made.current.certificate)
-    _show(data, format)
+    _show(data, output_format)
 
 
 @group.command("show")
-def show(data: Data, format: AsFormat = "text") -> None:  # the option's name
+def show(data: Data, output_format: AsFormat = "text") -> None:
     """Show the authority, the one before it while it is believed, and the server's certificate.
 
     Example: compeft ca show --data /var/lib/compeft
     """
-    _show(data, format)
+    _show(data, output_format)
 
 
 @group.command("renew")
 def renew(
     data: Data,
     host: Annotated[list[str] | None, typer.Option(help="other names than it has now; may be repeated")] = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Make a new certificate and key for the server; a running one takes it up. It also does so itself, in the last third of a year.
 
     Example: compeft ca renew --data /var/lib/compeft --host agg2.example
     """
     files.renew_server(data, now_ms(), list(dict.fromkeys([*host, *LOCAL])) if host else None)
-    _show(data, format)
+    _show(data, output_format)
 
 
 @group.command("issue")
@@ -66,7 +65,7 @@ def issue(
     data: Data,
     folder: Annotated[Path, typer.Argument(help="folder that gets server.pem and ca.crt")],
     host: Annotated[list[str], typer.Option(help="DNS name or IP address of that service; may be repeated")],
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Give a service beside the aggregator a certificate: a reverse proxy, Flower's SuperLink, the live page.
 
@@ -84,37 +83,37 @@ def issue(
     }
     state = "new" if fresh else "kept"
     lines = [f"{state:<12} {values['certificate']}", f"{'authorities':<12} {values['authorities']}"]
-    typer.echo(json.dumps(values) if format == "json" else "\n".join(lines))
+    typer.echo(json.dumps(values) if output_format == "json" else "\n".join(lines))
 
 
 @group.command("rotate")
-def rotate(data: Data, format: AsFormat = "text") -> None:  # the option's name
+def rotate(data: Data, output_format: AsFormat = "text") -> None:
     """Make a new authority beside the old one. Both are believed; clients get both when they renew. No restart, nobody is cut off.
 
     Example: compeft ca rotate --data /var/lib/compeft
     """
     _note(data, "rotate authority", files.rotate(data, now_ms()).current.certificate)
-    _show(data, format)
+    _show(data, output_format)
 
 
 @group.command("retire")
-def retire(data: Data, format: AsFormat = "text") -> None:  # the option's name
+def retire(data: Data, output_format: AsFormat = "text") -> None:
     """Believe the old authority no more: clients that have not renewed since `compeft ca rotate` must be invited again.
 
     Example: compeft ca retire --data /var/lib/compeft
     """
     _note(data, "retire authority", files.retire(data, now_ms()))
-    _show(data, format)
+    _show(data, output_format)
 
 
 def _note(data: Path, action: str, certificate: x509.Certificate) -> None:
     open_ledger(data).membership.note(action, "authority", now_ms(), fingerprint=ca.fingerprint(certificate).hex())
 
 
-def _show(data: Path, format: str) -> None:  # the option's name
+def _show(data: Path, output_format: str) -> None:
     trust, server = files.load(data), files.server_certificate(data)
     shown = {"authority": trust.current.certificate} | ({"old": trust.old.certificate} if trust.old else {}) | {"server": server}
-    if format == "json":
+    if output_format == "json":
         rows = {name: _facts(certificate) for name, certificate in shown.items()}
         typer.echo(json.dumps(rows | {"hosts": list(ca.hosts_of(server))}))
         return

@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from compeft_proto.invitation import new_invitation, to_text
 from compeft_proto.keys import public_key_from_pem
 from compeft_proto.name_checks import check_name
 from compeft_server.admin import policy_admin
+from compeft_server.cli.options import AsFormat, Data
 from compeft_server.data_directory import existing, open_ledger
 from compeft_server.domain.invitations import valid_ms
 from compeft_server.domain.policy import EVERY
@@ -21,8 +22,6 @@ from compeft_server.identity import aggregator_keys, authority_files
 from compeft_server.identity import certificate_authority as ca
 from compeft_server.private_files import read_file
 
-AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
-Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
 RoleName = Annotated[str, typer.Option(help=f"one of {', '.join(ROLES)}")]
 
 Experts = Annotated[
@@ -67,7 +66,7 @@ def clients_invite(
     valid: Annotated[str, typer.Option(help="how long it holds: 30m, 24h, 7d; at most 30d")] = "24h",
     address: Annotated[str, typer.Option(help="host:port of `compeft serve --enroll-port`, to put it into the invitation")] = "",
     expert: Experts = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Print an invitation, once: it lets one new member in. Hand it over by a way that nobody else reads.
 
@@ -87,7 +86,7 @@ def clients_invite(
     for one in granted:
         policy_admin.rule(ledger, "allow", one, name, policy_admin.USUAL[known], now)
     text = to_text(invitation)
-    if format == "json":
+    if output_format == "json":
         values = {"invitation": text, "number": stored.number, "name": name, "role": known, "expires_at_ms": expires}
         typer.echo(json.dumps(values))
         return
@@ -103,7 +102,7 @@ def clients_simulate(
     count: Annotated[int, typer.Option("--clients", min=1, help="how many simulated clients there are to be")],
     address: Annotated[str, typer.Option("--aggregator", help="host:port where `compeft serve` listens")] = "127.0.0.1:9443",
     expert: Experts = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Make and enrol the keys of simulated clients, all on this machine. What is there already is kept.
 
@@ -115,20 +114,20 @@ def clients_simulate(
     from compeft_server.admin.simulated_sites import make_sites
 
     names = make_sites(data, sites.absolute(), count, address, _experts(expert))
-    if format == "json":
+    if output_format == "json":
         typer.echo(json.dumps({"sites": str(sites.absolute()), "members": names}))
     else:
         typer.echo(f"{count} simulated clients and a conductor of {address} are enrolled, their site folders lie in {sites}")
 
 
 @clients.command("list")
-def clients_list(data: Data, format: AsFormat = "text") -> None:  # the option's name
+def clients_list(data: Data, output_format: AsFormat = "text") -> None:
     """List every key that was enrolled, with its times and the end of its certificate.
 
     Example: compeft clients list --data /var/lib/compeft --format json
     """
     enrolled = open_ledger(existing(data)).membership.enrolled()
-    if format == "json":
+    if output_format == "json":
         typer.echo(json.dumps([_as_json(e) for e in enrolled]))
         return
     for e in enrolled:
@@ -149,7 +148,7 @@ def clients_revoke(name: Annotated[str, typer.Argument(help="the member's name")
 
 
 @app.command("rotate-key")
-def rotate_key(data: Data, format: AsFormat = "text") -> None:  # the option's name
+def rotate_key(data: Data, output_format: AsFormat = "text") -> None:
     """Make the aggregator's next signing key. It is taken up when `compeft serve` starts again.
 
     The old key introduces the new one in a signed statement, which clients follow by themselves; what it signed still holds.
@@ -158,7 +157,7 @@ def rotate_key(data: Data, format: AsFormat = "text") -> None:  # the option's n
     """
     before, after = aggregator_keys.own_key(existing(data)).keyid, aggregator_keys.stage(data).keyid
     open_ledger(data).membership.note("make next key", "aggregator", now_ms(), keyid=after)
-    if format == "json":
+    if output_format == "json":
         typer.echo(json.dumps({"keyid": before, "next_keyid": after}))
     else:
         typer.echo(f"key {after} follows {before} when `compeft serve` starts again")

@@ -3,18 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from compeft_core.errors import InputError
+from compeft_server.cli.options import AsFormat, Currency, Data, PricePerGb
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.price import price_of
-
-Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
-AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
-PerGb = Annotated[float | None, typer.Option("--price-per-gb", min=0, help="what a GB (10^9 bytes) on the wire costs you")]
-Currency = Annotated[str, typer.Option(help="the currency of that price")]
 
 app = typer.Typer()
 
@@ -27,9 +23,9 @@ def dashboard(
     tls_cert: Annotated[Path | None, typer.Option(help="PEM of the page's certificate")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM of its key")] = None,
     behind_proxy: Annotated[bool, typer.Option("--behind-proxy", help="a proxy in front speaks TLS with the browser")] = False,
-    price_per_gb: PerGb = None,
+    price_per_gb: PricePerGb = None,
     currency: Currency = "EUR",
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Serve the live page over an aggregator's ledger: bytes saved with the quality beside them, rounds, experts, clients, /metrics.
 
@@ -43,7 +39,7 @@ def dashboard(
     door = Door(host, port, tls_cert, tls_key, behind_proxy)
     web = Web(data, ledger, door, price_of(price_per_gb, currency), Registry(data, ledger))
     address = f"{'https' if tls_cert else 'http'}://{host}:{web.port}/"
-    typer.echo(json.dumps({"address": address}) if format == "json" else f"the live page is at {address}")
+    typer.echo(json.dumps({"address": address}) if output_format == "json" else f"the live page is at {address}")
     sys.stdout.flush()
     web.run()
     ledger.close()

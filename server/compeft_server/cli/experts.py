@@ -1,8 +1,7 @@
 """Commands about experts as a whole, run on the aggregator's machine: list, show, promote, retire. Each calls one function and prints."""
 
 import json
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -11,19 +10,16 @@ from compeft_server.admin import policy_admin
 from compeft_server.admin.expert_card import read_card, to_json, to_text
 from compeft_server.admin.lineage import Versions
 from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.cli.options import AsFormat, Data, ExpertName
 from compeft_server.data_directory import existing, open_ledger, open_store
 from compeft_server.domain.policy import retired
 from compeft_server.identity.aggregator_keys import earlier_keys, own_key
-
-AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
-Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
-Name = Annotated[str, typer.Argument(help="name of the expert")]
 
 experts = typer.Typer(help="Experts and their versions.", no_args_is_help=True)
 
 
 @experts.command("list")
-def experts_list(data: Data, format: AsFormat = "text") -> None:  # the option's name
+def experts_list(data: Data, output_format: AsFormat = "text") -> None:
     """List experts with their newest version and size, retired ones too.
 
     Example: compeft experts list --data /var/lib/compeft
@@ -40,7 +36,7 @@ def experts_list(data: Data, format: AsFormat = "text") -> None:  # the option's
         for name, head, e in found
         if e is not None
     ]
-    if format == "json":
+    if output_format == "json":
         typer.echo(json.dumps(rows))
         return
     for row in rows:
@@ -49,7 +45,7 @@ def experts_list(data: Data, format: AsFormat = "text") -> None:  # the option's
 
 
 @experts.command("show")
-def experts_show(name: Name, data: Data, format: AsFormat = "text") -> None:  # the option's name
+def experts_show(name: ExpertName, data: Data, output_format: AsFormat = "text") -> None:
     """Show one expert: base model, layout, versions, channels, policy, sizes, and who contributed.
 
     Example: compeft experts show sentiment --data /var/lib/compeft
@@ -57,16 +53,16 @@ def experts_show(name: Name, data: Data, format: AsFormat = "text") -> None:  # 
     ledger, store, key, earlier = open_ledger(existing(data)), open_store(data), own_key(data), earlier_keys(data)
     lineage = Versions(key, store, ledger, earlier).lineage(name)
     card = read_card(ledger, ExpertLog(key.public, store, ledger, earlier), lineage, name)
-    typer.echo(json.dumps(to_json(card)) if format == "json" else to_text(card))
+    typer.echo(json.dumps(to_json(card)) if output_format == "json" else to_text(card))
 
 
 @experts.command("retire")
 def experts_retire(
-    name: Name,
+    name: ExpertName,
     data: Data,
     version: Annotated[int | None, typer.Option(help="only this version; the whole expert by default")] = None,
     undo: Annotated[bool, typer.Option("--undo", help="take a retirement back")] = False,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Retire an expert, or one version: nobody but its owner submits to it or fetches it. Nothing is deleted.
 
@@ -76,16 +72,16 @@ def experts_retire(
     policy_admin.retire(open_ledger(existing(data)), name, version, now_ms(), undo)
     values = {"expert": name, "version": version, "retired": not undo}
     what = name if version is None else f"{name} version {version}"
-    typer.echo(json.dumps(values) if format == "json" else f"{what} is {'no longer ' if undo else ''}retired")
+    typer.echo(json.dumps(values) if output_format == "json" else f"{what} is {'no longer ' if undo else ''}retired")
 
 
 @experts.command("promote")
 def experts_promote(
-    name: Name,
+    name: ExpertName,
     version: Annotated[int, typer.Argument(help="the version that the channel shall point at; an older one rolls it back")],
     data: Data,
     channel: Annotated[str, typer.Option(help="the channel to move; canary is the newest version by itself")] = "stable",
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Make a channel point at a version. Clients that follow it get it at their next sync; going back they must be told to.
 
@@ -93,4 +89,4 @@ def experts_promote(
     """
     policy_admin.promote(open_ledger(existing(data)), name, version, channel, now_ms())
     values = {"expert": name, "channel": channel, "version": version}
-    typer.echo(json.dumps(values) if format == "json" else f"{name}: {channel} is version {version}")
+    typer.echo(json.dumps(values) if output_format == "json" else f"{name}: {channel} is version {version}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -14,14 +14,13 @@ from compeft_proto.clock import now_ms
 from compeft_server.admin import policy_admin
 from compeft_server.aggregation.access import Access
 from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.cli.options import AsFormat, Data
 from compeft_server.data_directory import existing, open_ledger, open_store
 from compeft_server.domain.policy import ACTIONS, ROLE, Action, Decision, Effect, Rule, as_time, describe, standing
 from compeft_server.domain.records import ROLES
 from compeft_server.identity.aggregator_keys import earlier_keys, own_key
 from compeft_server.ledger.ledger import Ledger
 
-AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
-Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
 Expert = Annotated[str, typer.Argument(help="name of the expert, or '*' for every one")]
 Who = Annotated[str, typer.Argument(help="an enrolled member's name, or role:edge, role:reader, role:conductor")]
 Publish = Annotated[bool, typer.Option("--publish", help="submit updates, run rounds, push versions")]
@@ -42,7 +41,7 @@ def policy_allow(
     from_version: Annotated[int, typer.Option(help="the first version that this is about")] = 0,
     until: Annotated[str | None, typer.Option(help="when it ends: ISO 8601, UTC unless it says otherwise")] = None,
     channel: Annotated[str, typer.Option(help="only what this channel points at, or did: stable or canary; for --fetch")] = "",
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Allow something. It replaces what was said before of the same expert, member or role, and action.
 
@@ -52,29 +51,29 @@ def policy_allow(
     bounds = policy_admin.Bounds(from_version, _time(until), channel)
     ledger = open_ledger(data)
     said = policy_admin.rule(ledger, "allow", expert, who, _chosen(publish, fetch), now_ms(), bounds)
-    _print_said(ledger, said, format)
+    _print_said(ledger, said, output_format)
 
 
 @policy.command("deny")
 def policy_deny(
-    expert: Expert, who: Who, data: Data, publish: Publish = False, fetch: Fetch = False, format: AsFormat = "text"
+    expert: Expert, who: Who, data: Data, publish: Publish = False, fetch: Fetch = False, output_format: AsFormat = "text"
 ) -> None:
     """Deny everything, or what is named. A denial that names a member outweighs what its role is allowed.
 
     Example: compeft policy deny sentiment shop-7 --data /var/lib/compeft
     """
-    _say("deny", expert, who, data, _chosen(publish, fetch) or ACTIONS, format)
+    _say("deny", expert, who, data, _chosen(publish, fetch) or ACTIONS, output_format)
 
 
 @policy.command("clear")
 def policy_clear(
-    expert: Expert, who: Who, data: Data, publish: Publish = False, fetch: Fetch = False, format: AsFormat = "text"
+    expert: Expert, who: Who, data: Data, publish: Publish = False, fetch: Fetch = False, output_format: AsFormat = "text"
 ) -> None:
     """Say nothing any more of this expert and member or role: the next, more general rule decides again.
 
     Example: compeft policy clear sentiment shop-7 --data /var/lib/compeft
     """
-    _say("clear", expert, who, data, _chosen(publish, fetch) or ACTIONS, format)
+    _say("clear", expert, who, data, _chosen(publish, fetch) or ACTIONS, output_format)
 
 
 @policy.command("list")
@@ -82,14 +81,14 @@ def policy_list(
     data: Data,
     expert: Annotated[str | None, typer.Argument(help="only rules that speak of this expert")] = None,
     everything: Annotated[bool, typer.Option("--all", help="also the rules that newer ones replaced")] = False,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """List the rules that stand.
 
     Example: compeft policy list sentiment --data /var/lib/compeft
     """
     rules = open_ledger(existing(data)).terms.rules(expert)
-    _print_rules(rules if everything else standing(rules), format)
+    _print_rules(rules if everything else standing(rules), output_format)
 
 
 @policy.command("explain")
@@ -98,7 +97,7 @@ def policy_explain(
     who: Who,
     data: Data,
     version: Annotated[int | None, typer.Option(help="the version it is about; the newest by default")] = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Say what a member or a role may do with an expert now, and which rule decides.
 
@@ -113,7 +112,7 @@ def policy_explain(
     decisions = {action: access.decide(name, role, expert, action, at) for action in ACTIONS}
     if name and all(m.revoked for m in ledger.members() if m.name == name):
         decisions = dict.fromkeys(ACTIONS, Decision(False, "its key is revoked"))
-    if format == "json":
+    if output_format == "json":
         typer.echo(json.dumps([_decision_json(expert, who, at, action, d) for action, d in decisions.items()]))
         return
     for action, decision in decisions.items():
@@ -121,9 +120,9 @@ def policy_explain(
         typer.echo(f"{who} {may} {action} {expert} version {at}: {decision.reason}")
 
 
-def _say(effect: Effect, expert: str, who: str, data: Path, actions: Sequence[Action], format: str) -> None:  # the option's name
+def _say(effect: Effect, expert: str, who: str, data: Path, actions: Sequence[Action], output_format: str) -> None:
     ledger = open_ledger(existing(data))
-    _print_said(ledger, policy_admin.rule(ledger, effect, expert, who, actions, now_ms()), format)
+    _print_said(ledger, policy_admin.rule(ledger, effect, expert, who, actions, now_ms()), output_format)
 
 
 def _chosen(publish: bool, fetch: bool) -> tuple[Action, ...]:
@@ -155,15 +154,15 @@ def _who(ledger: Ledger, who: str) -> tuple[str, str]:
     return found.name, found.role
 
 
-def _print_said(ledger: Ledger, said: Sequence[Rule], format: str) -> None:  # the option's name
-    _print_rules(said, format)
+def _print_said(ledger: Ledger, said: Sequence[Rule], output_format: str) -> None:
+    _print_rules(said, output_format)
     name = said[0].expert
     if name != "*" and ledger.expert(name) is None:
         typer.echo(f"no expert {name!r} has been published yet: the rule waits for it", err=True)
 
 
-def _print_rules(rules: Sequence[Rule], format: str) -> None:  # the option's name
-    if format == "json":
+def _print_rules(rules: Sequence[Rule], output_format: str) -> None:
+    if output_format == "json":
         typer.echo(json.dumps([_rule_json(rule) for rule in rules]))
         return
     for rule in rules:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import UnknownExpertError
+from compeft_server.cli.options import Currency, Data, PricePerGb
 from compeft_server.data_directory import existing, open_ledger
 from compeft_server.domain.price import price_of
 from compeft_server.ledger.ledger import Ledger
@@ -30,18 +31,20 @@ app = typer.Typer()
 
 @app.command("report")
 def report_command(
-    data: Annotated[Path, typer.Option(help="the aggregator's data directory")],
+    data: Data,
     expert: Annotated[str | None, typer.Option(help="name of the expert; not needed where there is one only")] = None,
     since: Annotated[
         str | None, typer.Option(help="only bytes from this day or time on, such as 2026-11-01; UTC unless it says")
     ] = None,
-    price_per_gb: Annotated[float | None, typer.Option(min=0, help="what a GB (10^9 bytes) on the wire costs you")] = None,
-    currency: Annotated[str, typer.Option(help="the currency of that price")] = "EUR",
+    price_per_gb: PricePerGb = None,
+    currency: Currency = "EUR",
     pool: Annotated[Path | None, typer.Option(help="JSON of `compeft bench pool -o`, for the section on GPU use")] = None,
     dense: Annotated[
         Path | None, typer.Option(help="JSON of a dense run to compare with, as `compeft demo --compare` writes")
     ] = None,
-    format: Annotated[Format, typer.Option("--format", help="how to write it; csv and parquet: a row a transfer")] = "text",
+    output_format: Annotated[
+        Format, typer.Option("--format", help="how to write it; csv and parquet: a row a transfer")
+    ] = "text",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="file to write instead of standard output")] = None,
 ) -> None:
     """Bytes, time and money with the task metric beside them: one expert's bandwidth report.
@@ -52,13 +55,13 @@ def report_command(
     from compeft_server.reports.json_format import dense_from_json
 
     ledger, since_ms = open_ledger(existing(data)), None if since is None else moment_of(since)
-    if format in ("csv", "parquet"):
-        _write_rows(ledger, data, expert, since_ms, format, output)
+    if output_format in ("csv", "parquet"):
+        _write_rows(ledger, data, expert, since_ms, output_format, output)
         return
     name = expert or _only(ledger)
     arm = _parsed(dense, dense_from_json) if dense else None
     extras = _extras(ledger, data, name, price_per_gb, currency, pool)
-    _write_report(ledger, name, arm, since_ms, extras, format, output)
+    _write_report(ledger, name, arm, since_ms, extras, output_format, output)
     ledger.close()
 
 
@@ -72,7 +75,13 @@ def moment_of(words: str) -> int:
 
 
 def _write_report(
-    ledger: Ledger, name: str, dense: DenseArm | None, since_ms: int | None, extras: Extras, format: Format, output: Path | None
+    ledger: Ledger,
+    name: str,
+    dense: DenseArm | None,
+    since_ms: int | None,
+    extras: Extras,
+    output_format: Format,
+    output: Path | None,
 ) -> None:
     from compeft_server.reports.build import read_report
     from compeft_server.reports.html import to_html
@@ -86,23 +95,23 @@ def _write_report(
         "md": lambda: to_markdown(report, extras),
         "text": lambda: _as_text(report, extras),
     }
-    if format == "text" and output is None:
+    if output_format == "text" and output is None:
         _print(report, extras)
         return
-    _put(makers[format](), output)
+    _put(makers[output_format](), output)
 
 
 def _write_rows(
-    ledger: Ledger, data: Path, expert: str | None, since_ms: int | None, format: Format, output: Path | None
+    ledger: Ledger, data: Path, expert: str | None, since_ms: int | None, output_format: Format, output: Path | None
 ) -> None:
     from compeft_server.reports.table_rows import rows_of, to_csv, write_parquet
 
     if expert is not None and expert not in ledger.experts():
         raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
-    if format == "parquet" and output is None:
+    if output_format == "parquet" and output is None:
         raise InputError("Parquet is not for a terminal: give -o FILE")
     rows = rows_of(ledger, own_public_keys(data), expert, since_ms or 0)
-    if format == "csv":
+    if output_format == "csv":
         _put(to_csv(rows), output, end="")
     elif output is not None:
         write_parquet(rows, output)

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,14 +13,12 @@ from compeft_server.app.limits_file import read_limits
 from compeft_server.app.logs import LogFormat
 from compeft_server.app.observability import observe
 from compeft_server.app.server import Settings, serve
+from compeft_server.cli.options import AsFormat, Currency, Data, PricePerGb
 from compeft_server.data_directory import Storage, choose_storage
 from compeft_server.domain.limits import Limits
 from compeft_server.domain.price import price_of
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.identity.tls_credentials import Tls
-
-AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
-Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
 
 TABLE_WIDTH = 110
 """Columns that the report's table needs; a narrower terminal wraps its lines rather than lose figures."""
@@ -49,13 +47,13 @@ def serve_command(
     web: Annotated[
         int | None, typer.Option(min=0, max=65535, help="also serve the live page and /metrics, on this port of loopback")
     ] = None,
-    price_per_gb: Annotated[float | None, typer.Option(min=0, help="what a GB on the wire costs you, for the live page")] = None,
-    currency: Annotated[str, typer.Option(help="the currency of that price")] = "EUR",
+    price_per_gb: PricePerGb = None,
+    currency: Currency = "EUR",
     log_format: Annotated[
         LogFormat, typer.Option(help="log lines on standard error: console for people, json for programs")
     ] = "console",
     limits: Annotated[Path | None, typer.Option(help="TOML file of limits for each client and for all")] = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Run the aggregator until SIGTERM or Ctrl-C. Prints its address and key once it listens.
 
@@ -80,7 +78,7 @@ def serve_command(
         values = {"address": f"{host}:{listening}", "keyid": own_key(data).keyid, "public_key": str(data / "aggregator.pub")}
         values |= {"enrolment": f"{host}:{enrolling}"} if enrolling is not None else {}
         values |= {"web": f"http://127.0.0.1:{observed.web_port}/"} if observed.web_port else {}
-        typer.echo(json.dumps(values) if format == "json" else "\n".join(f"{k:<10} {v}" for k, v in values.items()))
+        typer.echo(json.dumps(values) if output_format == "json" else "\n".join(f"{k:<10} {v}" for k, v in values.items()))
 
     settings = Settings(data, host, port, tls, read_limits(limits) if limits else Limits(), enroll_port=enroll_port)
     serve(settings, ready, interceptors=[observed.observer], beside=observed.beside)
@@ -95,7 +93,7 @@ def demo_command(
     seed: Annotated[int, typer.Option(min=0, help="seed of the initial state and of the training")] = 0,
     density: Annotated[float, typer.Option(help="fraction of the task vector that a client sends")] = 0.05,
     folder: Annotated[Path | None, typer.Option(help="where logs, report and expert go; default demo-runs/<time>")] = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Run the whole system on this machine, on real data, and report what it moved and what that was worth.
 
@@ -112,13 +110,13 @@ def demo_command(
     where = (folder or Path("demo-runs") / time.strftime("%Y%m%d-%H%M%S")).absolute()
     if where.exists():
         raise InputError(f"{where} exists already: choose another --folder")
-    console = _wide(Console(stderr=format == "json"))
+    console = _wide(Console(stderr=output_format == "json"))
     done = run_demo(DemoSettings(where, rounds, seed, density, compare), console)
     values = to_json(done.report) | {"control_bytes": done.control_bytes, "expert_directory": str(done.expert)}
     page = where / "report.html"
     page.write_text(to_html(done.report), encoding="utf-8")
     (where / "report.json").write_text(json.dumps(values | {"report": str(page)}, indent=1), encoding="utf-8")
-    if format == "json":
+    if output_format == "json":
         typer.echo(json.dumps(values | {"report": str(page)}))
         return
     console.print(to_table(done.report))

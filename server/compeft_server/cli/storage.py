@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -11,10 +11,9 @@ from compeft_proto.clock import now_ms
 from compeft_server.admin.backup import Head, back_up
 from compeft_server.admin.garbage_collection import Collected, Grace, collect
 from compeft_server.admin.restore import restore
+from compeft_server.cli.options import AsFormat, Data
 from compeft_server.data_directory import existing, open_ledger, open_store
 
-AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
-Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
 HOUR_MS = 60 * 60 * 1000
 
 app = typer.Typer()
@@ -26,7 +25,7 @@ def gc_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would go, remove nothing")] = False,
     grace_hours: Annotated[int, typer.Option(min=1, help="keep what was stored or asked for since")] = 24,
     part_days: Annotated[int, typer.Option(min=1, help="keep unfinished uploads that got bytes since")] = 7,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Remove chunks that no version, update or open round needs, and uploads that were given up. The aggregator may be running.
 
@@ -36,14 +35,14 @@ def gc_command(
     grace = Grace(grace_hours * HOUR_MS, part_days * 24 * HOUR_MS)
     done = collect(open_store(data), ledger, now_ms(), grace, dry_run)
     ledger.close()
-    typer.echo(json.dumps(asdict(done) | {"dry_run": dry_run}) if format == "json" else _collected_text(done, dry_run))
+    typer.echo(json.dumps(asdict(done) | {"dry_run": dry_run}) if output_format == "json" else _collected_text(done, dry_run))
 
 
 @app.command("backup")
 def backup_command(
     data: Data,
     output: Annotated[Path, typer.Option("-o", "--output", help="the tar file to write")],
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Write ledger, keys and chunks to one file. The aggregator may be running. The file holds its private keys: guard it.
 
@@ -54,7 +53,7 @@ def backup_command(
         f"{output} holds the ledger ({head.ledger_bytes:,} bytes), {len(head.files)} private files and {head.chunks:,} chunks",
         output,
         head,
-        format,
+        output_format,
     )
 
 
@@ -62,18 +61,18 @@ def backup_command(
 def restore_command(
     archive: Annotated[Path, typer.Argument(help="a file that `compeft backup` wrote")],
     data: Annotated[Path, typer.Option(help="the new data directory")],
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Make a data directory from a backup, all of it or nothing. Serve it with `compeft serve --data`.
 
     Example: compeft restore /backups/compeft-monday.tar --data /var/lib/compeft-restored
     """
     head = restore(archive, data)
-    _say(f"{data} is restored: its audit log holds and all {head.chunks:,} chunks are there", data, head, format)
+    _say(f"{data} is restored: its audit log holds and all {head.chunks:,} chunks are there", data, head, output_format)
 
 
-def _say(text: str, path: Path, head: Head, format: str) -> None:
-    typer.echo(json.dumps({"path": str(path)} | asdict(head)) if format == "json" else text)
+def _say(text: str, path: Path, head: Head, output_format: str) -> None:
+    typer.echo(json.dumps({"path": str(path)} | asdict(head)) if output_format == "json" else text)
 
 
 def _collected_text(done: Collected, dry_run: bool) -> str:

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -13,13 +13,10 @@ from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.clock import now_ms
 from compeft_server.admin.lineage import Origin, Versions
 from compeft_server.cli.experts import experts
+from compeft_server.cli.options import AsFormat, Data, ExpertName
 from compeft_server.data_directory import existing, open_ledger, open_store
 from compeft_server.identity.aggregator_keys import earlier_keys, own_key
 from compeft_server.ledger.audit import check
-
-AsFormat = Annotated[Literal["text", "json"], typer.Option("--format", help="text for people, json for programs")]
-Data = Annotated[Path, typer.Option(help="the aggregator's data directory")]
-Name = Annotated[str, typer.Argument(help="name of the expert")]
 
 app = typer.Typer()
 audit_app = typer.Typer(help="The append-only log of decisions.", no_args_is_help=True)
@@ -28,13 +25,13 @@ app.add_typer(experts, name="experts")
 
 
 @experts.command("log")
-def experts_log(name: Name, data: Data, format: AsFormat = "text") -> None:  # the option's name
+def experts_log(name: ExpertName, data: Data, output_format: AsFormat = "text") -> None:
     """Show where every version comes from: round, method, density, bytes, contributors and their weights.
 
     Example: compeft experts log sentiment --data /var/lib/compeft
     """
     origins = _versions(data).lineage(name)
-    if format == "json":
+    if output_format == "json":
         typer.echo(json.dumps([_as_json(origin) for origin in origins]))
         return
     for origin in origins:
@@ -43,10 +40,10 @@ def experts_log(name: Name, data: Data, format: AsFormat = "text") -> None:  # t
 
 @app.command("lineage")
 def lineage(
-    name: Name,
+    name: ExpertName,
     data: Data,
     version: Annotated[int | None, typer.Option(help="the version; the newest by default")] = None,
-    format: AsFormat = "text",  # the option's name
+    output_format: AsFormat = "text",
 ) -> None:
     """Name one version's contributors: digest of each signed update, key, sequence number, weight.
 
@@ -56,7 +53,7 @@ def lineage(
     if version is not None and not 0 <= version < len(origins):
         raise InputError(f"{name} has versions 0 to {len(origins) - 1}, not {version}")
     origin = origins[-1 if version is None else version]
-    if format == "json":
+    if output_format == "json":
         typer.echo(json.dumps(_as_json(origin)))
         return
     typer.echo(_as_text(origin))
@@ -68,7 +65,7 @@ def lineage(
 
 @app.command("verify-merge")
 def verify_merge(
-    name: Name,
+    name: ExpertName,
     data: Data,
     version: Annotated[int | None, typer.Option(help="the version; all of them by default")] = None,
 ) -> None:
@@ -84,7 +81,9 @@ def verify_merge(
 
 
 @experts.command("rollback")
-def experts_rollback(name: Name, version: Annotated[int, typer.Argument(help="the version to go back to")], data: Data) -> None:
+def experts_rollback(
+    name: ExpertName, version: Annotated[int, typer.Argument(help="the version to go back to")], data: Data
+) -> None:
     """Append a version with the state of an earlier one; clients follow at their next sync. The log keeps everything.
 
     Example: compeft experts rollback sentiment 3 --data /var/lib/compeft
@@ -94,7 +93,7 @@ def experts_rollback(name: Name, version: Annotated[int, typer.Argument(help="th
 
 
 @app.command("forget")
-def forget(name: Name, member: Annotated[str, typer.Argument(help="the client's enrolled name")], data: Data) -> None:
+def forget(name: ExpertName, member: Annotated[str, typer.Argument(help="the client's enrolled name")], data: Data) -> None:
     """Append a version as if one client had never contributed: every merge is done again without its updates.
 
     Example: compeft forget sentiment berlin-1 --data /var/lib/compeft
@@ -107,14 +106,14 @@ def forget(name: Name, member: Annotated[str, typer.Argument(help="the client's 
 
 
 @audit_app.command("log")
-def audit_log(data: Data, format: AsFormat = "text") -> None:  # the option's name
+def audit_log(data: Data, output_format: AsFormat = "text") -> None:
     """Show every decision: enrolments, refusals with their reasons, rounds, versions.
 
     Example: compeft audit log --data /var/lib/compeft --format json
     """
     for entry in open_ledger(existing(data)).audit_entries():
         event, when = entry.event, _when(entry.event.at_ms)
-        if format == "json":
+        if output_format == "json":
             fields = {"number": entry.number, "at_ms": event.at_ms, "action": event.action, "subject": event.subject}
             typer.echo(json.dumps(fields | {"detail": json.loads(event.detail), "hash": entry.hash.hex()}))
         else:
