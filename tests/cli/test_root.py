@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from compeft_client.cli.main import run
 from compeft_client.cli.root import load, root
@@ -199,13 +200,13 @@ def test_the_table_of_extras_says_what_pyproject_installs() -> None:
     modules: dict[str, set[str]] = {}
     for module, distributions in packages_distributions().items():
         for distribution in distributions:
-            modules.setdefault(distribution.lower(), set()).add(module)
+            modules.setdefault(canonicalize_name(distribution), set()).add(module)
     extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extra, names in EXTRAS.items():
         wanted = [Requirement(text) for text in extras[extra]]
         assert {part for one in wanted if one.name == "compeft" for part in one.extras} <= set(INCLUDES.get(extra, ()))
         for one in wanted:
-            assert one.name == "compeft" or modules[one.name.lower()] & set(names), (extra, one.name)
+            assert one.name == "compeft" or modules[canonicalize_name(one.name)] & set(names), (extra, one.name)
 
 
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
