@@ -30,17 +30,13 @@ DEFAULT_LIMITS = ProductLimits()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """Modules first..stop with their sides; `same`: the module before of the same shape in the segment, or -1; `channels`: where
-    the activities of both sides begin in an array of `channel_count`, modules with equal sides share them.
-    """
+    """Modules first..stop with their sides; `same`: the module before of the same shape in the segment, or -1."""
 
     first: int
     stop: int
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     same: NDArray[np.int64]
-    channels: NDArray[np.int64]
-    channel_count: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,19 +61,12 @@ def segments_of(shapes: Sequence[Shape]) -> list[Segment]:
 
 def _segment(first: int, shapes: Sequence[Shape]) -> Segment:
     last: dict[Shape, int] = {}
-    places: dict[tuple[int, int], int] = {}
-    same, channels, count = list[int](), list[tuple[int, int]](), 0
+    same = list[int]()
     for i, shape in enumerate(shapes):
         same.append(last.get(shape, -1))
         last[shape] = i
-        for side in enumerate(shape):
-            if side not in places:
-                places[side] = count
-                count += side[1]
-        channels.append((places[0, shape[0]], places[1, shape[1]]))
     sides = np.array(shapes, np.int64)
-    rows, columns = sides[:, 0].copy(), sides[:, 1].copy()
-    return Segment(first, first + len(shapes), rows, columns, np.array(same), np.array(channels, np.int64), count)
+    return Segment(first, first + len(shapes), sides[:, 0].copy(), sides[:, 1].copy(), np.array(same))
 
 
 def write_product(symbols: ProductSymbols, *, workers: int = 1) -> bytes:
@@ -126,10 +115,7 @@ def _code(segment: Segment, part: Part, stream: NDArray[np.uint8]) -> int:
     coder = model.start(stream, False)
     coder = model.code_ranks(part.ranks, segment.same, MAX_COMPONENTS, logits, ages, coder, stream, False)
     coder = model.code_scales(part.scales, part.ranks, logits, ages, coder, stream, False)
-    activity = np.zeros(segment.channel_count, np.int64)
-    coder = model.code_modules(
-        part.entries, part.ranks, segment.rows, segment.columns, segment.channels, activity, logits, ages, coder, stream, False
-    )
+    coder = model.code_modules(part.entries, part.ranks, segment.rows, segment.columns, logits, ages, coder, stream, False)
     return model.finish(coder, stream)
 
 
@@ -156,10 +142,7 @@ def read_stream(segment: Segment, stream: NDArray[np.uint8], limits: ProductLimi
     coder = model.code_scales(part.scales, ranks, logits, ages, coder, stream, True)
     if coder[3] < 0:
         raise FormatError("a scale code is out of range")
-    activity = np.zeros(segment.channel_count, np.int64)
-    coder = model.code_modules(
-        part.entries, ranks, segment.rows, segment.columns, segment.channels, activity, logits, ages, coder, stream, True
-    )
+    coder = model.code_modules(part.entries, ranks, segment.rows, segment.columns, logits, ages, coder, stream, True)
     if coder[3] < 0 or not model.is_finished(coder, stream):
         raise FormatError(f"modules {segment.first} to {segment.stop - 1}: not the canonical stream of their symbols")
     return part

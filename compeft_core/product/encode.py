@@ -42,6 +42,13 @@ from compeft_core.product.symbols import (
     factors_of,
 )
 
+STEPS = (2.0**-24, 2.0)
+"""Relative steps between which the search goes."""
+FIRST_STEP = 0.01
+TRIES = 14
+CLOSE = 0.003
+"""The search ends when the logarithm of bytes or distortion is less than this below what was asked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class ProductSettings:
@@ -87,6 +94,7 @@ class Tuning:
     weight_power: float = 0.25
     left_gain: float = 2.0
     right_gain: float = 5.0
+    module_gain: float = 1.0
     whole_gain: float = 1.5
 
 
@@ -182,28 +190,42 @@ class _Encoder:
         elif s.step:
             step, coded = s.step, self.quantise(s.step)
         elif s.distortion:
-            step, coded = self.search(lambda coded: self.distortion(coded) <= s.distortion, finest=False)
+            step, coded = self.search(lambda coded: math.log(max(self.distortion(coded), 1e-12) / s.distortion), 1.0)
         else:
-            step, coded = self.search(lambda coded: len(self.write(coded)[0]) <= s.budget, finest=True)
+            step, coded = self.search(lambda coded: math.log(len(self.write(coded)[0]) / s.budget), -1.4)
         blob, symbols = self.write(coded)
         if s.budget and len(blob) > s.budget:
             raise LimitError(f"the budget is {s.budget} bytes, an encoding of nothing takes {len(blob)}")
         return self.facts(step, coded, blob, symbols)
 
-    def search(self, fits: Callable[[Sequence[_Coded]], bool], *, finest: bool) -> tuple[float, list[_Coded]]:
-        """Bisection of the logarithm of the step: the finest step that fits, or the coarsest."""
-        good, bad = (2.0, 2.0**-24) if finest else (2.0**-24, 2.0)
-        best = self.quantise(good) if finest else None
-        for _ in range(16):
-            middle = math.sqrt(good * bad)
-            coded = self.quantise(middle)
-            if fits(coded):
-                good, best = middle, coded
-            else:
-                bad = middle
-            if max(good, bad) < 1.002 * min(good, bad):
+    def search(self, excess: Callable[[Sequence[_Coded]], float], slope: float) -> tuple[float, list[_Coded]]:
+        """The step at which `excess` (a logarithm, falling or rising with the step's by about `slope`) is just below 0.
+
+        Newton's steps with the slope seen last, inside the bracket known so far; at most TRIES of them, and then the best that fits.
+        """
+        low, high = math.log(STEPS[0]), math.log(STEPS[1])  # one end fits, the other does not
+        at, last, best = math.log(FIRST_STEP), None, None
+        for _ in range(TRIES):
+            coded = self.quantise(math.exp(at))
+            value = excess(coded)
+            if value <= 0 and (best is None or value > best[0]):
+                best = (value, at, coded)
+            if -CLOSE <= value <= 0:
                 break
-        return good, best if best is not None else self.quantise(good)
+            if (value > 0) == (slope < 0):
+                low = at
+            else:
+                high = at
+            if last is not None and last[0] != at and math.isfinite(value - last[1]) and value != last[1]:
+                seen = (value - last[1]) / (at - last[0])
+                slope = seen if seen * slope > 0 else slope
+            last = (at, value)
+            aim = at - (value + CLOSE / 2) / slope if math.isfinite(value) else math.inf
+            at = aim if low < aim < high else (low + high) / 2
+        if best is None:
+            coarse = STEPS[1] if slope < 0 else STEPS[0]
+            return coarse, self.quantise(coarse)
+        return math.exp(best[1]), best[2]
 
     def quantise(self, step: float) -> list[_Coded]:
         """All modules at one step."""
@@ -305,6 +327,9 @@ def _quantise(module: _Module, step: float, tuning: Tuning, max_rank: int) -> _C
     inner = float((pulled * (x.right @ right) * scales).sum())
     across = (left.T.astype(np.float64) @ left) * (right.T.astype(np.float64) @ right)
     square = float(scales @ across @ scales)
+    norm2 = (w * _norm(module.spectrum)) ** 2
+    gain = min(max(norm2 / max(inner, 1e-300), 1.0), tuning.module_gain)
+    scales, inner, square = scales * gain, inner * gain, square * gain**2
     entries = np.ascontiguousarray(np.concatenate([left, right]).T)
     return _Coded(entries, scales / (w * abs(x.scale)), inner, square)
 

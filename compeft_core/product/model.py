@@ -21,38 +21,41 @@ Coder = tuple[int, int, int, int]
 
 AGES = 1024
 REACH = SQUASH.size // 2
-RATES = np.array([max(8 * ONE // (16 + age), ONE // 250) for age in range(AGES)], np.int64)
+RATES = np.array([max(8 * ONE // (32 + age), ONE // 256) for age in range(AGES)], np.int64)
 """Logit per unit of error, by how often a context was used."""
 CAP = 1 << 20
 """No logit leaves +-16."""
+MEAN_RATES = np.array([ONE // (3 + t) for t in range(AGES)], np.int64)
+"""By which a vector's running mean moves at its entry t."""
 
 NEXT = np.array([[0, 2], [5, 7], [1, 3], [6, 4], [2, 0], [4, 6], [3, 1], [7, 5]], np.int64)
 """States of the dependent quantiser: the next one, by the parity of the level."""
 
 LEVELS = 14
 """Unary part of a magnitude; what is larger goes on by Exp-Golomb."""
-ACTIVITIES = 10
-"""Bins of an activity."""
+BINS = 32
+"""Bins of a mean magnitude, two for each factor of two; bin 12 begins at 1."""
 NONE = 0
 """The context that is always 0."""
 RANK = 1
-SCALE = RANK + 64
-BIAS = SCALE + 192
-ZERO = BIAS + 32
-ZERO_KINDS = 40
-MORE = ZERO + 4 * ZERO_KINDS
-MORE_KINDS = 16 + 6 * ACTIVITIES
-VECTOR = MORE + 2 * MORE_KINDS
-CONTEXTS = VECTOR + 4
+SCALE = RANK + 56
+ZERO_MEAN = SCALE + 192
+ZERO_NEAR = ZERO_MEAN + 2 * BINS
+MORE_MEAN = ZERO_NEAR + 2 * BINS
+MORE_NEAR = MORE_MEAN + LEVELS * BINS
+VECTOR = MORE_NEAR + 3 * BINS
+CONTEXTS = VECTOR + 2
 """First contexts of each kind, and how many contexts there are."""
 
 
 def new_model() -> tuple[Ints, Ints]:
-    """Logits and ages of the contexts before anything is learned."""
+    """Logits and ages of the contexts before anything is learned: straight lines near what normally distributed vectors end with."""
     logits = np.zeros(CONTEXTS, np.int64)
-    logits[BIAS : BIAS + 32] = -144179
-    for side in range(2):
-        logits[MORE + side * MORE_KINDS : MORE + side * MORE_KINDS + 16] = -52429
+    for b in range(BINS):
+        logits[ZERO_MEAN + b] = (2 * b - 21) << 13
+        logits[ZERO_MEAN + BINS + b] = (2 * b - 23) << 13 if b > 12 else max((2 * b - 25) * 3 << 13, -7 << 15)
+        for step in range(LEVELS):
+            logits[MORE_MEAN + step * BINS + b] = min(max(3 * (b - 14 - min(step, 2)) << 14, -5 << 15), 4 << 16)
     return logits, np.zeros(CONTEXTS, np.int64)
 
 
@@ -99,15 +102,16 @@ def _learn(logits: Ints, ages: Ints, context: int, error: int) -> None:
 
 @kernel
 def _decide(
-    bit: int, a: int, b: int, c: int, d: int, logits: Ints, ages: Ints, coder: Coder, stream: Octets, decoding: bool
+    bit: int, a: int, b: int, logits: Ints, ages: Ints, coder: Coder, stream: Octets, decoding: bool
 ) -> tuple[int, Coder]:
-    """Code one bit in four contexts (NONE for those it has not) and let them learn."""
-    p = squash(logits[a] + logits[b] + logits[c] + logits[d])
+    """Code one bit in two contexts (the second one NONE if it has one only) and let them learn."""
+    p = squash(logits[a] + logits[b])
     bit, low, high, word, at = code_bit(bit, p, coder[0], coder[1], coder[2], coder[3], stream, decoding)
     error = (bit << 16) - p
-    for context in (a, b, c, d):
-        if context != NONE:
-            _learn(logits, ages, context, error)
+    if a != NONE:
+        _learn(logits, ages, a, error)
+    if b != NONE:
+        _learn(logits, ages, b, error)
     return bit, (low, high, word, at)
 
 
@@ -124,9 +128,9 @@ def code_ranks(
         count = 0
         while True:
             step = min(count, 7)
-            b = RANK + 8 + 3 * step + min(max(near - count + 1, 0), 2)
-            c = RANK + 32 + 3 * step + min(max(before - count + 1, 0), 2)
-            more, coder = _decide(int64(ranks[i] > count), RANK + step, b, c, NONE, logits, ages, coder, stream, decoding)
+            a = RANK + 3 * step + min(max(near - count + 1, 0), 2)
+            b = RANK + 24 + 3 * step + min(max(before - count + 1, 0), 2)
+            more, coder = _decide(int64(ranks[i] > count), a, b, logits, ages, coder, stream, decoding)
             if more == 0:
                 break
             count += 1
@@ -162,18 +166,18 @@ def _code_number(
     """A signed number: how many bits |value| has, unary; the bits below the highest, the upper one in a context; the sign."""
     size, magnitude = 0, abs(value)
     while True:
-        more, coder = _decide(int64(magnitude >> size != 0), base + size, NONE, NONE, NONE, logits, ages, coder, stream, decoding)
+        more, coder = _decide(int64(magnitude >> size != 0), base + size, NONE, logits, ages, coder, stream, decoding)
         if more == 0 or size == 12:
             break
         size += 1
     got = 1 if size else 0
     for i in range(size - 2, -1, -1):
         context = base + 32 + size if i == size - 2 else NONE
-        low, coder = _decide((magnitude >> i) & 1, context, NONE, NONE, NONE, logits, ages, coder, stream, decoding)
+        low, coder = _decide((magnitude >> i) & 1, context, NONE, logits, ages, coder, stream, decoding)
         got = got << 1 | low
     if got == 0:
         return 0, coder
-    negative, coder = _decide(int64(value < 0), base + 64 + size, NONE, NONE, NONE, logits, ages, coder, stream, decoding)
+    negative, coder = _decide(int64(value < 0), base + 64 + size, NONE, logits, ages, coder, stream, decoding)
     return (-got if negative else got), coder
 
 
@@ -183,127 +187,102 @@ def code_modules(
     ranks: Ints,
     rows: Ints,
     columns: Ints,
-    channels: Ints,
-    activity: Ints,
     logits: Ints,
     ages: Ints,
     coder: Coder,
     stream: Octets,
     decoding: bool,
 ) -> Coder:
-    """Code the entries of all components. channels[i]: where the activities of the rows of module i and those of its columns lie in
-    `activity`. The place becomes negative when there is no room, a vector is zero or an entry too large.
-    """
-    at = 0
+    """Code the entries of all components. The place becomes negative when there is no room, a vector is zero or an entry too large."""
+    at, first = 0, ONE >> 2
     for i in range(ranks.size):
-        sides = (rows[i], columns[i])
-        before = np.zeros(rows[i] + columns[i], np.int64)
+        left = first
         for j in range(ranks[i]):
-            for side in range(2):
-                size = sides[side]
-                own = before[:size] if side == 0 else before[sides[0] :]
-                shared = activity[channels[i, side] : channels[i, side] + size]
-                coder = _code_vector(entries[at : at + size], side, j, own, shared, logits, ages, coder, stream, decoding)
-                at += size
-                if coder[3] < 0:
-                    return coder
-        if ranks[i] > 0:
-            for side in range(2):
-                size = sides[side]
-                own = before[:size] if side == 0 else before[sides[0] :]
-                shared = activity[channels[i, side] : channels[i, side] + size]
-                for t in range(size):
-                    shared[t] += (16 * own[t] - shared[t]) >> 3
+            left, coder = _code_vector(entries[at : at + rows[i]], left, logits, ages, coder, stream, decoding)
+            at += rows[i]
+            if coder[3] < 0:
+                return coder
+            _, coder = _code_vector(entries[at : at + columns[i]], left, logits, ages, coder, stream, decoding)
+            at += columns[i]
+            if coder[3] < 0:
+                return coder
+            if j == 0:
+                first = left
     return coder
 
 
 @kernel
-def _bin(activity: int) -> int:
-    """0..ACTIVITIES - 1, each bin half as wide again as the one before."""
-    b = 0
-    limit = 8
-    while b < ACTIVITIES - 1 and activity >= limit:
-        limit += limit >> 1
-        b += 1
-    return b
+def bin_of(mean: int) -> int:
+    """The bin of a mean in units of 1 / ONE: twice the number of its bits, plus its second highest bit, less 22, in 0..BINS - 1.
+
+    Example: 1.0 is 65536, of 17 bits, 10000000000000000 in binary: bin 34 + 0 - 22 = 12; 1.5 is 11000...: bin 13; 2.0: bin 14.
+    """
+    bits, left = 0, mean
+    for width in (16, 8, 4, 2, 1):
+        if left >> width:
+            bits += width
+            left >>= width
+    upper = (mean >> (bits - 1)) & 1 if bits > 0 else 0
+    return min(max(2 * (bits + 1) + upper - 22, 0), BINS - 1)
 
 
 @kernel
 def _code_vector(
-    entries: Entries,
-    side: int,
-    j: int,
-    own: Ints,
-    shared: Ints,
-    logits: Ints,
-    ages: Ints,
-    coder: Coder,
-    stream: Octets,
-    decoding: bool,
-) -> Coder:
-    """Code one vector of levels under the dependent quantiser."""
-    start = BIAS + 16 * side + min(j, 15)
+    entries: Entries, mean: int, logits: Ints, ages: Ints, coder: Coder, stream: Octets, decoding: bool
+) -> tuple[int, Coder]:
+    """Code one vector under the dependent quantiser, beginning with the running mean of the vector before; its own running mean."""
     for q in range(2):
-        logits[VECTOR + q], ages[VECTOR + q] = logits[start], 24
-    state, near, far, any_left = 0, 0, 0, 0
+        logits[VECTOR + q], ages[VECTOR + q] = 0, 0
+    near, state, some = mean, 0, 0
+    low, high, word, at = coder
     for t in range(entries.size):
         q = state & 1
-        a, b = _bin(own[t]), _bin(shared[t])
-        zero = ZERO + (2 * side + q) * ZERO_KINDS
         value = int64(entries[t])
         magnitude = (abs(value) + q) >> 1
-        some, coder = _decide(
-            int64(magnitude != 0),
-            VECTOR,
-            zero + a,
-            zero + 10 + b,
-            zero + 20 + 3 * near + far,
-            logits,
-            ages,
-            coder,
-            stream,
-            decoding,
-        )
+        a, b = bin_of(mean), bin_of(near)
+        c, d, e = ZERO_MEAN + q * BINS + a, ZERO_NEAR + q * BINS + b, VECTOR + q
+        p = squash(logits[c] + logits[d] + logits[e])
+        bit, low, high, word, at = code_bit(int64(magnitude != 0), p, low, high, word, at, stream, decoding)
+        error = (bit << 16) - p
+        _learn(logits, ages, c, error)
+        _learn(logits, ages, d, error)
+        _learn(logits, ages, e, error)
         level = 0
-        if some:
-            more = MORE + side * MORE_KINDS
-            level = 1
-            while level <= LEVELS:
-                step = min(level - 1, 2)
-                c, d = more + 16 + step * ACTIVITIES + a, more + 46 + step * ACTIVITIES + b
-                larger, coder = _decide(
-                    int64(magnitude > level), more + level - 1, c, d, NONE, logits, ages, coder, stream, decoding
-                )
-                if larger == 0:
-                    break
-                level += 1
-            if level > LEVELS:
-                level, coder = _code_rest(magnitude, coder, stream, decoding)
-            negative, coder = _decide(int64(value < 0), NONE, NONE, NONE, NONE, logits, ages, coder, stream, decoding)
-            if 2 * level - q >= MAX_ENTRY:
-                return coder[0], coder[1], coder[2], -1
-            entries[t] = -(2 * level - q) if negative else 2 * level - q
-            any_left = 1
+        if bit:
+            level, coder = _code_level(magnitude, a, b, logits, ages, (low, high, word, at), stream, decoding)
+            sign, low, high, word, at = code_bit(
+                int64(value < 0), ONE >> 1, coder[0], coder[1], coder[2], coder[3], stream, decoding
+            )
+            size = 2 * level - q
+            if size >= MAX_ENTRY:
+                return mean, (low, high, word, -1)
+            entries[t] = -size if sign else size
+            mean += (((size << 16) - mean) * MEAN_RATES[min(t, AGES - 1)]) >> 16
+            near += ((size << 16) - near) >> 3
+            some = 1
         else:
             entries[t] = 0
+            mean += (-mean * MEAN_RATES[min(t, AGES - 1)]) >> 16
+            near += -near >> 3
         state = NEXT[state, level & 1]
-        far = near
-        near = min(level, 2)
-        own[t] += 8 * min(level, 6)
-        if coder[3] < 0 or (decoding and coder[3] > stream.size):
-            return coder[0], coder[1], coder[2], -1
-    logits[start] += (logits[VECTOR] - logits[start]) >> 2
-    if any_left == 0:
-        return coder[0], coder[1], coder[2], -1
-    return coder
+        if at < 0 or (decoding and at > stream.size):
+            return mean, (low, high, word, -1)
+    return mean, (low, high, word, at if some else -1)
 
 
 @kernel
-def _code_rest(magnitude: int, coder: Coder, stream: Octets, decoding: bool) -> tuple[int, Coder]:
-    """A magnitude above LEVELS: magnitude - LEVELS by Exp-Golomb, all bits of probability one half."""
-    rest = magnitude - LEVELS
+def _code_level(
+    magnitude: int, a: int, b: int, logits: Ints, ages: Ints, coder: Coder, stream: Octets, decoding: bool
+) -> tuple[int, Coder]:
+    """A magnitude of at least 1: unary up to LEVELS, the rest by Exp-Golomb with bits of probability one half."""
+    for step in range(LEVELS):
+        c, d = MORE_MEAN + step * BINS + a, MORE_NEAR + min(step, 2) * BINS + b
+        more, coder = _decide(int64(magnitude > step + 1), c, d, logits, ages, coder, stream, decoding)
+        if more == 0:
+            return step + 1, coder
     low, high, word, at = coder
-    size = 0
+    order = max(a - 16, 0) >> 1
+    rest, size = magnitude - LEVELS - 1 + (1 << order), order
     while size < 16:
         more, low, high, word, at = code_bit(int64(rest >> (size + 1) != 0), ONE >> 1, low, high, word, at, stream, decoding)
         if more == 0:
@@ -313,4 +292,4 @@ def _code_rest(magnitude: int, coder: Coder, stream: Octets, decoding: bool) -> 
     for i in range(size - 1, -1, -1):
         bit, low, high, word, at = code_bit((rest >> i) & 1, ONE >> 1, low, high, word, at, stream, decoding)
         got = got << 1 | bit
-    return LEVELS + got, (low, high, word, at)
+    return LEVELS + 1 + got - (1 << order), (low, high, word, at)

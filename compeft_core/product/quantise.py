@@ -5,10 +5,9 @@ from numpy.typing import NDArray
 
 from compeft_core.parallel import int64, kernel
 from compeft_core.product.model import NEXT
-from compeft_core.product.symbols import MAX_ENTRY
 
 LEVELS = 64
-"""Levels whose cost is known by counting; above, each further level costs BEYOND bits."""
+"""Levels whose cost is known by counting; each further one costs BEYOND bits more."""
 BEYOND = 0.05
 
 
@@ -58,33 +57,45 @@ def _count(entries: NDArray[np.int16], counts: NDArray[np.float64]) -> None:
 
 @kernel
 def _best_path(vector: NDArray[np.float64], price: float, bits: NDArray[np.float64], entries: NDArray[np.int16]) -> bool:
-    """Viterbi over the eight states; in each step level 0 and the two levels around |x| are tried."""
+    """Viterbi over the eight states.
+
+    A state allows even entries or odd ones and 0 (its quantiser q), and the level's parity leads to the next state. So a step has four
+    branches, q times parity, each with one best level: of the two levels around |x| the one of that parity, or 0 if that is even and
+    cheaper. Each state is reached by two branches, and the cheaper one stays.
+    """
     size = vector.size
     source = np.empty((size, 8), np.int8)
-    chosen = np.empty((size, 8), np.int16)
+    levels = np.empty((size, 4), np.int16)
+    branch = np.empty(4)
     cost, fresh = np.full(8, np.inf), np.empty(8)
     cost[0] = 0.0
     for t in range(size):
-        fresh[:] = np.inf
         x = abs(vector[t])
-        for state in range(8):
-            if cost[state] == np.inf:
-                continue
-            q = state & 1
-            base = min(int((x + q) / 2.0), MAX_ENTRY // 2 - 2)
-            for level in (0, base, base + 1):
-                value = 2 * level - q if level else 0
+        for q in range(2):
+            base = int((x + q) / 2.0)
+            for level in (base, base + 1):
                 index = min(level, LEVELS - 1)
-                spent = cost[state] + (x - value) ** 2 + price * (bits[q, index] + BEYOND * (level - index))
-                to = NEXT[state, level & 1]
+                value = 2 * level - q if level else 0
+                at = 2 * q + (level & 1)
+                branch[at] = (x - value) ** 2 + price * (bits[q, index] + BEYOND * (level - index))
+                levels[t, at] = level
+            none = x * x + price * bits[q, 0]
+            if none < branch[2 * q]:
+                branch[2 * q], levels[t, 2 * q] = none, 0
+        fresh[:] = np.inf
+        for state in range(8):
+            for parity in range(2):
+                to = NEXT[state, parity]
+                spent = cost[state] + branch[2 * (state & 1) + parity]
                 if spent < fresh[to]:
-                    fresh[to], source[t, to], chosen[t, to] = spent, state, level
+                    fresh[to], source[t, to] = spent, state
         cost[:] = fresh
-    state = int64(np.argmin(cost))
-    some = False
+    state, some = int64(np.argmin(cost)), False
     for t in range(size - 1, -1, -1):
-        level, before = chosen[t, state], source[t, state]
-        value = 2 * level - (before & 1) if level else 0
+        before = int64(source[t, state])
+        q = before & 1
+        level = levels[t, 2 * q + int64(NEXT[before, 1] == state)]
+        value = 2 * level - q if level else 0
         entries[t] = value if vector[t] >= 0.0 else -value
         some = some or level != 0
         state = before
