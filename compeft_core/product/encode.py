@@ -44,9 +44,10 @@ from compeft_core.product.symbols import (
 
 STEPS = (2.0**-24, 2.0)
 """Relative steps between which the search goes."""
-FIRST_STEP = 0.01
+FIRST_STEP = 0.003
+SLOPE = 1.45
 TRIES = 14
-CLOSE = 0.003
+CLOSE = 0.005
 """The search ends when the logarithm of bytes or distortion is less than this below what was asked for."""
 
 
@@ -88,8 +89,8 @@ class ProductEncoded:
 class Tuning:
     """Constants of the encoder, chosen in docs/decisions/0015-product-space.md."""
 
-    keep: float = 5.0
-    price: float = 0.6
+    keep: float = 9.0
+    price: float = 0.8
     rounds: int = 2
     weight_power: float = 0.25
     left_gain: float = 2.0
@@ -156,6 +157,29 @@ def decode_product(
     return factors_of(parse_product(blob, shapes, limits, workers=workers))
 
 
+class Rate:
+    """The bytes that theory expects: a vector of n normal entries of deviation x steps takes n / 2 log2(1 + x**2 / 2) bits."""
+
+    def __init__(self, modules: Sequence[_Module], shapes: Sequence[Shape], norm: float, keep: float) -> None:
+        self.values = np.concatenate([m.weight * m.spectrum.values for m in modules]) / norm
+        sides = [np.tile(shape, (m.spectrum.values.size, 1)) for m, shape in zip(modules, shapes, strict=True)]
+        self.sides, self.keep = np.concatenate(sides).astype(np.float64), keep
+
+    def place(self, step: float) -> float:
+        """The logarithm of the bytes, at least one thousandth of one: falls as the step grows."""
+        x = self.values[self.values > self.keep * step, None] / step
+        sides = self.sides[self.values > self.keep * step]
+        return math.log(float((sides * np.log2(1 + x * x / sides / 2)).sum()) / 16 + 1e-3 / (1 + step))
+
+    def step_at(self, place: float) -> float:
+        """The step of that place, by bisection."""
+        low, high = STEPS
+        for _ in range(50):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if self.place(middle) > place else (low, middle)
+        return math.sqrt(low * high)
+
+
 class _Encoder:
     """The search for a step."""
 
@@ -190,42 +214,56 @@ class _Encoder:
         elif s.step:
             step, coded = s.step, self.quantise(s.step)
         elif s.distortion:
-            step, coded = self.search(lambda coded: math.log(max(self.distortion(coded), 1e-12) / s.distortion), 1.0)
+            step, coded = self.for_distortion(s.distortion)
         else:
-            step, coded = self.search(lambda coded: math.log(len(self.write(coded)[0]) / s.budget), -1.4)
+            step, coded = self.for_budget(s.budget)
         blob, symbols = self.write(coded)
         if s.budget and len(blob) > s.budget:
             raise LimitError(f"the budget is {s.budget} bytes, an encoding of nothing takes {len(blob)}")
         return self.facts(step, coded, blob, symbols)
 
-    def search(self, excess: Callable[[Sequence[_Coded]], float], slope: float) -> tuple[float, list[_Coded]]:
-        """The step at which `excess` (a logarithm, falling or rising with the step's by about `slope`) is just below 0.
-
-        Newton's steps with the slope seen last, inside the bracket known so far; at most TRIES of them, and then the best that fits.
+    def search(
+        self,
+        first: float,
+        place: Callable[[float], float],
+        step_at: Callable[[float], float],
+        excess: Callable[[Sequence[_Coded]], float],
+    ) -> tuple[float, list[_Coded]]:
+        """The step where `excess` (a logarithm) is just below 0. place(step) and its inverse step_at choose a scale on which `excess` is
+        nearly a straight line: the search goes by the slope seen last, inside the bracket known so far, and ends within CLOSE of the goal
+        or after TRIES steps with the best that fits.
         """
-        low, high = math.log(STEPS[0]), math.log(STEPS[1])  # one end fits, the other does not
-        at, last, best = math.log(FIRST_STEP), None, None
+        edges = sorted(place(step) for step in STEPS)
+        low, high, slope = edges[0], edges[1], SLOPE
+        at, last, best = min(max(place(first), low), high), None, None
         for _ in range(TRIES):
-            coded = self.quantise(math.exp(at))
+            coded = self.quantise(step_at(at))
             value = excess(coded)
             if value <= 0 and (best is None or value > best[0]):
                 best = (value, at, coded)
             if -CLOSE <= value <= 0:
                 break
-            if (value > 0) == (slope < 0):
-                low = at
-            else:
-                high = at
-            if last is not None and last[0] != at and math.isfinite(value - last[1]) and value != last[1]:
-                seen = (value - last[1]) / (at - last[0])
-                slope = seen if seen * slope > 0 else slope
+            low, high = (low, at) if value > 0 else (at, high)
+            if last is not None and last[0] != at and (value - last[1]) / (at - last[0]) > 0.1:
+                slope = (value - last[1]) / (at - last[0])
             last = (at, value)
-            aim = at - (value + CLOSE / 2) / slope if math.isfinite(value) else math.inf
+            aim = at - (value + CLOSE / 2) / slope
             at = aim if low < aim < high else (low + high) / 2
         if best is None:
-            coarse = STEPS[1] if slope < 0 else STEPS[0]
-            return coarse, self.quantise(coarse)
-        return math.exp(best[1]), best[2]
+            return step_at(edges[0]), self.quantise(step_at(edges[0]))
+        return step_at(best[1]), best[2]
+
+    def for_budget(self, budget: int) -> tuple[float, list[_Coded]]:
+        """The finest step found whose encoding fits. On the scale of the rate that theory expects, bytes are nearly a power."""
+        rate = Rate(self.modules, self.shapes, self.norm, self.tuning.keep)
+        first = rate.step_at((math.log(budget) - math.log(0.015)) / SLOPE)
+        return self.search(first, rate.place, rate.step_at, lambda coded: math.log(len(self.write(coded)[0]) / budget))
+
+    def for_distortion(self, distortion: float) -> tuple[float, list[_Coded]]:
+        """The coarsest step found whose distortion is small enough."""
+        return self.search(
+            FIRST_STEP, math.log, math.exp, lambda coded: math.log(max(self.distortion(coded), 1e-12) / distortion)
+        )
 
     def quantise(self, step: float) -> list[_Coded]:
         """All modules at one step."""
