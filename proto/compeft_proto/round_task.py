@@ -18,6 +18,8 @@ CodecChoice = Codec | Literal["auto"]
 """A codec, or whichever brings an update to the aggregator sooner over its client's own link."""
 RECORD = "compeft"
 """Name of the record that carries a task to a client, and a receipt back."""
+NUM_EXAMPLES = "num-examples"
+"""The metric that updates are weighted by unless a task names another, as in Flower."""
 RESTING = "resting"
 """Name of the record, and of its one value, a list of endings, that tells an app which tensors rest in this round."""
 ORDER = "arrays-order"
@@ -54,7 +56,8 @@ class RoundTask:
 
     resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.frozen_tensors`); the density is
     of the
-    others. max_payload_bytes: the update takes no more, and the density is then the highest; 0 is no limit.
+    others. max_payload_bytes: the update takes no more, and the density is then the highest; 0 is no limit. weighted_by: name of the
+    metric, in the app's reply, that is the update's weight.
     """
 
     expert: str
@@ -66,6 +69,7 @@ class RoundTask:
     resting: tuple[str, ...] = ()
     codec: CodecChoice = "context"
     max_payload_bytes: int = 0
+    weighted_by: str = NUM_EXAMPLES
 
     def to_values(self) -> dict[str, Value]:
         """As plain values by name."""
@@ -82,6 +86,7 @@ class RoundTask:
             "resting": ",".join(self.resting),
             "codec": self.codec,
             "max-payload-bytes": self.max_payload_bytes,
+            "weighted-by": self.weighted_by,
         }
 
 
@@ -102,6 +107,7 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
         resting=tuple(ending for ending in _get(values, "resting", str).split(",") if ending),
         codec=_choice(_get(values, "codec", str)),
         max_payload_bytes=_get(values, "max-payload-bytes", int),
+        weighted_by=_get(values, "weighted-by", str),
     )
 
 

@@ -59,12 +59,13 @@ class Synced:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What local training produced: the task vector (tuned minus synced, float32 of shape (layout.size,)), the number of examples
-    behind it, metrics by name, and the SHA-256 of the base model and adapter configuration it was trained with.
+    """What local training produced: the task vector (tuned minus synced, float32 of shape (layout.size,)), its weight in the merge
+    (finite, 0 or more; by default the number of examples), metrics by name, and the SHA-256 of the base
+    model and adapter configuration it was trained with.
     """
 
     task_vector: Vector
-    num_examples: int
+    num_examples: float
     metrics: Mapping[str, float]
     origin: Origin = field(default_factory=Origin)
 
@@ -255,7 +256,8 @@ class EdgeClient:
             layout_digest=layout.digest,
             adapter_config_digest=trained.origin.adapter_config_digest,
             coding=coding_of(encoded, compression),
-            num_examples=trained.num_examples,
+            weight=trained.num_examples,
+            weighted_by=task.weighted_by,
             metrics=metrics_to_proto(trained.metrics.items()),
             issued_at_ms=now,
             expires_at_ms=now + LIFETIME_MS,

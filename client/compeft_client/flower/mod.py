@@ -24,7 +24,7 @@ from compeft_client.exchange.edge_client import EdgeClient, Synced, Trained
 from compeft_client.exchange.quality_floor import Floor
 from compeft_client.identity.edge_config import edge_of
 from compeft_core import flatten, unflatten
-from compeft_core.errors import FormatError
+from compeft_core.errors import FormatError, InputError
 from compeft_proto import relay_letter
 from compeft_proto.keys import SigningKey
 from compeft_proto.round_task import ORDER, RECORD, RESTING, Origin, RoundTask, task_from_values
@@ -87,9 +87,20 @@ class CompressionMod:
         del reply.content[key]
         metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
         numbers = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
-        count = int(numbers.get("num-examples", 1))
-        trained = Trained(tuned - synced.vector, count, numbers, self._origin(context))
+        trained = Trained(tuned - synced.vector, _weight(metrics, task.weighted_by), numbers, self._origin(context))
         client.submit(task, trained, self._floor(context))
+
+
+def _weight(metrics: MetricRecord, name: str) -> float:
+    """The update's weight: the metric that the task names. Errors: InputError if it is missing, or not a finite number of 0 or more."""
+    value = metrics.get(name)
+    if not isinstance(value, int | float):
+        raise InputError(
+            f"the app's reply lacks the metric {name!r}, by which the strategy weighs: it has {', '.join(metrics) or 'none'}"
+        )
+    if not (math.isfinite(value) and value >= 0):
+        raise InputError(f"invalid weight {name}={value}: expected a finite number of 0 or more, such as the number of examples")
+    return float(value)
 
 
 def _letters(message: Message, key: SigningKey) -> Letters | None:

@@ -476,6 +476,8 @@ class UpdateManifest(_message.Message):
     EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     BASE_MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    WEIGHTED_BY_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     base_version: _builtins.int
     base_state_digest: _builtins.bytes
@@ -489,8 +491,12 @@ class UpdateManifest(_message.Message):
     layout_digest: _builtins.bytes
     adapter_config_digest: _builtins.bytes
     num_examples: _builtins.int
+    """The weight of an update that names no `weight`: what clients before it sent."""
     issued_at_ms: _builtins.int
     expires_at_ms: _builtins.int
+    weight: _builtins.float
+    """How much the update counts in the merge: finite, 0 or more; and the name of the app's metric that it is, such as "num-examples"."""
+    weighted_by: _builtins.str
     @_builtins.property
     def coding(self) -> Global___Coding: ...
     @_builtins.property
@@ -522,12 +528,16 @@ class UpdateManifest(_message.Message):
         expires_at_ms: _builtins.int = ...,
         chunks: _abc.Iterable[Global___ChunkRef] | None = ...,
         base_model: Global___BaseModel | None = ...,
+        weight: _builtins.float | None = ...,
+        weighted_by: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["base_model", b"base_model", "coding", b"coding"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "base_model", b"base_model", "coding", b"coding", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_config_digest", b"adapter_config_digest", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "chunks", b"chunks", "coding", b"coding", "expert", b"expert", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout_digest", b"layout_digest", "metrics", b"metrics", "num_examples", b"num_examples", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "adapter_config_digest", b"adapter_config_digest", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "chunks", b"chunks", "coding", b"coding", "expert", b"expert", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout_digest", b"layout_digest", "metrics", b"metrics", "num_examples", b"num_examples", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "sequence", b"sequence", "weight", b"weight", "weighted_by", b"weighted_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___UpdateManifest: _TypeAlias = UpdateManifest  # noqa: Y015
 
@@ -1209,6 +1219,7 @@ class QualityReport(_message.Message):
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1221,6 +1232,8 @@ class QualityReport(_message.Message):
     num_examples: _builtins.int
     nonce: _builtins.bytes
     issued_at_ms: _builtins.int
+    weight: _builtins.float
+    """How much the value counts in a mean over clients: finite, 0 or more. Absent: num_examples."""
     @_builtins.property
     def metric(self) -> Global___Metric: ...
     def __init__(
@@ -1237,12 +1250,15 @@ class QualityReport(_message.Message):
         num_examples: _builtins.int = ...,
         nonce: _builtins.bytes = ...,
         issued_at_ms: _builtins.int = ...,
+        weight: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["metric", b"metric"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "metric", b"metric", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "client", b"client", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "metric", b"metric", "nonce", b"nonce", "num_examples", b"num_examples", "round", b"round", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "arm", b"arm", "client", b"client", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "metric", b"metric", "nonce", b"nonce", "num_examples", b"num_examples", "round", b"round", "run", b"run", "version", b"version", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___QualityReport: _TypeAlias = QualityReport  # noqa: Y015
 

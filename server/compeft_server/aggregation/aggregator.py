@@ -32,7 +32,7 @@ from compeft_server.chunks.chunked_payload import Chunked
 from compeft_server.chunks.disk_space import Room
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain import admission
-from compeft_server.domain.admission import Situation
+from compeft_server.domain.admission import Situation, weight_of
 from compeft_server.domain.channels import Channel, channel_of
 from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Expert, Member, Round, Submission, Version
@@ -337,7 +337,7 @@ class Aggregator:
                 round=number,
                 keyid=update.keyid,
                 sequence=update.sequence,
-                num_examples=update.num_examples,
+                weight=weight_of(update),
                 envelope=offer.envelope,
                 receipt=sealed.SerializeToString(),
                 accepted_at_ms=now,

@@ -231,14 +231,14 @@ class ExpertLog:
         )
 
     def contributions(self, expert: Expert, accepted: Sequence[Submission], base_version: int) -> list[Contribution]:
-        """The updates of a round on `base_version` with their weights: by examples, bounded against the cohort, less for those that
-        come late (influence.py).
+        """The updates of a round on `base_version` with their weights: as claimed, bounded against the cohort, less for those that
+        come late (`client_weights`).
         """
         updates = [self._update(s.update_digest) for s in accepted]
         staleness = [base_version - update.base_version for update in updates]
         scales = [max(update.coding.scales, default=0.0) for update in updates]
         norms = [self._dense_norm(expert, update) for update in updates]
-        weights = bounded_weights([s.num_examples for s in accepted], scales, norms)
+        weights = bounded_weights([s.weight for s in accepted], scales, norms)
         return [
             Contribution(s.update_digest, s.keyid, s.sequence, late_weight(weight, late), late)
             for s, weight, late in zip(accepted, weights, staleness, strict=True)

@@ -178,7 +178,7 @@ class Rounds:
 
     def _record(self, report: pb.QualityReport) -> pb.Recorded:
         self._log.expert(report.expert)
-        arm = admission.admit_metric(report.arm, report.metric)
+        arm, weight = admission.admit_metric(report.arm, report.metric), admission.admit_weight(report, self._limits)
         self._ledger.record_quality(
             Quality(
                 at_ms=self._now_ms(),
@@ -190,7 +190,7 @@ class Rounds:
                 client=report.client,
                 metric=report.metric.name,
                 value=report.metric.value,
-                num_examples=report.num_examples,
+                num_examples=weight,
             )
         )
         return pb.Recorded(nonce=report.nonce)

@@ -128,6 +128,8 @@ def _check_dense(blob: Blob, size: int, limits: Limits) -> None:
 
 
 def _check_magnitude(found: float, limits: Limits) -> None:
+    if math.isinf(found):
+        raise NotFiniteError("update names a scale or a dense value that is infinite: did training diverge?")
     if found > limits.max_magnitude:
         raise LimitError(
             f"update has a value of {found:g}, allowed are magnitudes up to {limits.max_magnitude:g}: did training diverge?"
@@ -179,9 +181,21 @@ def _check_expert(update: pb.UpdateManifest, situation: Situation) -> None:
         )
 
 
+def weight_of(message: pb.UpdateManifest | pb.QualityReport) -> float:
+    """The weight that an update or a measured value claims; messages from before weights state a number of examples."""
+    return message.weight if message.HasField("weight") else float(message.num_examples)
+
+
+def admit_weight(message: pb.UpdateManifest | pb.QualityReport, limits: Limits) -> float:
+    """The weight that a message claims. Errors: LimitError if it is not between 0 and the cap, NaN included."""
+    weight = weight_of(message)
+    if not 0 <= weight <= limits.max_examples:
+        raise LimitError(f"invalid weight {weight:g}: expected a number from 0 to {limits.max_examples:g}")
+    return weight
+
+
 def _check_claims(update: pb.UpdateManifest, limits: Limits) -> None:
-    if not 0 < update.num_examples <= limits.max_examples:
-        raise LimitError(f"update claims {update.num_examples} examples, allowed are 1 to {limits.max_examples}")
+    admit_weight(update, limits)
     if len(update.metrics) > MAX_METRICS:
         raise LimitError(f"update has {len(update.metrics)} metrics, the cap is {MAX_METRICS}")
     for metric in update.metrics:

@@ -1,8 +1,9 @@
 """How much one client may sway a merge: its weight and its scale are held against those of its cohort. Arithmetic only.
 
-A client says itself how many examples it has, how large its scale is and what its dense tensors hold, and all of them multiply its
-update. So a client's weight is capped at MAX_WEIGHT times the cohort's median, and lowered again by as much as its scale, or the norm
-of its dense part, exceeds MAX_SIZE times the cohort's median. With fewer than three clients there is no cohort to compare with.
+A client says itself what its weight is (its number of examples, or another number of 0 or more), how large its scale is and what its
+dense tensors hold, and all of them multiply its update. So a client's weight is capped at MAX_WEIGHT times the cohort's median, and
+lowered again by as much as its scale, or the norm of its dense part, exceeds MAX_SIZE times the cohort's median. The cohort are the
+clients with a weight above 0; with fewer than three of them nothing is bounded.
 """
 
 import math
@@ -14,16 +15,19 @@ MAX_SIZE = 3.0
 COHORT = 3
 
 
-def bounded_weights(examples: Sequence[int], scales: Sequence[float], dense_norms: Sequence[float]) -> list[float]:
-    """Weights of one round's updates, from their numbers of examples, largest scales and norms of their dense parts; one each, in
-    the same order.
+def bounded_weights(claimed: Sequence[float], scales: Sequence[float], dense_norms: Sequence[float]) -> list[float]:
+    """Weights of one round's updates, from the weights that they claim, their largest scales and the norms of their dense parts; one each,
+    in the same order.
     """
-    weights = [float(n) for n in examples]
-    if len(weights) < COHORT:
-        return weights
-    most = MAX_WEIGHT * median(weights)
-    damped = zip(weights, _damping(scales), _damping(dense_norms), strict=True)
-    return [min(w, most) * min(by_scale, by_norm) for w, by_scale, by_norm in damped]
+    counted = [i for i, weight in enumerate(claimed) if weight > 0]
+    bounded = [float(weight) for weight in claimed]
+    if len(counted) < COHORT:
+        return bounded
+    most = MAX_WEIGHT * median(bounded[i] for i in counted)
+    by_scale, by_norm = (_damping([sizes[i] for i in counted]) for sizes in (scales, dense_norms))
+    for i, *factors in zip(counted, by_scale, by_norm, strict=True):
+        bounded[i] = min(bounded[i], most) * min(factors)
+    return bounded
 
 
 def late_weight(weight: float, staleness: int) -> float:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 class Limits:
     """Caps on what one message may ask for, on what each client and all together may take, and on how long a call may stand still.
 
-    `max_magnitude` is of a value in an update.
+    `max_magnitude` is of a value in an update, `max_examples` of its weight.
     A rate of 0 is no limit. `burst` is what a client may take at once after a while without any. Rates of "all" bind only clients
     that have used up half of their own. `partial` bytes are of uploads not yet whole.
     """
 
     max_payload_bytes: int = 2**30
     max_parameters: int = 10**9
-    max_examples: int = 10_000_000
+    max_examples: int = 10**12
     max_magnitude: float = 2.0**20
     max_clock_skew_ms: int = 5 * 60 * 1000
     max_age_ms: int = 60 * 60 * 1000

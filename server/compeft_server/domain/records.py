@@ -123,7 +123,7 @@ class Round:
 @dataclass(frozen=True, slots=True)
 class Submission:
     """One accepted update. `merged_in` is the version it went into, None while its round is open; `round` is the one it was
-    accepted for, which for a late update is not the one it names itself.
+    accepted for, which for a late update is not the one it names itself. `weight` is the one that its client claims, 0 or more.
     """
 
     update_digest: bytes
@@ -132,7 +132,7 @@ class Submission:
     round: int
     keyid: str
     sequence: int
-    num_examples: int
+    weight: float
     envelope: bytes
     receipt: bytes
     accepted_at_ms: int
@@ -211,7 +211,9 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """A task metric of one arm at one version; `client` is empty for the mean over clients."""
+    """A task metric of one arm at one version; `client` is empty for the mean over clients, in which it counts by `num_examples`: the
+    number of examples that it was measured on, or the weight that the strategy goes by, 0 or more.
+    """
 
     at_ms: int
     expert: str
@@ -222,4 +224,4 @@ class Quality:
     client: str
     metric: str
     value: float
-    num_examples: int
+    num_examples: float

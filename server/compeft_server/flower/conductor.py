@@ -59,7 +59,7 @@ class Measured:
     client: str
     metric: str
     value: float
-    num_examples: int
+    num_examples: float
 
 
 def station_of(config: Mapping[str, object]) -> Station:
@@ -211,7 +211,7 @@ class Conductor:
             arm=measured.arm,
             client=measured.client,
             metric=pb.Metric(name=measured.metric, value=measured.value),
-            num_examples=measured.num_examples,
+            weight=measured.num_examples,
         )
         self._conduct(dsse.QUALITY, report, dsse.RECORDED)
 

@@ -102,6 +102,14 @@ class RunHealth:
             why = f"none of {asked} clients answered before the deadline"
         raise RunStoppedError(f"round {server_round}: no client's update was accepted; {why}")
 
+    def check_weights(self, server_round: int, weighted_by: str, replies: Sequence[Message]) -> None:
+        """Errors: RunStoppedError if the weights of all clients that answered are 0: their mean would be a division by zero."""
+        reported = [metrics for reply in replies if not reply.has_error() for metrics in reply.content.metric_records.values()]
+        if reported and not any(metrics.get(weighted_by) for metrics in reported):
+            raise RunStoppedError(
+                f"round {server_round}: every client's {weighted_by} is 0, so there is no weighted mean; nothing of this round is merged"
+            )
+
     def check_losses(self, server_round: int, version: int, replies: Sequence[Message]) -> None:
         """Errors: RunStoppedError if at least half of the clients that answered report a NaN or infinite loss or task metric."""
         reported = [metrics for reply in replies if not reply.has_error() for metrics in reply.content.metric_records.values()]

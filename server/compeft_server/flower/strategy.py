@@ -45,7 +45,8 @@ FLOATING = ("float", "bfloat")
 class Plan:
     """What a run does with one expert.
 
-    uplink, downlink: how clients and aggregator compress. merge_method, coefficient, merge_parameters: see `compeft_core.merging.methods`.
+    uplink, downlink: how clients and aggregator compress; where both densities are 1, every array travels whole, as bfloat16.
+    merge_method, coefficient, merge_parameters: see `compeft_core.merging.methods`.
     dense: names of arrays kept as bfloat16 instead of ternary, beside those that always are: scalars, vectors of up to 16,384 entries,
     and statistics such as BatchNorm's running mean and variance (`compeft_core.statistics`).
     seed: the initial arrays come from `compeft_core.seeded_state` with
@@ -193,6 +194,7 @@ class CompressedStrategy(Strategy):
         replies = list(replies)
         self._health.note_failures(server_round, _nodes(self._sent), replies)
         self._health.check_losses(server_round, self._version, replies)
+        self._health.check_weights(server_round, self.inner.weighted_by_key, replies)
         self._score("clients", replies)
         self._report(server_round, replies)
         plan, downlink = self.plan, self.plan.downlink
@@ -262,7 +264,8 @@ class CompressedStrategy(Strategy):
                 )
         self._names = tuple(arrays)
         shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-        return layout_of(shapes, {*self.plan.dense, *dense_names(shapes)})
+        whole = self.plan.uplink.density == self.plan.downlink.density == 1
+        return layout_of(shapes, shapes if whole else {*self.plan.dense, *dense_names(shapes)})
 
     def _fetched(self, server_round: int) -> ArrayRecord | None:
         """The newest version's arrays, in the order in which the app named them."""
@@ -308,7 +311,7 @@ class CompressedStrategy(Strategy):
 
     def _with_task(self, message: Message, server_round: int, nonce: bytes, resting: tuple[str, ...]) -> Message:
         plan = self.plan
-        how = plan.uplink, resting, plan.codec, self._most_bytes
+        how = plan.uplink, resting, plan.codec, self._most_bytes, self.inner.weighted_by_key
         task = RoundTask(plan.expert, self._run, server_round, nonce, self._version, *how)
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
         content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key, ORDER: self._order()})
@@ -336,8 +339,8 @@ class CompressedStrategy(Strategy):
             value = metrics.get(name)
             if not isinstance(value, int | float) or not isinstance(count, int | float) or not isinstance(version, int):
                 continue
-            if math.isfinite(value):
-                measured = Measured(self._run, server_round, version, arm, client, self.plan.metric, float(value), int(count))
+            if math.isfinite(value) and math.isfinite(count) and count >= 0:
+                measured = Measured(self._run, server_round, version, arm, client, self.plan.metric, float(value), float(count))
                 self._conductor.report(self.plan.expert, measured)
 
 

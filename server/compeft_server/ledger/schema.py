@@ -114,7 +114,7 @@ submissions = sa.Table(
     sa.Column("round", sa.Integer, nullable=False),
     sa.Column("keyid", sa.ForeignKey("keys.keyid"), nullable=False),
     sa.Column("sequence", sa.BigInteger, nullable=False),
-    sa.Column("num_examples", sa.BigInteger, nullable=False),
+    sa.Column("weight", sa.Float, nullable=False),
     sa.Column("envelope", sa.LargeBinary, nullable=False),
     sa.Column("receipt", sa.LargeBinary, nullable=False),
     sa.Column("accepted_at_ms", sa.BigInteger, nullable=False),
@@ -175,7 +175,7 @@ quality = sa.Table(
     sa.Column("client", sa.String(128), nullable=False),
     sa.Column("metric", sa.String(64), nullable=False),
     sa.Column("value", sa.Float, nullable=False),
-    sa.Column("num_examples", sa.BigInteger, nullable=False),
+    sa.Column("num_examples", sa.Float, nullable=False),
     sa.UniqueConstraint("expert", "run", "version", "arm", "client", "metric"),
 )
 

@@ -128,7 +128,7 @@ def _submission(name: str, keyid: str, number: int, at_ms: int, merged_in: int |
         "round": number,
         "keyid": keyid,
         "sequence": number,
-        "num_examples": 300,
+        "weight": 300,
         "envelope": b"",
         "receipt": b"",
         "accepted_at_ms": at_ms,
