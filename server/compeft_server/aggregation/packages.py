@@ -53,7 +53,7 @@ class Packages:
             and newest.state_digest == package.sha256
             and package.version in (newest.version, newest.version + 1)
         ):
-            self._record(package, newest)
+            self._record(package, newest, member)
             return Envelope.FromString(newest.envelope)
         following = 0 if newest is None else newest.version + 1
         if package.version != following:
@@ -85,7 +85,7 @@ class Packages:
             self._ledger.create(made, version, package.keyid)
         else:
             self._ledger.append(version, package.keyid)
-        self._record(package, version)
+        self._record(package, version, member)
         return Envelope.FromString(version.envelope)
 
     def way(self, expert: Expert, have: int, want: int) -> Way:
@@ -133,7 +133,8 @@ class Packages:
         size = sum(ref.size for ref in package.chunks)
         return Version(expert.name, package.version, sealed, package.sha256, (), "", 0, size, 0.0, now)
 
-    def _record(self, package: pb.Package, version: Version) -> None:
+    def _record(self, package: pb.Package, version: Version, member: Member) -> None:
+        """The metrics that came with a package: its publisher states them, nobody here has measured them."""
         for entry in package.quality:
             arm = admission.admit_metric(entry.arm, entry.metric)
             self._ledger.record_quality(
@@ -148,6 +149,7 @@ class Packages:
                     metric=entry.metric.name,
                     value=entry.metric.value,
                     num_examples=package.num_examples,
+                    reporter=member.name,
                 )
             )
 

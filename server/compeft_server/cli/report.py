@@ -13,7 +13,7 @@ from rich.console import Console
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.cli.options import Currency, Data, PricePerGb
-from compeft_server.data_directory import existing, open_ledger
+from compeft_server.data_directory import existing, open_ledger, open_store
 from compeft_server.domain.price import price_of
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.private_files import write_durably
@@ -122,7 +122,7 @@ def _extras(ledger: Ledger, data: Path, name: str, price: float | None, currency
     from compeft_server.reports.extras import densities_of, pool_from_json
 
     measured = _parsed(pool, pool_from_json) if pool else None
-    return Extras(price_of(price, currency), measured, densities_of(ledger, name, own_public_keys(data)))
+    return Extras(price_of(price, currency), measured, densities_of(ledger, name, own_public_keys(data), open_store(data)))
 
 
 def _only(ledger: Ledger) -> str:

@@ -1,7 +1,7 @@
 """The figures of the live page: sums of the ledger with what they would have cost, and the quality beside every saving.
 
-Values in, values out: the ledger is read by `summaries.py` and `listings.py`, words are made by the templates. A saving is stated
-only where the wire was counted and the composed expert was measured; else `silence` says why not.
+Values in, values out: `ledger.totals` and `ledger.pages` read the ledger, the templates make words. A saving is stated only of the bytes
+that led to a version of known quality, as in the report; otherwise `silence` says why there is none.
 """
 
 from collections.abc import Iterable
@@ -9,35 +9,50 @@ from dataclasses import dataclass
 
 from compeft_proto.convert import layout_from_proto
 from compeft_proto.v1 import expert_pb2 as pb
-from compeft_server.domain.traffic import LinkTime, Traffic, add, times_of, why_silent
-from compeft_server.ledger.totals import ExpertSummary, Moved, Standing, Summaries
+from compeft_server.domain.traffic import LinkTime, Traffic, add, times_of, why_row_silent, why_silent
+from compeft_server.ledger.totals import ExpertSummary, Moved, Newest, Standing, Summaries
 
 DAY_MS = 24 * 3600 * 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One expert: what it moved, and what it is worth. `standing` is None while nobody has measured it."""
+    """One expert: what it moved, and its quality. standing: None while no metric is known. stated: the version whose quality stands beside
+    the saving, None if there is none. led: what led to that version; recent: of that, the last 24 hours.
+    """
 
     expert: ExpertSummary
     parameters: int
     moved: Moved
-    recent: Moved
     standing: Standing | None
+    stated: Newest | None
+    led: Moved
+    recent: Moved
 
     @property
     def silence(self) -> str:
         """Why no saving is stated; empty when one is."""
-        return silence_of(self.moved.both, self.standing is not None and self.standing.synced is not None)
+        both = self.moved.both
+        counted = both.wire_bytes > 0 and both.wire_bytes >= both.payload_bytes
+        why = why_silent(both.dense_fp32_bytes, counted, self.standing is not None and self.standing.synced is not None)
+        if why or self.stated is not None:
+            return why
+        return "No client has fetched a version of known quality, so no saving is stated."
 
-    def savings(self, dense_bytes: int) -> float | None:
-        """Dense / wire, None where `silence` says why."""
-        return None if self.silence else dense_bytes / self.moved.both.wire_bytes
+    @property
+    def savings_fp32(self) -> float | None:
+        """Dense float32 / wire of the bytes that led to the stated version, None where `silence` says why."""
+        return None if self.silence else self.led.both.dense_fp32_bytes / self.led.both.wire_bytes
+
+    @property
+    def savings_bf16(self) -> float | None:
+        """The same against bfloat16."""
+        return None if self.silence else self.led.both.dense_bf16_bytes / self.led.both.wire_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """The same bytes as they went and as they would have gone: fp32, bf16, wire. rate: measured bit/s, waiting included."""
+    """The same bytes as they went and as they would have gone: fp32, bf16, wire. rate: measured upload rate, bit/s."""
 
     up: Traffic
     down: Traffic
@@ -57,7 +72,9 @@ class Bill:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Everything on the first page. The bills are of the experts whose quality is known; `unknown` names the others."""
+    """Everything on the first page. The bills are of the bytes that led to versions of known quality; `unknown` names the experts that have
+    none, other_wire_bytes are theirs.
+    """
 
     cards: tuple[Card, ...]
     total: Bill
@@ -66,26 +83,39 @@ class Overview:
     other_wire_bytes: int
 
 
-def silence_of(traffic: Traffic, measured: bool) -> str:
-    """Why no saving of this traffic is stated; empty when one is."""
-    counted = traffic.wire_bytes > 0 and traffic.wire_bytes >= traffic.payload_bytes
-    return why_silent(traffic.dense_fp32_bytes, counted, measured)
+def row_savings(kind: str, version: int, moved: Moved, measured: bool) -> float | None:
+    """Dense bfloat16 / wire of one version, None where it has no quality to put beside it."""
+    silent = why_row_silent(kind, version, moved.up, moved.down, measured)
+    return None if silent else moved.both.dense_bf16_bytes / moved.both.wire_bytes
 
 
 def read_cards(summaries: Summaries, now_ms: int, only: str | None = None) -> tuple[Card, ...]:
     """All experts by name, or the one of this name."""
-    moved, recent, metrics = summaries.moved(), summaries.moved(now_ms - DAY_MS), summaries.metrics()
-    return tuple(
-        Card(
-            expert=expert,
-            parameters=layout_from_proto(pb.Layout.FromString(expert.layout)).size,
-            moved=moved.get(expert.name, Moved()),
-            recent=recent.get(expert.name, Moved()),
-            standing=summaries.standing(expert.name, metrics[expert.name]) if expert.name in metrics else None,
-        )
-        for expert in summaries.experts()
-        if only in (None, expert.name)
-    )
+    moved, metrics = summaries.moved(), summaries.metrics()
+    chosen = [expert for expert in summaries.experts() if only in (None, expert.name)]
+    return tuple(_card(summaries, e, moved.get(e.name, Moved()), metrics.get(e.name), now_ms) for e in chosen)
+
+
+def _card(summaries: Summaries, expert: ExpertSummary, moved: Moved, metric: str | None, now_ms: int) -> Card:
+    standing = summaries.standing(expert.name, metric) if metric is not None else None
+    stated = _stated(summaries, expert, standing)
+    led = recent = Moved()
+    if stated is not None:
+        first = 0 if expert.kind == "composed" else stated.version
+        led = summaries.moved_between(expert.name, first, stated.version)
+        recent = summaries.moved_between(expert.name, first, stated.version, now_ms - DAY_MS)
+    size = layout_from_proto(pb.Layout.FromString(expert.layout)).size
+    return Card(expert, size, moved, standing, stated, led, recent)
+
+
+def _stated(summaries: Summaries, expert: ExpertSummary, standing: Standing | None) -> Newest | None:
+    """The newest version with a metric; of a package, the newest that was also fetched."""
+    if standing is None or expert.kind == "composed":
+        return standing.synced if standing else None
+    scores = summaries.scores(expert.name, standing.metric, "synced")
+    moved = summaries.moved_by_version(expert.name, scores)
+    fetched = [v for v in scores if v in moved and moved[v].down.payload_bytes]
+    return Newest(max(fetched), scores[max(fetched)]) if fetched else None
 
 
 def overview_of(cards: tuple[Card, ...]) -> Overview:
@@ -94,7 +124,7 @@ def overview_of(cards: tuple[Card, ...]) -> Overview:
     unknown = [card for card in cards if card.silence]
     return Overview(
         cards=cards,
-        total=bill_of(card.moved for card in known),
+        total=bill_of(card.led for card in known),
         day=bill_of(card.recent for card in known),
         unknown=tuple(card.expert.name for card in unknown),
         other_wire_bytes=sum(card.moved.both.wire_bytes for card in unknown),
@@ -105,6 +135,4 @@ def bill_of(moved: Iterable[Moved]) -> Bill:
     """What these transfers cost, one after another."""
     pairs = list(moved)
     up, down = add(m.up for m in pairs), add(m.down for m in pairs)
-    both = add((up, down))
-    rate = 8 * both.wire_bytes / both.seconds if both.seconds > 0 and both.wire_bytes else None
-    return Bill(up, down, tuple(times_of(up, down, 1)), rate)
+    return Bill(up, down, tuple(times_of(up, down, 1)), up.rate)

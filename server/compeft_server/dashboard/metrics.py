@@ -102,8 +102,9 @@ class LedgerCollector(Collector):
                 continue
             standing = self._summaries.standing(expert, metric)
             arms = {"base": standing.base, "dense": standing.dense, "synced": standing.synced}
-            values |= {(expert, metric, arm): newest.score.mean for arm, newest in arms.items() if newest is not None}
-        yield _gauge("compeft_quality", "Newest task metric, mean over clients", ("expert", "metric", "arm"), values)
+            found = {arm: newest.score for arm, newest in arms.items() if newest is not None}
+            values |= {(expert, metric, arm, "reported" if s.reporter else "measured"): s.mean for arm, s in found.items()}
+        yield _gauge("compeft_quality", "Newest task metric, mean over clients", ("expert", "metric", "arm", "source"), values)
 
 
 class DiskCollector(Collector):
@@ -138,6 +139,8 @@ TRAFFIC: Mapping[str, tuple[str, Callable[[Moved], tuple[float, float]]]] = {
     "compeft_payload_bytes": ("Encoded parameters moved", lambda m: (m.up.payload_bytes, m.down.payload_bytes)),
     "compeft_dense_fp32_bytes": ("What the same would be as fp32", lambda m: (m.up.dense_fp32_bytes, m.down.dense_fp32_bytes)),
     "compeft_transfer_seconds": ("Time in transfers, waiting included", lambda m: (m.up.seconds, m.down.seconds)),
+    "compeft_flow_bytes": ("Bytes over which a rate was measured", lambda m: (m.up.flow_bytes, m.down.flow_bytes)),
+    "compeft_flow_seconds": ("Time in which these flowed", lambda m: (m.up.flow_seconds, m.down.flow_seconds)),
 }
 """Of edge clients, by direction: up are uploads, down are syncs; each has bytes both ways."""
 

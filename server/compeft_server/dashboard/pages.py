@@ -13,11 +13,12 @@ from compeft_server.dashboard import figures
 from compeft_server.dashboard.figures import Card
 from compeft_server.dashboard.security import Gate
 from compeft_server.domain.price import Price
+from compeft_server.domain.traffic import why_row_silent
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.pages import PAGE, Listings
 from compeft_server.ledger.totals import Moved, Summaries
 from compeft_server.reports import text
-from compeft_server.reports.chart import NARROW, WIDE, Curves, describe, draw
+from compeft_server.reports.chart import NARROW, WIDE, Curves, describe, draw, without_start
 from compeft_server.reports.html import environment
 from compeft_server.reports.provenance import read_origin
 
@@ -66,6 +67,7 @@ class Pages:
             "now_ms": site.now_ms(),
             "page_rows": PAGE,
             "metric": text.human_metric,
+            "stated_by": text.stated_by,
             "page_url": lambda number: str(request.url.include_query_params(page=number).query),
         }
         page = self._templates.get_template(f"{name}.html.j2").render({**shared, **values})
@@ -97,7 +99,7 @@ class Pages:
             moved=self.summaries.moved_by_version(name, numbers),
             scores=self.summaries.scores(name, metric, "synced", numbers),
             nothing=Moved(),
-            silence_of=figures.silence_of,
+            row_savings=figures.row_savings,
             total=total,
             page=page,
             **self._picture(card),
@@ -110,15 +112,17 @@ class Pages:
         if not shown:
             raise UnknownExpertError(f"{name} has versions 0 to {card.expert.head}, not {number}")
         metric = card.standing.metric if card.standing else ""
+        moved = self.summaries.moved_by_version(name, [number]).get(number, Moved())
+        score = self.summaries.scores(name, metric, "synced", [number]).get(number)
         return self.render(
             request,
             "version",
             card=card,
             version=shown[0],
             origin=read_origin(shown[0].envelope, self._site.keys, self._names()),
-            moved=self.summaries.moved_by_version(name, [number]).get(number, Moved()),
-            score=self.summaries.scores(name, metric, "synced", [number]).get(number),
-            silence_of=figures.silence_of,
+            moved=moved,
+            score=score,
+            silence=why_row_silent(card.expert.kind, number, moved.up, moved.down, score is not None),
         )
 
     def rounds(self, request: Request, expert: str, state: str, page: int) -> Response:
@@ -142,7 +146,7 @@ class Pages:
             scores=scores,
             nothing=Moved(),
             leads_to=_leads_to,
-            silence_of=figures.silence_of,
+            row_savings=figures.row_savings,
         )
 
     def clients(self, request: Request) -> Response:
@@ -184,7 +188,9 @@ class Pages:
             return {"charts": [], "curves": None, "description": ""}
         curve = self.summaries.wire_curve(card.expert.name, card.expert.head)
         scores = self.summaries.scores(card.expert.name, card.standing.metric, "synced", [number for number, _ in curve])
-        synced = tuple((number, size, scores[number].mean) for number, size in curve if number in scores)
+        synced = without_start(
+            tuple((number, size, scores[number].mean) for number, size in curve if number in scores), card.expert.kind
+        )
         base = card.standing.base.score.mean if card.standing.base else None
         curves = Curves(card.standing.metric, base, synced, ())
         charts = [chart for frame in (WIDE, NARROW) if (chart := draw(curves, frame)) is not None]

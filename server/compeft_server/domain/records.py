@@ -179,7 +179,8 @@ class Transfer:
     """Bytes that one call moved, refused and broken-off calls included (those have a wire, but no payload or dense bytes).
 
     dense: the same parameters as fp32 (bf16 is half); wire: counted by the kernel on the socket; relayed: boxes that others carry between
-    this call and the client, inside their own messages. What a call never said is empty.
+    this call and the client, inside their own messages; flow: of an upload, bytes that arrived one message after another, and the seconds
+    between those messages. What a call never said is empty.
     """
 
     at_ms: int
@@ -195,6 +196,8 @@ class Transfer:
     wire_sent_bytes: int = 0
     seconds: float = 0.0
     relayed_bytes: int = 0
+    flow_bytes: int = 0
+    flow_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +215,8 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Quality:
     """A task metric of one arm at one version; `client` is empty for the mean over clients, in which it counts by `num_examples`: the
-    number of examples that it was measured on, or the weight that the strategy goes by, 0 or more.
+    number of examples that it was measured on, or the weight that the strategy goes by, 0 or more. reporter: the name of who stated
+    it with a package, empty where it was measured in a round.
     """
 
     at_ms: int
@@ -225,3 +229,4 @@ class Quality:
     metric: str
     value: float
     num_examples: float
+    reporter: str = ""

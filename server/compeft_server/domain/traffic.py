@@ -23,7 +23,8 @@ LINKS = (
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """A sum of transfers. dense: the same parameters uncompressed; received and sent are seen from the aggregator; relayed: of these, what
-    others carried to and from clients inside their own messages.
+    others carried to and from clients inside their own messages. flow: bytes of uploads that arrived one message after another, and the
+    seconds between those messages: waiting is left out, so a rate is measured from these alone.
     """
 
     dense_fp32_bytes: int = 0
@@ -32,6 +33,13 @@ class Traffic:
     wire_sent_bytes: int = 0
     seconds: float = 0.0
     relayed_bytes: int = 0
+    flow_bytes: int = 0
+    flow_seconds: float = 0.0
+
+    @property
+    def rate(self) -> float | None:
+        """Measured upload rate in bit/s; None where no upload was longer than one message."""
+        return 8 * self.flow_bytes / self.flow_seconds if self.flow_bytes and self.flow_seconds > 0 else None
 
     @property
     def dense_bf16_bytes(self) -> int:
@@ -46,12 +54,16 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A task metric over clients: the mean weighted by test examples, the smallest and the largest."""
+    """A task metric over clients: the mean weighted by test examples, the smallest and the largest.
+
+    reporter: who stated it without a measurement that the aggregator has seen, such as a publisher; empty where clients measured it.
+    """
 
     mean: float
     low: float
     high: float
     clients: int
+    reporter: str = ""
 
 
 def why_silent(dense_bytes: int, wire_counted: bool, measured: bool) -> str:
@@ -65,6 +77,20 @@ def why_silent(dense_bytes: int, wire_counted: bool, measured: bool) -> str:
         if measured
         else "No quality was reported for any version of this expert, so no saving is stated: bytes alone say nothing."
     )
+
+
+def why_row_silent(kind: str, version: int, up: Traffic, down: Traffic, measured: bool) -> str:
+    """Why no saving may be stated of one version alone, in words; empty when one may. `kind` is that of the expert.
+
+    Version 0 of a composed expert is where training starts: no client has sent anything that led to it.
+    """
+    both = add((up, down))
+    if kind == "composed" and version == 0:
+        return "Version 0 is the start: no update led to it, so no saving is stated."
+    if kind == "package" and not down.payload_bytes:
+        return "No client has fetched this version, so no saving is stated."
+    counted = both.wire_bytes > 0 and both.wire_bytes >= both.payload_bytes
+    return why_silent(both.dense_fp32_bytes, counted, measured)
 
 
 def add(parts: Iterable[Traffic]) -> Traffic:

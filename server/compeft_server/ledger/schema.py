@@ -152,6 +152,8 @@ transfers = sa.Table(
     sa.Column("wire_sent_bytes", sa.BigInteger, nullable=False),
     sa.Column("seconds", sa.Float, nullable=False),
     sa.Column("relayed_bytes", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("flow_bytes", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("flow_seconds", sa.Float, nullable=False, server_default=sa.text("0")),
 )
 
 settled = sa.Table(
@@ -176,6 +178,7 @@ quality = sa.Table(
     sa.Column("metric", sa.String(64), nullable=False),
     sa.Column("value", sa.Float, nullable=False),
     sa.Column("num_examples", sa.Float, nullable=False),
+    sa.Column("reporter", sa.String(128), nullable=False, server_default=sa.text("''")),
     sa.UniqueConstraint("expert", "run", "version", "arm", "client", "metric"),
 )
 

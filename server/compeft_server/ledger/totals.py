@@ -5,7 +5,7 @@ Byte counts of experts and versions are those of edge clients; conductors and re
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,8 +22,7 @@ LARGEST = 1e300
 """Values beyond are no measurement."""
 
 SUMS = tuple(
-    sa.func.coalesce(sa.func.sum(transfers.c[name]), 0).label(name)
-    for name in ("dense_fp32_bytes", "payload_bytes", "wire_received_bytes", "wire_sent_bytes", "seconds", "relayed_bytes")
+    sa.func.coalesce(sa.func.sum(transfers.c[name]), 0).label(name) for name in (field.name for field in fields(Traffic))
 )
 OF_EDGES = transfers.join(keys, sa.and_(keys.c.keyid == transfers.c.keyid, keys.c.role == "edge"))
 
@@ -54,6 +53,7 @@ class ExpertSummary:
     created_at_ms: int
     head: int
     newest_at_ms: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,13 @@ class Summaries:
         """All experts by name, with the ends of their logs."""
         v = versions.c
         query = (
-            sa.select(experts.c.expert, experts.c.layout, experts.c.created_at_ms)
+            sa.select(experts.c.expert, experts.c.layout, experts.c.created_at_ms, experts.c.kind)
             .add_columns(sa.func.max(v.version).label("head"), sa.func.max(v.created_at_ms).label("newest"))
             .join(versions, v.expert == experts.c.expert)
-            .group_by(experts.c.expert, experts.c.layout, experts.c.created_at_ms)
+            .group_by(experts.c.expert, experts.c.layout, experts.c.created_at_ms, experts.c.kind)
             .order_by(experts.c.expert)
         )
-        return [ExpertSummary(r.expert, r.layout, r.created_at_ms, r.head, r.newest) for r in self._select(query)]
+        return [ExpertSummary(r.expert, r.layout, r.created_at_ms, r.head, r.newest, r.kind) for r in self._select(query)]
 
     def moved(self, since_ms: int = 0) -> dict[str, Moved]:
         """What edge clients moved for each expert from a time on; the key "" is of calls that never named one."""
@@ -114,6 +114,12 @@ class Summaries:
     def moved_by_version(self, expert: str, numbers: Collection[int]) -> dict[int, Moved]:
         """The same for some versions of one expert."""
         return self._moved(transfers.c.version, (transfers.c.expert == expert, transfers.c.version.in_(numbers)))
+
+    def moved_between(self, expert: str, first: int, last: int, since_ms: int = 0) -> Moved:
+        """What edge clients moved for the versions `first` to `last` of one expert."""
+        c = transfers.c
+        where = (c.expert == expert, c.version.between(first, last), c.at_ms >= since_ms)
+        return self._moved(c.expert, where).get(expert, Moved())
 
     def wire_curve(self, expert: str, head: int) -> list[tuple[int, int]]:
         """(version, wire bytes up to it) at evenly spaced versions and the newest one, at most CURVE_POINTS + 1 of them."""
@@ -164,9 +170,10 @@ class Summaries:
             sa.func.min(q.value).label("low"),
             sa.func.max(q.value).label("high"),
             sa.func.count().label("clients"),
+            sa.func.max(q.reporter).label("reporter"),
         ).where(q.id.in_(newest))
         rows = sorted(self._select(query.group_by(q.version, "own")), key=lambda r: bool(r.own))
-        return {r.version: Score(r.mean, r.low, r.high, r.clients) for r in rows}
+        return {r.version: Score(r.mean, r.low, r.high, r.clients, r.reporter) for r in rows}
 
     def client_scores(self) -> dict[tuple[str, str, str], tuple[int, float]]:
         """(keyid, expert, metric) -> (version, value): what each client measured last of the composed expert."""
@@ -238,5 +245,13 @@ class Summaries:
 
 
 def _traffic(row: sa.Row[Any]) -> Traffic:
-    dense, payload, received, sent = (int(row._mapping[column.name]) for column in SUMS[:4])
-    return Traffic(dense, payload, received, sent, float(row.seconds), int(row.relayed_bytes))
+    return Traffic(
+        dense_fp32_bytes=int(row.dense_fp32_bytes),
+        payload_bytes=int(row.payload_bytes),
+        wire_received_bytes=int(row.wire_received_bytes),
+        wire_sent_bytes=int(row.wire_sent_bytes),
+        seconds=float(row.seconds),
+        relayed_bytes=int(row.relayed_bytes),
+        flow_bytes=int(row.flow_bytes),
+        flow_seconds=float(row.flow_seconds),
+    )

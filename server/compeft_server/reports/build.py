@@ -8,7 +8,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from compeft_core.errors import InputError
@@ -91,14 +91,12 @@ def build_report(records: Records, dense: DenseArm | None = None, seconds: float
         deviation=_deviation(synced),
         since_ms=records.since_ms,
         uncompressed=_newest(_of_arm(quality, "dense")),
+        kind=records.expert.kind,
     )
 
 
 def _sum(transfers: Iterable[Transfer]) -> Traffic:
-    return add(
-        Traffic(t.dense_fp32_bytes, t.payload_bytes, t.wire_received_bytes, t.wire_sent_bytes, t.seconds, t.relayed_bytes)
-        for t in transfers
-    )
+    return add(Traffic(**{field.name: getattr(t, field.name) for field in fields(Traffic)}) for t in transfers)
 
 
 def _metric(quality: Sequence[Quality], dense: DenseArm | None) -> str:
@@ -122,7 +120,7 @@ def _score(rows: Sequence[Quality]) -> Score | None:
     if not sum(weights):
         weights = [1] * len(newest)
     mean = math.fsum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-    return Score(mean, min(values), max(values), len(newest))
+    return Score(mean, min(values), max(values), len(newest), max(q.reporter for q in newest))
 
 
 def _version_rows(records: Records, transfers: Sequence[Transfer], synced: Sequence[Quality]) -> list[VersionRow]:

@@ -149,9 +149,14 @@ def curves_of(report: Report) -> Curves:
     return Curves(
         metric=report.metric,
         base=report.base.mean if report.base else None,
-        synced=tuple(synced),
+        synced=without_start(tuple(synced), report.kind),
         dense=tuple((n, report.dense.wire_bytes_after(n), v) for n, v in dense if v is not None and report.dense),
     )
+
+
+def without_start(curve: Curve, kind: str) -> Curve:
+    """The curve of a composed expert without version 0, once it has another: a start with a random head would stretch the axis."""
+    return curve[1:] if kind == "composed" and len(curve) > 1 and curve[0][0] == 0 else curve
 
 
 def _value(curves: Curves, value: float) -> str:

@@ -1,14 +1,16 @@
 """What a report says beyond the ledger: a price, measures of an expert pool, and what other densities would cost.
 
-A size at another density is that of a real encoding: so many entries of the expert's own layout, at positions without any pattern, by
-the codec `rice`. Real experts have patterns, so codec `context` needs a sixth to a tenth less. What such a density does to the
-task metric is not known until it is measured, and the report says so.
+A size at another density is that of a real encoding of the expert's own layout, at positions drawn uniformly, by the codec `rice`. Real
+experts have patterns, so codec `context` needs a sixth to a tenth less. Of a package the layout is that of its newest file, and the
+size at the density in use is that of the file itself. The task metric at another density is unknown until it is measured.
 """
 
+import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -18,8 +20,11 @@ from compeft_core.compress import Ternary, Update
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto.convert import compression_from_proto
+from compeft_proto.expert_file import Opened, read_start
 from compeft_proto.keys import PublicKey
+from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
+from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.schema import submissions
@@ -28,10 +33,13 @@ DENSITIES = (0.01, 0.05, 0.10, 0.20)
 LARGEST_ENCODED = 2**24
 """Of a larger layout this many parameters are encoded and the size is scaled up: blocks of 65,536 are coded apart from each other."""
 
+SAME_DENSITY = 0.002
+"""A file that keeps a share this close to a density has that density: a share of few parameters is rounded."""
+
 
 @dataclass(frozen=True, slots=True)
 class DensityRow:
-    """One update at a density. `used` says where the newest update or version has this density, empty for nowhere."""
+    """One update, or one file, at a density. `used` says where it is in use, empty for nowhere."""
 
     density: float
     payload_bytes: int
@@ -73,11 +81,19 @@ def pool_from_json(text: str) -> Pool:
     return Pool(**{field.name: values[field.name] for field in fields(Pool)})
 
 
-def densities_of(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> tuple[DensityRow, ...]:
-    """What an update of this expert costs at DENSITIES and at those in use. The expert must exist."""
+def densities_of(
+    ledger: Ledger, expert: str, own: Sequence[PublicKey], store: ChunkStore | None = None
+) -> tuple[DensityRow, ...]:
+    """What one update of this expert (of a package, one file) costs at DENSITIES and at those in use; of a package only with a store.
+
+    The expert must exist. Nothing is computed of a file that is not coded by a density.
+    """
     found = ledger.expert(expert)
     if found is None:
         return ()
+    if found.kind == "package":
+        manifest = _newest_manifest(ledger, expert, own)
+        return () if store is None or manifest is None else _densities_of_file(_opened(store, manifest.chunks))
     used = _in_use(ledger, expert, own)
     chosen = sorted({*DENSITIES, *used})
     return tuple(DensityRow(k, payload_size(found.layout, k), 2 * found.layout.size, used.get(k, "")) for k in chosen)
@@ -97,6 +113,48 @@ def payload_size(layout: Layout, density: float) -> int:
     return math.ceil(encoded * layout.ternary_size / size if size else encoded) + 2 * layout.dense_size
 
 
+def _densities_of_file(opened: Opened) -> tuple[DensityRow, ...]:
+    """The file at each of DENSITIES, and as it is: its density is then the share of the coded parameters that it keeps."""
+    parts = opened.manifest.parts
+    coded = [p.coding for p in parts if p.coding is not None and p.coding.ternary_size]
+    if not coded:
+        return ()
+    own = sum(c.kept for c in coded) / sum(c.ternary_size for c in coded)
+    around, dense = opened.payload_start, 2 * opened.manifest.size
+
+    def size(density: float) -> int:
+        return around + sum(payload_size(p.layout, density) if p.coding else p.payload_bytes for p in parts)
+
+    rows = [DensityRow(k, size(k), dense, "") for k in DENSITIES if abs(k - own) > SAME_DENSITY]
+    pushed = DensityRow(own, around + sum(p.payload_bytes for p in parts), dense, "as pushed")
+    return tuple(sorted([*rows, pushed], key=lambda row: row.density))
+
+
+def _opened(store: ChunkStore, refs: Sequence[pb.ChunkRef]) -> Opened:
+    """The start of a stored expert file; only the chunks that hold it are read."""
+    return read_start(io.BufferedReader(_Chunks(store, refs)), sum(ref.size for ref in refs), "the newest file")
+
+
+class _Chunks(io.RawIOBase):
+    """The bytes of some chunks, one after another, each read when it is needed."""
+
+    def __init__(self, store: ChunkStore, refs: Sequence[pb.ChunkRef]) -> None:
+        self._left = (store.read(ref.sha256) for ref in refs)
+        self._here = memoryview(b"")
+
+    def readable(self) -> bool:
+        """Whether it can be read: always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as the chunk at hand reaches; 0 at the end."""
+        self._here = self._here or memoryview(next(self._left, b""))
+        target = memoryview(buffer)
+        count = min(len(target), len(self._here))
+        target[:count], self._here = self._here[:count], self._here[count:]
+        return count
+
+
 def _in_use(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> dict[float, str]:
     """Density -> where: of the newest update and the newest version whose signed manifests can be believed."""
     places = {"up": _newest_up(ledger, expert), "down": _newest_down(ledger, expert, own)}
@@ -107,14 +165,22 @@ def _in_use(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> dict[float
     return used
 
 
-def _newest_down(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> Compression | None:
+def _newest_manifest(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> pb.VersionManifest | None:
+    """That of the newest version, if it is signed by one of these keys."""
     head = ledger.head(expert)
     (newest,) = ledger.versions(expert, head - 1, head)
-    if not own:
+    try:
+        return dsse.open_envelope(Envelope.FromString(newest.envelope), dsse.any_of(*own), dsse.VERSION) if own else None
+    except CompeftError:
+        return None
+
+
+def _newest_down(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> Compression | None:
+    manifest = _newest_manifest(ledger, expert, own)
+    if manifest is None or not manifest.HasField("coding"):
         return None
     try:
-        manifest = dsse.open_envelope(Envelope.FromString(newest.envelope), dsse.any_of(*own), dsse.VERSION)
-        return compression_from_proto(manifest.coding.compression) if manifest.HasField("coding") else None
+        return compression_from_proto(manifest.coding.compression)
     except CompeftError:
         return None
 

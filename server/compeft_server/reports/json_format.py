@@ -9,7 +9,7 @@ from compeft_core.errors import FormatError
 from compeft_server.domain.price import Price
 from compeft_server.domain.traffic import Traffic
 from compeft_server.reports.extras import Extras
-from compeft_server.reports.report import ClientRow, DenseArm, Report, VersionRow, link_times, measured_rate
+from compeft_server.reports.report import ClientRow, DenseArm, Report, VersionRow, link_times, measured_rate, row_savings
 
 
 def dense_to_json(dense: DenseArm) -> str:
@@ -70,8 +70,10 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
         "up": _traffic_json(report.up),
         "down": _traffic_json(report.down),
         "operator_wire_bytes": report.operator_wire_bytes,
-        "savings_fp32": report.savings(report.traffic.dense_fp32_bytes),
-        "savings_bf16": report.savings(report.traffic.dense_bf16_bytes),
+        "final_reported_by": final.reporter or None if final else None,
+        "savings_fp32": report.savings_fp32,
+        "savings_bf16": report.savings_bf16,
+        "savings_of": _stated_json(report),
         "savings_measured": report.savings_measured,
         "no_savings_because": report.silence or None,
         "retained_gain": report.retained_gain,
@@ -90,6 +92,20 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
         "cost": _cost_json(report, extras.price) if extras.price else None,
         "densities": [{**asdict(row), "used": row.used or None} for row in extras.densities],
         "pool": asdict(extras.pool) if extras.pool else None,
+    }
+
+
+def _stated_json(report: Report) -> dict[str, object] | None:
+    """The version whose quality stands beside the savings, and the bytes that led to it; None where no saving is stated."""
+    stated = report.stated
+    if report.silence or stated is None or stated.score is None:
+        return None
+    return {
+        "version": stated.version,
+        report.metric: stated.score.mean,
+        "reported_by": stated.score.reporter or None,
+        "measured": not stated.score.reporter,
+        **_traffic_json(report.led),
     }
 
 
@@ -120,6 +136,9 @@ def _version_json(report: Report, row: VersionRow) -> dict[str, object]:
         report.metric: score.mean if score else None,
         f"lowest_{report.metric}": score.low if score else None,
         f"highest_{report.metric}": score.high if score else None,
+        "reported_by": score.reporter or None if score else None,
+        "savings_fp32": row_savings(report, row, row.traffic.dense_fp32_bytes),
+        "savings_bf16": row_savings(report, row, row.traffic.dense_bf16_bytes),
         "up": _traffic_json(row.up),
         "down": _traffic_json(row.down),
         "cumulative_wire_bytes": row.cumulative_wire_bytes,

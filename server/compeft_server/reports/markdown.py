@@ -25,7 +25,7 @@ def _quality(report: Report) -> list[str]:
     dense = human_score(report.metric, report.uncompressed) if report.uncompressed else "not measured"
     dense = human_metric(report.metric, report.dense.final) if report.dense else dense
     rows = [("base only, zero bytes", human_score(report.metric, report.base)), ("uncompressed", dense)]
-    rows += [("compressed", human_score(report.metric, final))]
+    rows += [("compressed", f"{human_score(report.metric, final)}, {text.stated_by(final)}" if final else "unknown")]
     if final is not None and report.deviation is not None:
         low, high = (human_metric(report.metric, v) for v in (final.low, final.high))
         rows += [("over clients", f"{low} to {high}, standard deviation {text.human_spread(report.metric, report.deviation)}")]
@@ -59,9 +59,14 @@ def _versions(report: Report) -> list[str]:
         ]
         rows.append(cells)
     t = report.traffic
-    savings = [human_times(report.savings(size)) for size in (t.dense_fp32_bytes, t.dense_bf16_bytes)]
-    sizes = (t.dense_fp32_bytes, report.up.payload_bytes, report.down.payload_bytes, t.wire_bytes)
+    savings = [human_times(report.savings_fp32), human_times(report.savings_bf16)]
     final = human_score(report.metric, report.final.score if report.final else None)
+    if report.stated is not None and not report.all_led:
+        led = (report.led.dense_fp32_bytes, report.led_up.payload_bytes, report.led_down.payload_bytes, report.led.wire_bytes)
+        score = human_score(report.metric, report.stated.score)
+        rows.append([text.led_name(report), score, *map(human_bytes, led), *savings, ""])
+        savings, final = ["–", "–"], "–"
+    sizes = (t.dense_fp32_bytes, report.up.payload_bytes, report.down.payload_bytes, t.wire_bytes)
     rows.append(["total", final, *map(human_bytes, sizes), *savings, f"{len(report.clients)}"])
     return ["## Bytes", _table(head, rows)]
 
@@ -72,9 +77,9 @@ def _time(report: Report) -> list[str]:
     rows = [(t.link.name, *map(human_seconds, (t.dense_fp32, t.dense_bf16, t.wire))) for t in link_times(report)]
     rate, clients = measured_rate(report), max(1, len(report.clients))
     if rate:
-        sizes = (report.traffic.dense_fp32_bytes, report.traffic.dense_bf16_bytes)
-        dense = [human_seconds(8 * size / rate / clients) for size in sizes]
-        rows.append((f"measured, {rate / 1e6:.3g} Mbit/s", *dense, human_seconds(report.traffic.seconds / clients)))
+        led = report.led
+        sizes = (led.dense_fp32_bytes, led.dense_bf16_bytes, led.wire_bytes)
+        rows.append((text.rate_name(rate), *(human_seconds(8 * size / rate / clients) for size in sizes)))
     return ["## Transfer time of one client", _table(("link", "dense fp32", "dense bf16", "wire"), rows)]
 
 

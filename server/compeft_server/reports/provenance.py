@@ -87,6 +87,8 @@ def _kind(manifest: pb.VersionManifest) -> str:
         return "start from a seed" if manifest.genesis.WhichOneof("initial") == "seeded" else "start from a snapshot"
     if manifest.HasField("rolled_back_to"):
         return f"rolled back to version {manifest.rolled_back_to}"
+    if manifest.HasField("publication"):
+        return "push"
     if manifest.forgotten:
         return f"merged again without {len(manifest.forgotten)} client{'' if len(manifest.forgotten) == 1 else 's'}"
     return "snapshot" if manifest.snapshot else "merge"

@@ -1,15 +1,14 @@
 """The bandwidth report of one expert: what the ledger's facts add up to, as a frozen value.
 
-report_read.py makes it; here is arithmetic only. Only the transfers of edge clients
-are the report's bytes, those of conductors and readers are summed apart. Invariants: the rows of versions and the rows of clients
-both add up to the totals, and a saving is never stated without its quality: where none was reported, or the wire was not
-counted, words stand in its place.
+build.py makes it; this module only does arithmetic. The report's bytes are the transfers of edge clients; those of conductors and
+readers are summed apart. Invariants: the rows of versions and the rows of clients both add up to the totals. A saving is stated only of
+the bytes that led to a version of known quality, beside that quality; where there is none, `silence` says why.
 """
 
 from dataclasses import dataclass
 
-from compeft_server.domain.records import Refusal
-from compeft_server.domain.traffic import LinkTime, Score, Traffic, add, times_of, why_silent
+from compeft_server.domain.records import Kind, Refusal
+from compeft_server.domain.traffic import LinkTime, Score, Traffic, add, times_of, why_row_silent, why_silent
 
 MIN_GAIN = 0.01
 """Smallest dense - base of which a retained share is stated: below one point the quotient is noise."""
@@ -113,6 +112,7 @@ class Report:
     deviation: float | None = None
     since_ms: int | None = None
     uncompressed: Score | None = None
+    kind: Kind = "composed"
 
     @property
     def traffic(self) -> Traffic:
@@ -125,19 +125,68 @@ class Report:
         return next((row for row in reversed(self.versions) if row.score is not None), None)
 
     @property
+    def stated(self) -> VersionRow | None:
+        """The version whose quality stands beside the saving: the newest with a metric; of a package, the newest that was also fetched."""
+        rows = (row for row in reversed(self.versions) if row.score is not None)
+        return next((row for row in rows if self.kind == "composed" or row.down.payload_bytes), None)
+
+    @property
+    def led_up(self) -> Traffic:
+        """Uploads that led to the stated version: of a composed expert those of all versions up to it, of a package its own."""
+        return add(row.up for row in self._led())
+
+    @property
+    def led_down(self) -> Traffic:
+        """Deliveries that led to the stated version, or delivered it."""
+        return add(row.down for row in self._led())
+
+    @property
+    def led(self) -> Traffic:
+        """Both directions of what led to the stated version."""
+        return add((self.led_up, self.led_down))
+
+    @property
+    def all_led(self) -> bool:
+        """Whether all bytes of the report led to the stated version."""
+        return self.led.wire_bytes == self.traffic.wire_bytes
+
+    def _led(self) -> list[VersionRow]:
+        stated = self.stated
+        if stated is None:
+            return []
+        return [
+            row
+            for row in self.versions
+            if row.version == stated.version or (self.kind == "composed" and row.version < stated.version)
+        ]
+
+    @property
     def wire_counted(self) -> bool:
-        """Whether the wire bytes can be believed: no client's are fewer than its payload, and some were counted."""
+        """Whether the wire was counted: no client's wire bytes are fewer than its payload, and some were counted."""
         clients = [add((c.up, c.down)) for c in self.clients]
         return self.traffic.wire_bytes > 0 and all(c.wire_bytes >= c.payload_bytes for c in clients)
 
     @property
     def silence(self) -> str:
         """Why no saving is stated, in words; empty when one is."""
-        return why_silent(self.traffic.dense_fp32_bytes, self.wire_counted, self.final is not None)
+        why = why_silent(self.traffic.dense_fp32_bytes, self.wire_counted, self.final is not None)
+        if why or self.final is None or self.stated is not None:
+            return why
+        return f"No client has fetched a version of known quality (version {self.final.version} has one), so no saving is stated."
+
+    @property
+    def savings_fp32(self) -> float | None:
+        """Dense float32 / wire of the bytes that led to the stated version, None where `silence` says why."""
+        return self.savings(self.led.dense_fp32_bytes)
+
+    @property
+    def savings_bf16(self) -> float | None:
+        """The same against bfloat16."""
+        return self.savings(self.led.dense_bf16_bytes)
 
     def savings(self, dense_bytes: int) -> float | None:
-        """Dense / wire over the whole log, None where `silence` says why."""
-        return None if self.silence else dense_bytes / self.traffic.wire_bytes
+        """`dense_bytes` / wire bytes that led to the stated version, None where `silence` says why."""
+        return None if self.silence or not self.led.wire_bytes else dense_bytes / self.led.wire_bytes
 
     @property
     def savings_measured(self) -> float | None:
@@ -160,17 +209,17 @@ class Report:
 
 
 def link_times(report: Report) -> list[LinkTime]:
-    """One row a named link, for an average client."""
-    return times_of(report.up, report.down, max(1, len(report.clients)))
+    """One row a named link, for an average client: the bytes that led to the stated version."""
+    return times_of(report.led_up, report.led_down, max(1, len(report.clients)))
 
 
 def measured_rate(report: Report) -> float | None:
-    """Wire bit/s of the calls as they were, waiting and latency included; None if none was counted."""
-    traffic = report.traffic
-    return 8 * traffic.wire_bytes / traffic.seconds if traffic.seconds > 0 and report.wire_counted else None
+    """Measured upload rate in bit/s, over bytes that flowed; None where no upload was longer than one message."""
+    return report.up.rate
 
 
 def row_savings(report: Report, row: VersionRow, dense_bytes: int) -> float | None:
-    """Dense / wire of one version, None where the report or the row has no quality to put beside it."""
-    wire = row.traffic.wire_bytes
-    return dense_bytes / wire if wire and row.score is not None and not report.silence else None
+    """Dense / wire of one version, None where it has no quality to put beside it."""
+    measured = row.score is not None and report.wire_counted
+    silent = why_row_silent(report.kind, row.version, row.up, row.down, measured)
+    return None if silent else dense_bytes / row.traffic.wire_bytes

@@ -50,7 +50,8 @@ COLUMNS = (
     Column("metric", "text", "the expert's task metric"),
     Column("quality", "number", "that metric at this version, mean over clients weighted by their examples"),
     Column("quality_base", "number", "that metric of the base model alone"),
-    Column("version_origin", "text", "how the version came to be: merge, start, rollback ..."),
+    Column("quality_reported_by", "text", "who stated the quality without a measurement; empty where clients measured it"),
+    Column("version_origin", "text", "how the version came to be: merge, push, start, rollback ..."),
     Column("version_density", "number", "fraction of the parameters that the version's step kept"),
     Column("version_scale", "text", "scale rule of that step"),
     Column("version_codec", "text", "codec of that step"),
@@ -89,7 +90,8 @@ class _Beside:
     def at(self, version: int) -> dict[str, Any]:
         """Those of one version; of one that is not published yet, only what does not depend on it."""
         score = self._scores.get(version)
-        known = {"metric": self._metric, "quality": score.mean if score else None, "quality_base": self._base}
+        known: dict[str, Any] = {"metric": self._metric, "quality": score.mean if score else None, "quality_base": self._base}
+        known["quality_reported_by"] = score.reporter or None if score else None
         return known | (_facts(*self._rows[version]) if version in self._rows else {})
 
 

@@ -46,6 +46,13 @@ def human_score(metric: str, score: Score | None) -> str:
     return human_metric(metric, score.mean if score else None)
 
 
+def stated_by(score: Score) -> str:
+    """Who a score comes from: clients that measured it, or a publisher whose word it is."""
+    if score.reporter:
+        return f"reported by {printable(score.reporter)}, not measured"
+    return f"measured by {score.clients} client{'' if score.clients == 1 else 's'}"
+
+
 def human_percent(share: float) -> str:
     """A density as 5 % or 0.25 %."""
     return f"{100 * share:.3g} %"
@@ -71,8 +78,14 @@ def quality_at(report: Report, row: DensityRow) -> str:
     """What is known of the task metric at a density."""
     final = report.final.score if report.final else None
     if row.used and final is not None:
-        return f"{human_score(report.metric, final)}, measured (in use, {row.used})"
+        source = stated_by(final) if final.reporter else "measured"
+        return f"{human_score(report.metric, final)}, {source} (in use, {row.used})"
     return f"unknown (in use, {row.used})" if row.used else "unknown: not measured at this density"
+
+
+def rate_name(rate: float) -> str:
+    """A measured upload rate in bit/s, as the name of a row."""
+    return f"measured upload rate, {rate / 1e6:.3g} Mbit/s"
 
 
 def printable(text: str) -> str:
@@ -97,9 +110,20 @@ METHODS = (
         "dense",
         "what the same transfers would carry uncompressed: parameters × 4 bytes (fp32) or × 2 (bf16) a transfer, unframed.",
     ),
-    ("fewer bytes", "dense / wire, stated only beside the metric that those bytes led to."),
-    ("quality", "mean over clients, each on its own test rows, weighted by their number; the newest version that was measured."),
-    ("transfer time", "an average client's bytes over the link's rate, without latency; the measured rate has waiting in it."),
+    (
+        "fewer bytes",
+        "dense / wire of the bytes that led to a version of known quality: of a composed expert all up to it, of a package its own.",
+    ),
+    (
+        "quality",
+        "mean over clients, each on its own test rows, weighted by their number, at the newest version that was measured; "
+        "of a package what its publisher reported, which nobody here has measured.",
+    ),
+    (
+        "transfer time",
+        "an average client's bytes over the link's rate, without latency. The measured rate is that of uploads between one message and the "
+        "next, so waiting is not in it; uploads of one message (256 KiB) have none.",
+    ),
     ("money", "bytes times the price that was given; a GB is 10^9 bytes."),
     (
         "other densities",
@@ -132,14 +156,25 @@ def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
         savings = [row_savings(report, row, size) for size in (row.traffic.dense_fp32_bytes, row.traffic.dense_bf16_bytes)]
         table.add_row(name, human_score(report.metric, row.score), *_cells(row.up, row.down), *map(human_times, savings))
     table.add_section()
-    traffic, final = report.traffic, report.final.score if report.final else None
-    savings = [report.savings(size) for size in (traffic.dense_fp32_bytes, traffic.dense_bf16_bytes)]
+    final = report.final.score if report.final else None
+    savings = [report.savings_fp32, report.savings_bf16]
+    if report.stated is not None and not report.all_led:
+        score = human_score(report.metric, report.stated.score)
+        table.add_row(led_name(report), score, *_cells(report.led_up, report.led_down), *map(human_times, savings))
+        savings, final = [None, None], None
     table.add_row(
         "total", human_score(report.metric, final), *_cells(report.up, report.down), *map(human_times, savings), style="bold"
     )
     if report.dense is not None:
         table.add_row(*_dense_cells(report.dense))
     return Group(table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *_pool(extras)]))
+
+
+def led_name(report: Report) -> str:
+    """The bytes that led to the stated version, as the name of a row."""
+    if report.stated is None:
+        return ""
+    return f"version {report.stated.version}" if report.kind == "package" else f"up to {report.stated.version}"
 
 
 def _cells(up: Traffic, down: Traffic) -> list[str]:
@@ -200,15 +235,22 @@ def _relayed(traffic: Traffic) -> list[str]:
 
 def verdict(report: Report) -> str:
     """The saving and its quality in one sentence, or why there is none."""
-    if report.silence or report.final is None:
+    stated = report.stated
+    if report.silence or stated is None or stated.score is None:
         return report.silence
-    fp32, bf16 = (
-        human_times(report.savings(size)) for size in (report.traffic.dense_fp32_bytes, report.traffic.dense_bf16_bytes)
-    )
-    final, base = human_score(report.metric, report.final.score), human_score(report.metric, report.base)
+    fp32, bf16 = human_times(report.savings_fp32), human_times(report.savings_bf16)
+    final, base = human_score(report.metric, stated.score), human_score(report.metric, report.base)
     beside = f"base only {base}" if report.base else "base only not reported"
     beside += f", uncompressed {human_score(report.metric, report.uncompressed)}" if report.uncompressed else ""
-    return f"{fp32} fewer bytes than dense fp32, {bf16} than bf16, at {report.metric} {final} ({beside})"
+    words = (
+        f"{fp32} fewer bytes than dense fp32, {bf16} than bf16, at {report.metric} {final} ({beside}), version {stated.version}"
+    )
+    part = (
+        ""
+        if report.all_led
+        else f"; of {human_bytes(report.led.wire_bytes)} of {human_bytes(report.traffic.wire_bytes)} on the wire"
+    )
+    return f"{words}, {stated_by(stated.score)}{part}"
 
 
 def dense_verdict(report: Report) -> str:

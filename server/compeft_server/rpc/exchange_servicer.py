@@ -115,7 +115,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
             needed = [xp.NeededChunk(sha256=ref.sha256, offset=offset) for ref, offset in upload.needed]
             yield xp.SubmitReply(needed=xp.Needed(chunks=needed))
             for ref, offset in upload.needed:
-                self._receive(upload, ref, offset, requests, context)
+                self._receive(upload, ref, offset, requests, context, call)
                 yield xp.SubmitReply(received=ref.sha256)
             answer = self._aggregator.finish(upload)
             call.transfer = _accepted(call.transfer, offer, answer)
@@ -194,8 +194,10 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         offset: int,
         requests: Iterator[xp.SubmitRequest],
         context: grpc.ServicerContext,
+        call: _Call,
     ) -> None:
-        here = offset
+        """One chunk, message by message. The rate is measured between two of its messages: there nobody waits for an answer."""
+        here, before = offset, None
         while here < ref.size:
             request = next(requests, None)
             if request is None:
@@ -205,7 +207,10 @@ class ExchangeService(rpc.ExpertExchangeServicer):
             if not 0 < len(request.data) <= MAX_DATA_BYTES:
                 raise LimitError(f"message with {len(request.data)} bytes of chunk, allowed are 1 to {MAX_DATA_BYTES}")
             self._watchdog.moved(context)
-            here = self._aggregator.receive(upload, ref, request.data)
+            arrived = time.monotonic()
+            if before is not None:
+                call.transfer = _flowed(call.transfer, len(request.data), arrived - before)
+            here, before = self._aggregator.receive(upload, ref, request.data), arrived
 
     def _refuse(self, context: grpc.ServicerContext, error: CompeftError, call: _Call) -> NoReturn:
         """Refuse, and record it, unless the client was only told to come back."""
@@ -244,6 +249,10 @@ def _envelope(request: xp.SubmitRequest | xp.SyncCall) -> Envelope:
     if not request.HasField("envelope"):
         raise FormatError("the first message of a call must be a sealed envelope")
     return request.envelope
+
+
+def _flowed(transfer: Transfer, size: int, seconds: float) -> Transfer:
+    return replace(transfer, flow_bytes=transfer.flow_bytes + size, flow_seconds=transfer.flow_seconds + seconds)
 
 
 def _is_question(verified: Envelope) -> bool:

@@ -37,6 +37,12 @@ from compeft_server.admin.lineage import Versions
 from compeft_server.data_directory import open_store
 from compeft_server.ledger import schema
 from compeft_server.reports.build import read_report
+from compeft_server.reports.extras import densities_of
+from compeft_server.reports.html import to_html
+from compeft_server.reports.json_format import to_json
+from compeft_server.reports.markdown import to_markdown
+from compeft_server.reports.table_rows import rows_of
+from compeft_server.reports.text import verdict
 from tests.client import builders
 from tests.client.delivery.conftest import PACKAGE, edge_at, packed, publisher, reader
 from tests.rounds.conftest import EXPERT, World
@@ -327,7 +333,43 @@ def test_the_report_shows_a_saving_beside_the_quality_that_was_pushed(world: Wor
     assert report.final.score is not None
     assert (report.metric, report.base.mean, report.final.score.mean) == ("accuracy", 0.7, 0.91)
     assert report.down.dense_fp32_bytes == 4 * 1024
-    assert report.savings(report.traffic.dense_fp32_bytes) is not None
+    assert report.savings_fp32 is not None
+
+
+def test_no_saving_stands_beside_the_quality_of_a_version_that_nobody_fetched(world: World, tmp_path: Path) -> None:
+    files = [packed(tmp_path, seed).read_bytes() for seed in (1, 2)]
+    publisher(world).push(PACKAGE, files[0])
+    publisher(world).push(PACKAGE, files[1], [Measured("synced", "accuracy", 0.91)], 500)
+    reader(world).fetch(PACKAGE, 0)
+    world.transfers_of(PACKAGE, "down", 3)
+    report = read_report(world.ledger, PACKAGE)
+    assert (report.savings_fp32, report.savings_bf16, report.stated) == (None, None, None)
+    said = " ".join(to_markdown(report).split())
+    assert "No client has fetched a version of known quality" in said
+    assert "91.0 %, reported by conductor, not measured" in said
+    assert "reported by conductor, not measured" in to_html(report)
+    assert to_json(report)["final_reported_by"] == "conductor"
+    reader(world, "second").fetch(PACKAGE)
+    world.transfers_of(PACKAGE, "down", 5)
+    after = read_report(world.ledger, PACKAGE)
+    assert after.stated is not None
+    assert (after.stated.version, after.led.payload_bytes < after.traffic.payload_bytes) == (1, True)
+    assert "reported by conductor, not measured" in verdict(after)
+
+
+def test_csv_and_densities_of_a_pushed_file_are_those_of_the_file(world: World, file: Path) -> None:
+    data, own = file.read_bytes(), (world.aggregator.public,)
+    publisher(world).push(PACKAGE, data, [Measured("synced", "accuracy", 0.91)], 500)
+    reader(world).fetch(PACKAGE)
+    world.transfers_of(PACKAGE, "down", 2)
+    rows = [row for row in rows_of(world.ledger, own, PACKAGE) if row["payload_bytes"]]
+    assert {row["version_origin"] for row in rows} == {"push"}
+    assert {row["quality_reported_by"] for row in rows} == {"conductor"}
+    sizes = {row.density: row for row in densities_of(world.ledger, PACKAGE, own, open_store(world.folder / "data"))}
+    assert len({row.payload_bytes for row in sizes.values()}) == len(sizes) > 3
+    used = [row for row in sizes.values() if row.used]
+    assert [(row.payload_bytes, row.dense_bf16_bytes) for row in used] == [(len(data), 2 * 1024)]
+    assert densities_of(world.ledger, PACKAGE, own) == ()
 
 
 def options(world: World, key: Path, name: str) -> list[str]:

@@ -74,7 +74,7 @@ def test_names_follow_the_conventions_and_no_label_names_a_client(exposed: str) 
             assert (family.type == "counter") == sample.name.endswith("_total") or sample.name.endswith("_created")
             assert set(sample.labels) <= {
                 "expert", "direction", "code", "arm", "metric", "role", "state", "version", "python",
-                "grpc_type", "grpc_service", "grpc_method", "grpc_code", "le",
+                "grpc_type", "grpc_service", "grpc_method", "grpc_code", "le", "source",
             }  # fmt: skip
     assert "edge-0" not in exposed
 

@@ -199,14 +199,14 @@ def test_a_mean_stands_where_no_client_reported_for_itself(story: Story) -> None
 
 def test_savings_are_dense_over_wire(told: Story) -> None:
     report = read_report(told.ledger, "sentiment")
-    assert report.savings(report.traffic.dense_fp32_bytes) == pytest.approx(10 * FP32 / 12000)
+    assert report.savings_fp32 == pytest.approx(10 * FP32 / 12000)
     assert to_json(report)["savings_bf16"] == pytest.approx(5 * FP32 / 12000)
 
 
 def test_without_quality_no_saving_is_stated_but_words(story: Story) -> None:
     story.moved(story.member("edge-a"), "up", 1, 400, (900, 100))
     report = read_report(story.ledger, "sentiment")
-    assert report.savings(report.traffic.dense_fp32_bytes) is None
+    assert report.savings_fp32 is None
     for shown in (printed(report), words_of(report)):
         assert "No quality was reported" in shown
         assert "×" not in shown.replace("parameters × 4", "").replace("× 2 bytes", "")
@@ -228,7 +228,7 @@ def test_wire_bytes_that_cannot_be_believed_give_no_saving(story: Story) -> None
     story.moved(keyid, "up", 1, 400, (0, 0))
     story.measured(keyid, "synced", 0, 0.9)
     report = read_report(story.ledger, "sentiment")
-    assert report.savings(FP32) is None
+    assert report.savings_fp32 is None
     assert "wire was not counted" in printed(report)
     assert "<svg class" not in to_html(report)
 
