@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import numpy as np
@@ -16,7 +16,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from compeft_core import Compression, compress, encode, layout_of, parse
+from compeft_core import Codec, Compression, compress, encode, layout_of, parse
 from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.v1 import enrolment_pb2_grpc, exchange_pb2, exchange_pb2_grpc
@@ -124,9 +124,11 @@ Beside = Callable[[Ledger], AbstractContextManager[object]]
 
 
 def _warm() -> None:
-    """Load the kernels that check a payload, which takes a second or two, before the first update needs them."""
+    """Load the kernels that check a payload, one codec after the other, so that no client waits for them."""
     layout = layout_of({"a": (64,)})
-    parse(encode(compress(layout, np.ones(64, np.float32), Compression(0.1))))
+    update = compress(layout, np.ones(64, np.float32), Compression(0.1))
+    for codec in get_args(Codec):
+        parse(encode(update, codec=codec, shapes=((64, 1),) if codec == "context" else ()))
 
 
 def serve(
@@ -136,8 +138,12 @@ def serve(
     interceptors: "Sequence[grpc.ServerInterceptor[Any, Any]]" = (),
     beside: Beside = lambda _: nullcontext(),
 ) -> None:
-    """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first."""
-    stop = threading.Event()
+    """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first.
+
+    `on_ready` is called once the kernels are loaded: no call waits for them, and none has their loading in its time.
+    """
+    stop, warming = threading.Event(), threading.Thread(target=_warm, daemon=True)
+    warming.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: start_new_thread(stop.set, ()))  # `set` takes a lock that we may hold just now
     ledger = open_ledger(settings.data)
@@ -146,9 +152,9 @@ def serve(
     server, port = start(settings, ledger, interceptors=interceptors)
     door, door_port = start_enrolment(settings, ledger, port) if settings.enroll_port is not None else (None, None)
     with beside(ledger):
+        warming.join()
         log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data), enroll_port=door_port)
         on_ready(port, door_port)
-        threading.Thread(target=_warm, daemon=True).start()
         stop.wait()
         if door is not None:
             door.stop(None).wait()
