@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from compeft_proto.errors import StorageFullError
 from compeft_server.domain.limits import Limits
 
@@ -67,14 +65,10 @@ class Room:
 
 @contextmanager
 def typed_storage_errors() -> Iterator[None]:
-    """A full disk inside comes out as StorageFullError."""
+    """A full disk that a file operation inside meets comes out as StorageFullError; the ledger raises its own."""
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
         raise StorageFullError(f"aggregator's disk is full ({error.strerror}): its operator must make room", FULL_MS) from error
-    except sa.exc.OperationalError as error:
-        if "full" not in str(error.orig):
-            raise
-        raise StorageFullError(f"aggregator's disk is full ({error.orig}): its operator must make room", FULL_MS) from error

@@ -4,11 +4,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
-import sqlalchemy as sa
 import structlog
 from fastapi import FastAPI, Form, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -18,6 +17,8 @@ from compeft_proto.errors import UnknownExpertError
 from compeft_server.dashboard.live import Pulse
 from compeft_server.dashboard.pages import Pages, Site
 from compeft_server.dashboard.security import HEADERS, Gate, safe_next
+from compeft_server.ledger.database import LedgerError
+from compeft_server.reports.html import TEMPLATES
 
 log = structlog.get_logger()
 STATIC = Path(__file__).parent / "static"
@@ -35,6 +36,7 @@ def create_app(site: Site, stopping: Callable[[], bool]) -> ASGIApp:
     _add_pages(app, pages)
     _add_doors(app, pages, site.gate)
     _add_trouble(app, pages)
+    app.add_api_route("/static/common.css", _common_style, methods=READ)
     app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.head("/events")
@@ -57,6 +59,11 @@ def create_app(site: Site, stopping: Callable[[], bool]) -> ASGIApp:
         return PlainTextResponse("ok")
 
     return _guarded(app, site.gate)
+
+
+def _common_style() -> Response:
+    """The style sheet that the live page shares with the report."""
+    return FileResponse(TEMPLATES / "common.css", media_type="text/css")
 
 
 def _add_pages(app: FastAPI, pages: Pages) -> None:
@@ -138,8 +145,8 @@ def _add_trouble(app: FastAPI, pages: Pages) -> None:
             request, 500, "This page broke", "That is a fault of ComPEFT's own. The log of the live page says more."
         )
 
-    @app.exception_handler(sa.exc.SQLAlchemyError)
-    def unread(request: Request, error: sa.exc.SQLAlchemyError) -> Response:
+    @app.exception_handler(LedgerError)
+    def unread(request: Request, error: LedgerError) -> Response:
         log.error("ledger cannot be read", error=str(error).splitlines()[0])
         words = "The ledger cannot be read at the moment. The aggregator's own log says more; this page tries again when you reload it."
         return pages.trouble(request, 503, "No figures now", words)

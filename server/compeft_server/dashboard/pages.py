@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -19,7 +20,7 @@ from compeft_server.ledger.pages import PAGE, Listings
 from compeft_server.ledger.totals import Moved, Summaries
 from compeft_server.reports import text
 from compeft_server.reports.chart import NARROW, WIDE, Curves, describe, draw, without_start
-from compeft_server.reports.html import environment
+from compeft_server.reports.html import TEMPLATES, environment
 from compeft_server.reports.provenance import read_origin
 
 MENU = (
@@ -50,7 +51,7 @@ class Pages:
     def __init__(self, site: Site) -> None:
         self._site = site
         self.summaries, self._listings = Summaries(site.ledger), Listings(site.ledger)
-        self._templates = environment()
+        self._templates = environment(TEMPLATES, Path(__file__).parent / "templates")
         self._templates.filters.update(
             iso=text.iso, money=text.human_money, percent=text.human_percent, twice=lambda value: (value, value)
         )

@@ -5,14 +5,15 @@ A database is a SQLite file (WAL, the default) or PostgreSQL by URL. `open_engin
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, ExceptionContext, make_url
 
 from compeft_core.errors import InputError, LimitError
-from compeft_proto.errors import UnreachableError
+from compeft_proto.errors import StorageFullError, UnreachableError
 from compeft_server.ledger import migrations
 
 SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
@@ -21,8 +22,12 @@ SQLITE_WAIT_S = 30
 POSTGRESQL = "postgresql+psycopg"
 POSTGRESQL_TURN = 0x636F6D7065667402
 """PostgreSQL's key of the lock of `take_turn`: "compeft" and a 2."""
+LedgerError = sa.exc.SQLAlchemyError
+"""What a method of the ledger raises where the database does not answer; a refused value or a full disk has a type of its own."""
 CONNECTIONS, SPARE_CONNECTIONS = 8, 24
 CONNECT_WAIT_S = 10
+FULL_MS = 10_000
+"""When a client is asked to come back to a full disk."""
 
 
 def open_engine(database: str | Path) -> Engine:
@@ -55,6 +60,12 @@ def parse_url(database: str) -> URL:
     if url.drivername != POSTGRESQL:
         raise InputError(f"database URL begins with {url.drivername[:40]!a}, it must be {POSTGRESQL}://user@host/name")
     return url
+
+
+def read(engine: Engine, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    """The rows of a query, in a transaction of its own."""
+    with engine.connect() as connection:
+        return connection.execute(query).all()
 
 
 def take_turn(connection: Connection) -> None:
@@ -101,9 +112,14 @@ def _postgresql(url: URL) -> Engine:
 
 
 def _translate(failed: ExceptionContext) -> None:
-    """PostgreSQL bounds what SQLite takes: lengths, integers, no NUL in text. Errors: LimitError."""
-    if isinstance(failed.sqlalchemy_exception, sa.exc.DataError):
-        _too_large(failed.sqlalchemy_exception)
+    """Raise this product's own error for the database's. Errors: LimitError, where PostgreSQL bounds what SQLite takes (lengths, integers,
+    no NUL in text); StorageFullError.
+    """
+    error = failed.sqlalchemy_exception
+    if isinstance(error, sa.exc.DataError):
+        _too_large(error)
+    if isinstance(error, sa.exc.OperationalError) and "full" in str(error.orig):
+        raise StorageFullError(f"aggregator's disk is full ({error.orig}): its operator must make room", FULL_MS) from error
 
 
 def _too_large(error: sa.exc.DataError) -> NoReturn:

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -56,6 +56,8 @@ class Ledger:
     def __init__(self, database: str | Path) -> None:
         """The ledger in a SQLite file, or in the PostgreSQL of a URL. Errors: as `database.open_engine`."""
         self._engine = open_engine(database)
+        self.engine = self._engine
+        """For the readers of this folder: `totals.py`, `pages.py`."""
         self.membership = Membership(self._engine)
         self.terms = Terms(self._engine)
         self._writes = GroupCommit(self._engine)
@@ -308,10 +310,6 @@ class Ledger:
         """The envelope of every whole state that was made of an expert's versions, in no order."""
         table = schema.snapshots
         return self._column(sa.select(table.c.envelope).where(table.c.expert == expert))
-
-    def select(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        """The rows of a reader's own query: `summaries.py` and `report_rows.py` add up many rows without loading them."""
-        return self._rows(query)
 
     # Facts for the report
 

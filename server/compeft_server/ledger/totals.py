@@ -4,7 +4,7 @@ A ledger of ten thousand rounds answers each of these with few rows: sums are gr
 Byte counts of experts and versions are those of edge clients; conductors and readers are left out, as in the report.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from compeft_server.domain.records import Arm
 from compeft_server.domain.traffic import Score, Traffic, add
+from compeft_server.ledger.database import read
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.schema import audit, experts, keys, quality, refusals, rounds, submissions, transfers, versions
 
@@ -91,7 +92,7 @@ class Summaries:
     """What a reader asks of one ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+        self._engine = ledger.engine
 
     # Experts
 
@@ -182,6 +183,30 @@ class Summaries:
         query = sa.select(q.client, q.expert, q.metric, q.version, q.value).where(q.id.in_(newest)).limit(MAX_CLIENT_SCORES)
         return {(r.client, r.expert, r.metric): (r.version, r.value) for r in self._select(query)}
 
+    # Rows
+
+    def transfer_rows(self, expert: str | None = None, since_ms: int = 0) -> Iterator[Mapping[str, Any]]:
+        """Every transfer of an expert, or of all, in the order of recording, with the `client` (name) and `role` of its key, if known."""
+        columns = [c for c in transfers.c if c.name != "id"]
+        joined = transfers.outerjoin(keys, keys.c.keyid == transfers.c.keyid)
+        where = [transfers.c.at_ms >= since_ms] + ([transfers.c.expert == expert] if expert is not None else [])
+        query = sa.select(*columns, keys.c.name.label("client"), keys.c.role).select_from(joined).where(*where)
+        for row in self._select(query.order_by(transfers.c.id)):
+            yield dict(row._mapping)
+
+    def merge_times(self, expert: str) -> dict[int, tuple[bytes, float]]:
+        """By version: its sealed manifest, and the seconds spent merging it."""
+        c = versions.c
+        query = sa.select(c.version, c.envelope, c.merge_seconds).where(c.expert == expert)
+        return {r.version: (r.envelope, r.merge_seconds) for r in self._select(query)}
+
+    def newest_update(self, expert: str) -> tuple[bytes, str] | None:
+        """The envelope of the update that was accepted last, and its keyid; None if there is none."""
+        c = submissions.c
+        query = sa.select(c.envelope, c.keyid).where(c.expert == expert).order_by(c.accepted_at_ms.desc()).limit(1)
+        rows = self._select(query)
+        return (rows[0].envelope, rows[0].keyid) if rows else None
+
     # Counts
 
     def clients(self) -> list[ClientSummary]:
@@ -231,7 +256,7 @@ class Summaries:
         return tuple(int(n) for n in self._select(sa.select(*newest))[0])
 
     def _select(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        return self._ledger.select(query)
+        return read(self._engine, query)
 
     def _moved(self, by: sa.Column[Any], where: Iterable[sa.ColumnElement[bool]]) -> dict[Any, Moved]:
         columns = (by.label("place"), transfers.c.direction, sa.func.count().label("calls"), *SUMS)

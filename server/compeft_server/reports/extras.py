@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import sqlalchemy as sa
 
 from compeft_core import Compression, Layout, encode
 from compeft_core.compress import Ternary, Update
@@ -27,7 +26,7 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.schema import submissions
+from compeft_server.ledger.totals import Summaries
 
 DENSITIES = (0.01, 0.05, 0.10, 0.20)
 LARGEST_ENCODED = 2**24
@@ -186,14 +185,12 @@ def _newest_down(ledger: Ledger, expert: str, own: Sequence[PublicKey]) -> Compr
 
 
 def _newest_up(ledger: Ledger, expert: str) -> Compression | None:
-    c = submissions.c
-    query = sa.select(c.envelope, c.keyid).where(c.expert == expert).order_by(c.accepted_at_ms.desc()).limit(1)
-    rows = ledger.select(query)
-    member = ledger.member(rows[0].keyid) if rows else None
+    envelope, keyid = Summaries(ledger).newest_update(expert) or (b"", "")
+    member = ledger.member(keyid) if keyid else None
     if member is None:
         return None
     try:
-        update = dsse.open_envelope(Envelope.FromString(rows[0].envelope), dsse.only(member.public), dsse.UPDATE)
+        update = dsse.open_envelope(Envelope.FromString(envelope), dsse.only(member.public), dsse.UPDATE)
         return compression_from_proto(update.coding.compression)
     except CompeftError:
         return None

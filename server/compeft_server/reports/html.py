@@ -18,17 +18,16 @@ from compeft_server.reports.chart import NARROW, WIDE, curves_of, describe, draw
 from compeft_server.reports.extras import Extras
 from compeft_server.reports.report import Report
 
-HERE = Path(__file__).parent
+TEMPLATES = Path(__file__).parent / "templates"
+"""The report's templates, and the style sheet that the live page shares."""
 MAX_REFUSALS = 25
 """Refusals that the page lists; all are counted."""
 
 
-def environment() -> Environment:
-    """Where templates are found, what escapes them, and the filters that turn numbers into words."""
+def environment(*folders: Path) -> Environment:
+    """Templates of these folders, every value escaped, with the filters that turn numbers into words."""
     made = Environment(
-        loader=FileSystemLoader(
-            [HERE / "templates", *(HERE.parent / "dashboard" / folder for folder in ("templates", "static"))]
-        ),
+        loader=FileSystemLoader(folders),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -47,7 +46,7 @@ def to_html(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # 
     curves = curves_of(report)
     charts = [chart for frame in (WIDE, NARROW) if (chart := draw(curves, frame)) is not None]
     return (
-        environment()
+        environment(TEMPLATES)
         .get_template("report.html.j2")
         .render(
             report=report,

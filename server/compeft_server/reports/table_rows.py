@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from compeft_core.errors import InputError
 from compeft_proto.keys import PublicKey
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.schema import keys, transfers, versions
 from compeft_server.ledger.totals import Summaries
 from compeft_server.reports.provenance import Origin, read_origin
 from compeft_server.reports.text import iso
@@ -64,14 +61,10 @@ COLUMNS = (
 def rows_of(ledger: Ledger, own: Sequence[PublicKey], expert: str | None = None, since_ms: int = 0) -> Iterator[dict[str, Any]]:
     """All transfers of an expert, or of all, oldest first. Times are milliseconds since 1970; what is not known is None."""
     beside = {name: _Beside(ledger, own, name) for name in ledger.experts() if expert in (None, name)}
-    where = [transfers.c.at_ms >= since_ms] + ([transfers.c.expert == expert] if expert is not None else [])
-    columns = [c for c in transfers.c if c.name != "id"]
-    query = sa.select(*columns, keys.c.name.label("client"), keys.c.role)
-    joined = transfers.outerjoin(keys, keys.c.keyid == transfers.c.keyid)
-    for row in ledger.select(query.select_from(joined).where(*where).order_by(transfers.c.id)):
-        moved: dict[str, Any] = dict(row._mapping)
-        facts = beside[row.expert].at(row.version) if row.expert in beside else {}
-        moved |= facts | {"at": row.at_ms, "dense_bf16_bytes": row.dense_fp32_bytes // 2}
+    for row in Summaries(ledger).transfer_rows(expert, since_ms):
+        moved: dict[str, Any] = dict(row)
+        facts = beside[moved["expert"]].at(moved["version"]) if moved["expert"] in beside else {}
+        moved |= facts | {"at": moved["at_ms"], "dense_bf16_bytes": moved["dense_fp32_bytes"] // 2}
         yield {column.name: moved.get(column.name) for column in COLUMNS}
 
 
@@ -79,9 +72,8 @@ class _Beside:
     """The facts of one expert's versions, as columns."""
 
     def __init__(self, ledger: Ledger, own: Sequence[PublicKey], expert: str) -> None:
-        summaries, c = Summaries(ledger), versions.c
-        query = sa.select(c.version, c.envelope, c.merge_seconds).where(c.expert == expert)
-        self._rows = {r.version: (read_origin(r.envelope, own, {}), r.merge_seconds) for r in ledger.select(query)}
+        summaries = Summaries(ledger)
+        self._rows = {v: (read_origin(sealed, own, {}), s) for v, (sealed, s) in summaries.merge_times(expert).items()}
         self._metric = summaries.metrics().get(expert)
         self._scores = summaries.scores(expert, self._metric or "", "synced")
         base = summaries.standing(expert, self._metric).base if self._metric else None

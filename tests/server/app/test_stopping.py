@@ -8,7 +8,7 @@ UNLUCKY = """
 import signal, sys, threading
 from pathlib import Path
 from types import SimpleNamespace
-from compeft_server import serving
+from compeft_server.app import server as serving
 
 class Unlucky(threading.Event):
     def wait(self, timeout=None):
