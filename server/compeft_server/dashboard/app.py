@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.dashboard.live import Pulse
+from compeft_server.dashboard.over_time import TimeRange
 from compeft_server.dashboard.pages import Pages, Site
 from compeft_server.dashboard.security import HEADERS, Gate, safe_next
 from compeft_server.ledger.database import LedgerError
@@ -68,8 +69,8 @@ def _common_style() -> Response:
 
 def _add_pages(app: FastAPI, pages: Pages) -> None:
     @app.api_route("/", methods=READ)
-    def overview(request: Request) -> Response:
-        return pages.overview(request)
+    def overview(request: Request, range: Word = "all", axis: Word = "linear") -> Response:  # the fields' names
+        return pages.overview(request, TimeRange(range, log=axis == "log"))
 
     @app.api_route("/experts", methods=READ)
     def experts(request: Request) -> Response:

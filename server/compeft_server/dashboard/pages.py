@@ -12,6 +12,7 @@ from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import PublicKey
 from compeft_server.dashboard import figures
 from compeft_server.dashboard.figures import Card
+from compeft_server.dashboard.over_time import RANGES, TimeRange, over_time
 from compeft_server.dashboard.security import Gate
 from compeft_server.domain.price import Price
 from compeft_server.domain.traffic import why_row_silent
@@ -22,6 +23,7 @@ from compeft_server.reports import text
 from compeft_server.reports.chart import NARROW, WIDE, Curves, describe, draw, without_start
 from compeft_server.reports.html import TEMPLATES, environment
 from compeft_server.reports.provenance import read_origin
+from compeft_server.reports.timeline import NARROW_PANELS, WIDE_PANELS, describe_timeline, draw_timeline
 
 MENU = (
     ("/", "Overview"),
@@ -69,6 +71,7 @@ class Pages:
             "page_rows": PAGE,
             "metric": text.human_metric,
             "stated_by": text.stated_by,
+            "change": text.human_change,
             "page_url": lambda number: str(request.url.include_query_params(page=number).query),
         }
         page = self._templates.get_template(f"{name}.html.j2").render({**shared, **values})
@@ -78,9 +81,22 @@ class Pages:
         """All experts."""
         return figures.read_cards(self.summaries, self._site.now_ms())
 
-    def overview(self, request: Request) -> Response:
+    def overview(self, request: Request, wanted: TimeRange) -> Response:
         """Bytes, time and money, with the quality beside them."""
-        return self.render(request, "overview", overview=figures.overview_of(self.cards()))
+        cards = self.cards()
+        shown = over_time(self.summaries, cards, self._site.now_ms(), wanted)
+        drawn = [draw_timeline(shown, frame, log=wanted.log) for frame in (WIDE_PANELS, NARROW_PANELS)] if shown else []
+        return self.render(
+            request,
+            "overview",
+            overview=figures.overview_of(cards),
+            wanted=wanted,
+            ranges=RANGES,
+            log=wanted.log,
+            timeline=shown,
+            drawings=[d for d in drawn if d is not None],
+            time_words=describe_timeline(shown) if shown else "",
+        )
 
     def experts(self, request: Request) -> Response:
         """All experts in one table."""

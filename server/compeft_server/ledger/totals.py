@@ -122,6 +122,28 @@ class Summaries:
         where = (c.expert == expert, c.version.between(first, last), c.at_ms >= since_ms)
         return self._moved(c.expert, where).get(expert, Moved())
 
+    def span(self, names: Collection[str]) -> tuple[int, int] | None:
+        """When the first and the last transfer of edge clients for these experts began, in ms; None if there was none."""
+        c = transfers.c
+        query = sa.select(sa.func.min(c.at_ms).label("first"), sa.func.max(c.at_ms).label("last"))
+        row = self._select(query.select_from(OF_EDGES).where(c.expert.in_(names)))[0]
+        return None if row.first is None else (row.first, row.last)
+
+    def moved_over_time(self, names: Collection[str], first_ms: int, length_ms: int) -> dict[int, Moved]:
+        """What edge clients moved for these experts from `first_ms` on, by the number of the stretch of `length_ms` in which it began."""
+        c = transfers.c
+        return self._moved((c.at_ms - first_ms) // length_ms, (c.expert.in_(names), c.at_ms >= first_ms))
+
+    def measured_over_time(self, expert: str, metric: str, first_ms: int, length_ms: int) -> list[tuple[int, float]]:
+        """(publication in ms, mean) of the newest measured version in each stretch of `length_ms` from `first_ms`, without version 0."""
+        v, q = versions.c, quality.c
+        known = sa.exists().where(q.expert == v.expert, q.version == v.version, q.metric == metric, q.arm == "synced")
+        newest = sa.select(sa.func.max(v.version).label("version"), sa.func.max(v.created_at_ms).label("at_ms"))
+        where = (v.expert == expert, v.version > 0, v.created_at_ms >= first_ms, known)
+        rows = self._select(newest.where(*where).group_by((v.created_at_ms - first_ms) // length_ms))
+        scores = self.scores(expert, metric, "synced", [r.version for r in rows])
+        return sorted((r.at_ms, scores[r.version].mean) for r in rows if r.version in scores)
+
     def wire_curve(self, expert: str, head: int) -> list[tuple[int, int]]:
         """(version, wire bytes up to it) at evenly spaced versions and the newest one, at most CURVE_POINTS + 1 of them."""
         step = -(-(head + 1) // CURVE_POINTS)
@@ -258,7 +280,7 @@ class Summaries:
     def _select(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
         return read(self._engine, query)
 
-    def _moved(self, by: sa.Column[Any], where: Iterable[sa.ColumnElement[bool]]) -> dict[Any, Moved]:
+    def _moved(self, by: sa.ColumnElement[Any], where: Iterable[sa.ColumnElement[bool]]) -> dict[Any, Moved]:
         columns = (by.label("place"), transfers.c.direction, sa.func.count().label("calls"), *SUMS)
         query = sa.select(*columns).select_from(OF_EDGES).where(*where).group_by(by, transfers.c.direction)
         parts: dict[Any, dict[str, tuple[Traffic, int]]] = {}

@@ -100,7 +100,7 @@ def draw(curves: Curves, frame: Frame) -> Chart | None:
     sizes = [size for _, size, _ in (*synced, *dense) if size > 0]
     values = [value for _, _, value in (*synced, *dense)] + ([] if curves.base is None else [curves.base])
     low_x, high_x = _below(min(sizes, default=1)), _above(max(sizes, default=10))
-    y_values = _steps(min(values), max(values))
+    y_values = metric_steps(min(values), max(values))
 
     def x(size: float) -> float:
         if size <= 0:
@@ -118,8 +118,8 @@ def draw(curves: Curves, frame: Frame) -> Chart | None:
         synced=place(synced, "v"),
         dense=place(dense, "r"),
         base=None if curves.base is None else y(curves.base),
-        x_ticks=_thin_ticks([Tick(x(size), _tick_bytes(size)) for size in _sizes(low_x, high_x)]),
-        y_ticks=tuple(Tick(y(value), _tick_metric(curves.metric, value, y_values)) for value in y_values),
+        x_ticks=_thin_ticks([Tick(x(size), tick_bytes(size)) for size in _sizes(low_x, high_x)]),
+        y_ticks=tuple(Tick(y(value), tick_metric(curves.metric, value, y_values)) for value in y_values),
     )
 
 
@@ -209,7 +209,7 @@ def _sizes(low: float, high: float) -> list[float]:
     return [step * 10.0**p for p in powers for step in (1, 2, 5) if low <= step * 10.0**p <= high]
 
 
-def _steps(low: float, high: float) -> list[float]:
+def metric_steps(low: float, high: float) -> list[float]:
     """Round values that enclose both, four to seven of them."""
     span = max(high - low, 0.02 * abs(high), 1e-6)
     power = 10.0 ** math.floor(math.log10(span / 4))
@@ -219,11 +219,13 @@ def _steps(low: float, high: float) -> list[float]:
     return [(first + i) * step for i in range(count + 1)]
 
 
-def _tick_bytes(size: float) -> str:
+def tick_bytes(size: float) -> str:
+    """A size as the label of an axis."""
     return text.human_bytes(size).replace(".00", "").replace(".0", "")
 
 
-def _tick_metric(metric: str, value: float, values: list[float]) -> str:
+def tick_metric(metric: str, value: float, values: list[float]) -> str:
+    """A metric as the label of an axis with these values."""
     if metric != "accuracy":
         return f"{value:.4g}"
     decimals = 0 if all(abs(100 * v - round(100 * v)) < 1e-6 for v in values) else 1

@@ -41,6 +41,12 @@ def human_metric(metric: str, value: float | None) -> str:
     return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.4g}"
 
 
+def human_change(metric: str, value: float, other: float) -> str:
+    """A difference of a metric with its sign: points of percent for an accuracy."""
+    words = f"{100 * (value - other):+.1f} points" if metric == "accuracy" else f"{value - other:+.4g}"
+    return words.replace("-", "\u2212", 1)
+
+
 def human_score(metric: str, score: Score | None) -> str:
     """The mean of a score as `human_metric`."""
     return human_metric(metric, score.mean if score else None)
