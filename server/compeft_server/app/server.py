@@ -124,7 +124,7 @@ Beside = Callable[[Ledger], AbstractContextManager[object]]
 
 
 def _warm() -> None:
-    """Load the kernels that check a payload, one codec after the other, so that no client waits for them."""
+    """Load the kernels that check a payload, one codec after the other. The first time after an installation they are compiled."""
     layout = layout_of({"a": (64,)})
     update = compress(layout, np.ones(64, np.float32), Compression(0.1))
     for codec in get_args(Codec):
@@ -138,12 +138,9 @@ def serve(
     interceptors: "Sequence[grpc.ServerInterceptor[Any, Any]]" = (),
     beside: Beside = lambda _: nullcontext(),
 ) -> None:
-    """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first.
-
-    `on_ready` is called once the kernels are loaded: no call waits for them, and none has their loading in its time.
-    """
-    stop, warming = threading.Event(), threading.Thread(target=_warm, daemon=True)
-    warming.start()
+    """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first."""
+    stop = threading.Event()
+    threading.Thread(target=_warm, daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: start_new_thread(stop.set, ()))  # `set` takes a lock that we may hold just now
     ledger = open_ledger(settings.data)
@@ -152,7 +149,6 @@ def serve(
     server, port = start(settings, ledger, interceptors=interceptors)
     door, door_port = start_enrolment(settings, ledger, port) if settings.enroll_port is not None else (None, None)
     with beside(ledger):
-        warming.join()
         log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data), enroll_port=door_port)
         on_ready(port, door_port)
         stop.wait()
