@@ -45,6 +45,7 @@ def merge(
     density: Annotated[
         float, typer.Option(help="fraction kept of what is compressed: directories merged by entries, and a result in a file")
     ] = 0.05,
+    same_base: Annotated[bool, typer.Option("--same-base", help="the base models are one, though their names differ")] = False,
     force: Annotated[bool, typer.Option("--force", help="replace what is there")] = False,
     output_format: AsFormat = "text",
 ) -> None:
@@ -53,7 +54,9 @@ def merge(
     Example: compeft merge berlin.expert paris.expert -o both --method core_ties --weights 2,1
     """
     told = dict(_pair(text) for text in parameter or [])
-    request = MergeRequest(experts, method, _weights(weights), coefficient, told, rank, PackSettings(density, init=init))
+    request = MergeRequest(
+        experts, method, _weights(weights), coefficient, told, rank, PackSettings(density, init=init), same_base
+    )
     typer.echo(_said(request, merge_experts(request, output, force=force), output_format))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector, read_start
 from compeft_client.checkpoints.safetensors_file import NUMPY, to_float32
-from compeft_client.merging.inputs import SAME_FOR_ENTRIES, Candidate, merged_beside, read_candidates
+from compeft_client.merging.inputs import Candidate, merged_beside, read_candidates
 from compeft_client.packing.expert_file import read_payload_of
 from compeft_client.packing.pack import PackSettings, code_parts
 from compeft_client.packing.part_codec import exact_tensors
@@ -40,6 +40,7 @@ class EntrySettings:
     coefficient: float
     parameters: MergeParameters
     pack: PackSettings
+    same_base: bool = False
 
     @property
     def is_mean(self) -> bool:
@@ -52,7 +53,7 @@ def merge_as_entries(paths: Sequence[Path], settings: EntrySettings) -> tuple[Fi
 
     Errors: InputError that names the tensor or field that stands in the way; WrongBaseError if `init` is not the start; those of reading.
     """
-    candidates = read_candidates(paths, SAME_FOR_ENTRIES)
+    candidates = read_candidates(paths, "entries", same_base=settings.same_base)
     parts = [_parts(candidate, settings.pack) for candidate in candidates]
     start, files = read_start(settings.pack.init), Files()
     for path, found in zip(paths, parts, strict=True):

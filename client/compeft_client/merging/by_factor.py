@@ -1,8 +1,6 @@
 """LoRA adapters merged as products of their factors: any ranks, alphas and scalings in, one plain LoRA of scaling 1 out."""
 
 import json
-import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,86 +8,117 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_client.merging.inputs import SAME_FOR_FACTORS, Candidate, merged_beside, read_candidates, tensors_of
+from compeft_client.checkpoints.lora_modules import (
+    PREFIX,
+    LoraModule,
+    factors_of,
+    is_factor_name,
+    modules_of,
+    patterns_for,
+    scaling_of,
+    tensors_of_factors,
+)
+from compeft_client.merging.inputs import Candidate, Reading, merged_beside, read_candidates, tensors_of
+from compeft_client.merging.token_rows import ENDING, FIELD, indices_of, merge_rows, merged_field
 from compeft_core.errors import InputError
 from compeft_core.merging.lora_factors import Factors, FactorSettings, merge_factors
 from compeft_proto.expert_manifest import ADAPTER
 
-PAIRS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
-"""Endings of A and of B; the product is B A for both."""
-PREFIX = "base_model.model."
+Tensors = Mapping[str, Mapping[str, NDArray[np.generic]]]
+Files = dict[str, dict[str, NDArray[np.generic]]]
 
 
 def merge_as_factors(
-    paths: Sequence[Path], method: str, settings: FactorSettings, weights: Sequence[float], init: str | None
-) -> tuple[dict[str, dict[str, NDArray[np.generic]]], bytes]:
+    paths: Sequence[Path], method: str, settings: FactorSettings, weights: Sequence[float], reading: Reading
+) -> tuple[Files, bytes]:
     """Tensors by file, and the configuration, of the merged adapter. `weights` are for what is no factor: its weighted mean.
 
     Errors: InputError that names the tensor or the field that stands in the way; those of reading.
     """
-    candidates = read_candidates(paths, SAME_FOR_FACTORS)
+    candidates = read_candidates(paths, "factors", same_base=reading.same_base)
     if candidates[0].fields.get("peft_type") != "LORA":
-        raise InputError(f"{paths[0]} is no LoRA: merge it by average, ties or another method for entries")
-    read = [tensors_of(candidate, init) for candidate in candidates]
+        raise InputError(f"{paths[0]} is not a LoRA: merge it by average, ties or another method for entries")
+    read = [tensors_of(candidate, reading.init) for candidate in candidates]
     _check_names(paths, read)
-    merged: dict[str, dict[str, NDArray[np.generic]]] = {file: {} for file in read[0]}
+    merged: Files = {file: {} for file in read[0]}
+    groups = _products(candidates, read, method, settings)
+    padded = max((max(f.a.shape[0] for f in found) for _, found in groups), default=1) if _has_slices(groups) else 0
     ranks: dict[str, int] = {}
-    for file, name in ((file, name) for file, tensors in read[0].items() for name in tensors):
-        values = [tensors[file][name] for tensors in read]
-        ending = next((e for e in PAIRS if file == ADAPTER and name.endswith(e)), None)
-        if ending:
-            module = name.removesuffix(ending)
-            pairs = [_pair(c, module, t[file], ending) for c, t in zip(candidates, read, strict=True)]
-            found = merge_factors(method, pairs, settings)
-            merged[file][name] = found.a.astype(np.float32)
-            merged[file][module + PAIRS[ending]] = found.b.astype(np.float32)
-            ranks[module.removeprefix(PREFIX)] = found.a.shape[0]
-        elif not name.endswith(tuple(PAIRS.values())):
-            merged[file][name] = merged_beside(paths, name, values, weights)
-    return merged, _config(candidates[0], ranks)
+    for module, found in groups:
+        rank = padded or found[0].a.shape[0]
+        a, b = tensors_of_factors([(f.b, f.a) for f in found], rank, module)
+        merged[ADAPTER] |= {module.a: a, module.b: b}
+        ranks[module.name.removeprefix(PREFIX)] = rank
+    tokens: dict[str, list[int]] = {}
+    for file, name in ((file, name) for file, tensors in read[0].items() for name in tensors if name not in merged[file]):
+        if name.endswith(ENDING):
+            rows = [
+                (indices_of(c.fields, name, t[file][name].shape[0], c.path), t[file][name]) for c, t in _pairs(candidates, read)
+            ]
+            tokens[name], merged[file][name] = merge_rows(rows, weights)  # type: ignore[arg-type]  # rows of floats
+        else:
+            merged[file][name] = merged_beside(paths, name, [tensors[file][name] for tensors in read], weights)
+    return merged, _config(candidates[0], ranks, tokens)
 
 
-def scaling_of(fields: Mapping[str, object], module: str, rank: int) -> float:
-    """What PEFT multiplies a module's product by: alpha over the rank, or over its root for rsLoRA; alpha by `alpha_pattern`.
-
-    Errors: InputError if the configuration has no alpha.
-    """
-    patterns = fields.get("alpha_pattern") or {}
-    alpha = fields.get("lora_alpha")
-    if isinstance(patterns, dict):
-        alpha = next((value for pattern, value in patterns.items() if _names(str(pattern), module)), alpha)
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise InputError(f"the configuration says no lora_alpha for {module}")
-    return alpha / math.sqrt(rank) if fields.get("use_rslora") else alpha / rank
-
-
-def _names(pattern: str, module: str) -> bool:
-    try:
-        return re.match(rf"(.*\.)?({pattern})$", module) is not None
-    except re.error as error:
-        raise InputError(f"alpha_pattern has {pattern[:40]!r}, which is no regular expression") from error
+def _products(
+    candidates: Sequence[Candidate], read: Sequence[Tensors], method: str, settings: FactorSettings
+) -> list[tuple[LoraModule, list[Factors]]]:
+    """Each module of the first expert, and the merged factors of each of its products."""
+    modules = [_modules(candidate, tensors) for candidate, tensors in _pairs(candidates, read)]
+    groups = []
+    for name, first in modules[0].items():
+        own = [one[name] for one in modules]
+        if any((m.slices, m.sides) != (first.slices, first.sides) for m in own):
+            raise InputError(
+                f"{name} has products of different sizes in {candidates[0].path} and the others: not of one base model"
+            )
+        slices = [_scaled(c, m, t[ADAPTER]) for c, m, t in zip(candidates, own, read, strict=True)]
+        groups.append((first, [merge_factors(method, list(alike), settings) for alike in zip(*slices, strict=True)]))
+    return groups
 
 
-def _pair(candidate: Candidate, module: str, tensors: Mapping[str, NDArray[np.generic]], ending: str) -> Factors:
-    a, b = tensors[module + ending].astype(np.float64), tensors[module + PAIRS[ending]].astype(np.float64)
-    if a.ndim != 2 or b.ndim != 2:
-        raise InputError(
-            f"{module} in {candidate.path} has factors of {a.ndim} and {b.ndim} dimensions: only matrices can be merged"
-        )
-    return Factors(scaling_of(candidate.fields, module.removeprefix(PREFIX), a.shape[0]) * b, a)
+def _modules(candidate: Candidate, tensors: Tensors) -> dict[str, LoraModule]:
+    """Errors: InputError if one of the adapter's factors is not half of a product."""
+    shapes = {name: value.shape for name, value in tensors[ADAPTER].items()}
+    modules = {module.name: module for module in modules_of(shapes, candidate.fields)}
+    known = {name for module in modules.values() for name in (module.a, module.b)}
+    for name in shapes:
+        if is_factor_name(name) and name not in known:
+            raise InputError(
+                f"{name} in {candidate.path} of shape {list(shapes[name])} is not a factor of a product: it cannot be merged"
+            )
+    return modules
 
 
-def _check_names(paths: Sequence[Path], read: Sequence[Mapping[str, Mapping[str, NDArray[np.generic]]]]) -> None:
+def _scaled(candidate: Candidate, module: LoraModule, tensors: Mapping[str, NDArray[np.generic]]) -> list[Factors]:
+    scaling = scaling_of(candidate.fields, module.name.removeprefix(PREFIX), module.rank)
+    a, b = tensors[module.a].astype(np.float64), tensors[module.b].astype(np.float64)
+    return [Factors(scaling * left.astype(np.float64), right.astype(np.float64)) for left, right in factors_of(module, a, b)]
+
+
+def _has_slices(groups: Sequence[tuple[LoraModule, list[Factors]]]) -> bool:
+    """Whether a parameter of several experts is among them: PEFT matches no pattern of ranks to those, so all get one rank."""
+    return any(module.slices > 1 for module, _ in groups)
+
+
+def _pairs(candidates: Sequence[Candidate], read: Sequence[Tensors]) -> list[tuple[Candidate, Tensors]]:
+    return list(zip(candidates, read, strict=True))
+
+
+def _check_names(paths: Sequence[Path], read: Sequence[Tensors]) -> None:
     names = [{(file, name) for file, tensors in one.items() for name in tensors} for one in read]
     for path, found in zip(paths, names, strict=True):
         for _, name in sorted(found ^ names[0]):
             raise InputError(f"{name} is only in one of {paths[0]} and {path}: experts must adapt the same modules")
 
 
-def _config(candidate: Candidate, ranks: Mapping[str, int]) -> bytes:
+def _config(candidate: Candidate, ranks: Mapping[str, int], tokens: Mapping[str, Sequence[int]]) -> bytes:
     """The first expert's configuration with ranks as they are now and every alpha equal to its rank: scaling 1."""
     usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
-    others = {module: rank for module, rank in ranks.items() if rank != usual}
+    others = patterns_for(ranks, usual)
     changed = {"r": usual, "lora_alpha": usual, "use_rslora": False, "rank_pattern": others, "alpha_pattern": others}
     fields = {**candidate.fields, **changed, "init_lora_weights": True, "inference_mode": True}
+    if tokens:
+        fields[FIELD] = merged_field(candidate.fields, tokens)
     return json.dumps(fields, indent=2).encode()

@@ -13,18 +13,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from compeft_client.checkpoints.peft_fields import Purpose, check_fields, differing_field
 from compeft_client.checkpoints.safetensors_file import NUMPY, Stored, read_bytes, read_values
 from compeft_client.checkpoints.source import Source, read_source
 from compeft_client.checkpoints.source_check import notes_of
 from compeft_client.packing.expert_file import ExpertFile, is_expert_file, open_expert
 from compeft_client.packing.pack import load_compressed
-from compeft_client.packing.tensor_rules import RANDOM_STARTS
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.expert_manifest import FLOATS, MODEL
 
 Tensors = Mapping[str, NDArray[np.generic]]
-SAME_FOR_FACTORS = ("peft_type", "base_model_name_or_path", "fan_in_fan_out", "layer_replication")
-SAME_FOR_ENTRIES = (*SAME_FOR_FACTORS, "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+BASE = "base_model_name_or_path"
+SCALES = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+WAYS_OUT = {
+    **dict.fromkeys(
+        SCALES,
+        "entries of factors of other scale or rank do not compare: use core_average, core_ties, knots_ties, tsv_m or iso_c",
+    ),
+    BASE: "experts of different base models cannot be merged; if it is one model under two names, such as a local copy: --same-base",
+    "alora_invocation_tokens": "one is switched on by its tokens, the other by others or always",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +47,30 @@ class Candidate:
     notes: Sequence[str] = ()
 
 
-def read_candidates(paths: Sequence[Path], same: Sequence[str]) -> list[Candidate]:
-    """The experts at these paths. Errors: InputError if they are fewer than two, no adapters, or their fields in `same` differ."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How experts are read. init: where packed ones started; same_base: their base models' names may differ."""
+
+    init: str | None = None
+    same_base: bool = False
+
+
+def read_candidates(paths: Sequence[Path], purpose: Purpose, *, same_base: bool = False) -> list[Candidate]:
+    """The experts at these paths. Errors: InputError if they are fewer than two, no adapters, or their configurations do not agree."""
     if len(paths) < 2:
         raise InputError(f"{len(paths)} experts given, merging needs two at least")
     found = [_candidate(path) for path in paths]
+    first = found[0]
     for candidate in found:
-        _check(candidate)
-        for name in same:
-            if (candidate.fields.get(name) or None) != (found[0].fields.get(name) or None):
-                raise InputError(
-                    f"{name} is {found[0].fields.get(name)!r} in {found[0].path} and {candidate.fields.get(name)!r} in "
-                    f"{candidate.path}: {WAYS_OUT.get(name, 'they cannot be merged')}"
-                )
+        if candidate.fields.get("peft_type") == first.fields.get("peft_type"):
+            check_fields(candidate.fields, purpose, str(candidate.path))
+        ours = {**candidate.fields, BASE: first.fields.get(BASE)} if same_base else candidate.fields
+        if name := differing_field(ours, first.fields, purpose):
+            raise InputError(
+                f"{name} is {first.fields.get(name)!r} in {first.path} and {candidate.fields.get(name)!r} in {candidate.path}: "
+                f"{WAYS_OUT.get(name, 'they cannot be merged')}"
+            )
     return found
-
-
-WAYS_OUT = {
-    name: "entries of factors of other scale or rank do not compare: use core_average, core_ties, knots_ties, tsv_m or iso_c"
-    for name in SAME_FOR_ENTRIES
-    if name not in SAME_FOR_FACTORS
-} | {"base_model_name_or_path": "experts of different base models cannot be merged"}
 
 
 def tensors_of(candidate: Candidate, init: str | None) -> dict[str, Tensors]:
@@ -99,21 +110,6 @@ def _fields(path: Path, config: bytes) -> Mapping[str, object]:
     if not isinstance(fields, dict):
         raise FormatError(f"{path} holds a configuration that is no JSON object")
     return fields
-
-
-def _check(candidate: Candidate) -> None:
-    fields = candidate.fields
-    if fields.get("use_dora"):
-        raise InputError(
-            f"{candidate.path} is a DoRA: its directions are divided by norms of the base model, so changes do not add up"
-        )
-    if fields.get("peft_type") == "LORA" and fields.get("init_lora_weights", True) not in RANDOM_STARTS:
-        raise InputError(
-            f"{candidate.path} starts from its base model (init_lora_weights is {fields['init_lora_weights']!r}): save it as a plain "
-            "LoRA first (PEFT's path_initial_model_for_weight_conversion)"
-        )
-    if fields.get("lora_bias"):
-        raise InputError(f"{candidate.path} has lora_bias, which is scaled like a factor: it cannot be merged")
 
 
 def merged_beside(

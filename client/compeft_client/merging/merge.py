@@ -12,6 +12,7 @@ from safetensors.numpy import save
 from compeft_client.durable_files import write_durably
 from compeft_client.merging.by_entry import EntrySettings, merge_as_entries
 from compeft_client.merging.by_factor import merge_as_factors
+from compeft_client.merging.inputs import Reading
 from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_core import METHODS, MergeParameters
 from compeft_core.errors import InputError
@@ -24,7 +25,10 @@ PACKED = ".expert"
 
 @dataclass(frozen=True, slots=True)
 class MergeRequest:
-    """What to merge and how. weights: one an expert, or none for equal ones.   told: parameters of the method, by name."""
+    """What to merge and how. weights: one an expert, or none for equal ones.   told: parameters of the method, by name.
+
+    same_base: experts whose base models have different names are of one model all the same.
+    """
 
     paths: Sequence[Path]
     method: str
@@ -33,6 +37,7 @@ class MergeRequest:
     told: Mapping[str, float]
     rank: int | None
     pack: PackSettings
+    same_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,9 @@ def _merged_factors(request: MergeRequest, weights: Sequence[float]) -> tuple[Fi
     if extra := set(request.told) - {"keep"}:
         raise InputError(f"merge method {request.method} takes keep, not {sorted(extra)[0]}")
     settings = FactorSettings(weights, request.coefficient, request.told.get("keep", 0.2), request.rank)
-    files, config = merge_as_factors(request.paths, request.method, settings, weights, request.pack.init)
+    files, config = merge_as_factors(
+        request.paths, request.method, settings, weights, Reading(request.pack.init, request.same_base)
+    )
     return files, config, None
 
 
@@ -105,7 +112,9 @@ def _merged_entries(request: MergeRequest, weights: Sequence[float]) -> tuple[Fi
         raise InputError(f"{broken[0]} is {request.told[broken[0]]:g}, it must be a whole number")
     told = {name: int(value) if name in COUNTS else value for name, value in request.told.items()}
     parameters = MergeParameters(**told)  # type: ignore[arg-type]  # counts are whole, as was just made sure
-    return merge_as_entries(request.paths, EntrySettings(request.method, weights, request.coefficient, parameters, request.pack))
+    return merge_as_entries(
+        request.paths, EntrySettings(request.method, weights, request.coefficient, parameters, request.pack, request.same_base)
+    )
 
 
 def _write(folder: Path, files: Files, config: bytes) -> None:

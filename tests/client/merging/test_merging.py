@@ -143,13 +143,13 @@ def test_other_starts_ranks_and_scalings_are_refused_by_entry(
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"use_dora": True}, "is a DoRA"),
-        ({"init_lora_weights": "pissa"}, "starts from its base model"),
+        ({"use_dora": True}, "use_dora True"),
+        ({"init_lora_weights": "pissa"}, "it starts from its base model"),
         ({"lora_bias": True}, "has lora_bias"),
         ({"base_model_name_or_path": "other/base"}, "experts of different base models cannot be merged"),
         ({"peft_type": "IA3"}, "peft_type is 'LORA'"),
         ({"lora_alpha": None}, "no lora_alpha"),
-        ({"alpha_pattern": {"(": 1}}, "no regular expression"),
+        ({"alpha_pattern": {"(": 1}}, "not a regular expression"),
     ],
 )
 def test_what_would_be_merged_wrongly_is_refused(
