@@ -16,11 +16,17 @@ from google.protobuf.message import DecodeError, Message
 from compeft_core.errors import FormatError, LimitError
 from compeft_proto.errors import PayloadTypeError, SignatureError, UnknownKeyError
 from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.message_bounds import check_bounds
 from compeft_proto.v1 import enrolment_pb2, envelope_pb2, expert_pb2
 
 MAX_PAYLOAD_BYTES = 16 * 2**20
 """Most bytes of one manifest. Parameters never travel in a manifest: they are chunks."""
+SMALL, NAMING_CHUNKS = 16 * 2**10, 4 * 2**20
+"""Most bytes of a message that names no chunks, and of one that names up to 65,536; an accepted one is kept for good."""
 MAX_SIGNATURES = 8
+MAX_KEYID = 32
+MAX_TYPE = 128
+"""Most characters of a keyid, and of a payload type."""
 
 M = TypeVar("M", bound=Message)
 N = TypeVar("N", bound=Message)
@@ -30,33 +36,38 @@ Lookup = Callable[[str], PublicKey | None]
 
 @dataclass(frozen=True, slots=True)
 class PayloadType(Generic[M]):
-    """What a payload is: its media type, which is signed, and the message it parses to."""
+    """What a payload is: its media type, which is signed, and the message it parses to.
+
+    most: bytes of the payload.   bounded: whether `message_bounds` is applied to it.
+    """
 
     name: str
     message: type[M]
+    most: int = MAX_PAYLOAD_BYTES
+    bounded: bool = True
 
 
-def _type(noun: str, message: type[M]) -> PayloadType[M]:
-    return PayloadType(f"application/vnd.compeft.{noun}.v1+protobuf", message)
+def _type(noun: str, message: type[M], most: int = MAX_PAYLOAD_BYTES, bounded: bool = True) -> PayloadType[M]:
+    return PayloadType(f"application/vnd.compeft.{noun}.v1+protobuf", message, most, bounded)
 
 
 GENESIS = _type("genesis", expert_pb2.Genesis)
-UPDATE = _type("update", expert_pb2.UpdateManifest)
+UPDATE = _type("update", expert_pb2.UpdateManifest, NAMING_CHUNKS)
 RECEIPT = _type("receipt", expert_pb2.Receipt)
-VERSION = _type("version", expert_pb2.VersionManifest)
-SYNC_REQUEST = _type("sync-request", expert_pb2.SyncRequest)
+VERSION = _type("version", expert_pb2.VersionManifest, bounded=False)  # the aggregator's own, of what it has checked
+SYNC_REQUEST = _type("sync-request", expert_pb2.SyncRequest, SMALL)
 SYNC_STATEMENT = _type("sync-statement", expert_pb2.SyncStatement)
-ROUND_OPENING = _type("round-opening", expert_pb2.RoundOpening)
-ROUND_CLOSING = _type("round-closing", expert_pb2.RoundClosing)
+ROUND_OPENING = _type("round-opening", expert_pb2.RoundOpening, SMALL)
+ROUND_CLOSING = _type("round-closing", expert_pb2.RoundClosing, SMALL)
 ROUND_STATEMENT = _type("round-statement", expert_pb2.RoundStatement)
-QUALITY = _type("quality", expert_pb2.QualityReport)
+QUALITY = _type("quality", expert_pb2.QualityReport, SMALL)
 RECORDED = _type("recorded", expert_pb2.Recorded)
-EXPERT = _type("expert", expert_pb2.ExpertManifest)
-ENROLMENT_REQUEST = _type("enrolment-request", enrolment_pb2.EnrolmentRequest)
-RENEWAL_REQUEST = _type("renewal-request", enrolment_pb2.RenewalRequest)
+EXPERT = _type("expert", expert_pb2.ExpertManifest, bounded=False)  # of a file, whose reader has bounds of its own
+ENROLMENT_REQUEST = _type("enrolment-request", enrolment_pb2.EnrolmentRequest, SMALL)
+RENEWAL_REQUEST = _type("renewal-request", enrolment_pb2.RenewalRequest, SMALL)
 GRANT = _type("grant", enrolment_pb2.Grant)
 HANDOVER = _type("handover", enrolment_pb2.Handover)
-PACKAGE = _type("package", expert_pb2.Package)
+PACKAGE = _type("package", expert_pb2.Package, NAMING_CHUNKS)
 SNAPSHOT = _type("snapshot", expert_pb2.SnapshotManifest)
 
 
@@ -101,8 +112,10 @@ def verify(envelope: envelope_pb2.Envelope, lookup: Lookup) -> Verified:
         raise LimitError(f"sealed payload of {len(envelope.payload)} bytes, the cap is {MAX_PAYLOAD_BYTES}")
     if len(envelope.signatures) > MAX_SIGNATURES:
         raise LimitError(f"envelope with {len(envelope.signatures)} signatures, the cap is {MAX_SIGNATURES}")
+    if len(envelope.payload_type) > MAX_TYPE:
+        raise LimitError(f"payload type of {len(envelope.payload_type)} characters, the cap is {MAX_TYPE}")
     for signature in envelope.signatures:
-        key = lookup(signature.keyid)
+        key = lookup(signature.keyid) if len(signature.keyid) <= MAX_KEYID and signature.keyid.isalnum() else None
         if key is None:
             continue
         try:
@@ -115,13 +128,18 @@ def verify(envelope: envelope_pb2.Envelope, lookup: Lookup) -> Verified:
 
 
 def parse(verified: Verified, kind: PayloadType[M]) -> M:
-    """The message in verified bytes: steps 3 and 4. Errors: PayloadTypeError, FormatError."""
+    """The message in verified bytes: steps 3 and 4. Errors: PayloadTypeError, LimitError, FormatError."""
     if verified.payload_type != kind.name:
         raise PayloadTypeError(f"sealed {verified.payload_type[:80]!a}, needed is {kind.name!r}")
+    if len(verified.payload) > kind.most:
+        raise LimitError(f"sealed {kind.name} of {len(verified.payload)} bytes, the cap is {kind.most}")
     try:
-        return kind.message.FromString(verified.payload)
+        message = kind.message.FromString(verified.payload)
     except DecodeError as error:
         raise FormatError(f"sealed {kind.name} of {len(verified.payload)} bytes is not such a message") from error
+    if kind.bounded:
+        check_bounds(message)
+    return message
 
 
 def open_envelope(envelope: envelope_pb2.Envelope, lookup: Lookup, kind: PayloadType[M]) -> M:

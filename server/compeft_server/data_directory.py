@@ -5,12 +5,16 @@ By default both lie in the directory: `ledger.sqlite`, and `chunks/` with `parti
 """
 
 import json
+import os
+import stat
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from compeft_core.errors import FormatError, InputError
+from compeft_proto.errors import ForbiddenError
 from compeft_server.chunks.directory_store import DirectoryStore
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.ledger.database import parse_url
@@ -65,7 +69,39 @@ def choose_storage(data: Path, wanted: Storage) -> Storage:
 def open_ledger(data: Path) -> Ledger:
     """The ledger of a data directory, which is made if absent. Errors: as `database.open_engine`."""
     data.mkdir(parents=True, exist_ok=True)
-    return Ledger(read_storage(data).database or data / LEDGER_FILE)
+    database = read_storage(data).database
+    if database is None:
+        _keep_private(data / LEDGER_FILE)
+    return Ledger(database or data / LEDGER_FILE)
+
+
+def check_data(data: Path) -> None:
+    """Whether an aggregator may serve from `data`: nobody else can write there, and its ledger has not been lost.
+
+    Errors: ForbiddenError for a folder that others may write to; InputError where keys or chunks are there but their ledger is not.
+    """
+    if not data.exists():
+        return
+    found = data.stat()
+    others = bool(found.st_mode & stat.S_IWOTH)
+    strangers = bool(found.st_mode & stat.S_IWGRP) and found.st_gid not in {os.getegid(), *os.getgroups()}
+    if others or strangers:
+        raise ForbiddenError(
+            f"data directory {data} has mode {stat.S_IMODE(found.st_mode):04o}, others could replace its keys: chmod 700 {data}"
+        )
+    left = [name for name in ("aggregator.key", "chunks") if (data / name).exists()]
+    if left and read_storage(data).database is None and not (data / LEDGER_FILE).exists():
+        raise InputError(
+            f"{data} has {' and '.join(left)} but no {LEDGER_FILE}: it was deleted or moved; put it back, or restore a backup"
+        )
+
+
+def _keep_private(path: Path) -> None:
+    """Make a file that only its owner may read or write, or take it from others. SQLite's files beside it get the same mode."""
+    with suppress(OSError):  # of another owner, or on a disk that may only be read: opening it says more
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 def existing(data: Path) -> Path:

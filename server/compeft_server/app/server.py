@@ -21,7 +21,8 @@ from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.v1 import enrolment_pb2_grpc, exchange_pb2, exchange_pb2_grpc
 from compeft_server.aggregation.aggregator import Aggregator
-from compeft_server.data_directory import open_ledger, open_store
+from compeft_server.chunks.disk_space import keep_reserve
+from compeft_server.data_directory import check_data, open_ledger, open_store
 from compeft_server.domain.limits import Limits
 from compeft_server.identity.aggregator_keys import earlier_keys, handovers, own_key, take_up
 from compeft_server.identity.authority_files import has_authority
@@ -143,7 +144,9 @@ def serve(
     threading.Thread(target=_warm, daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: start_new_thread(stop.set, ()))  # `set` takes a lock that we may hold just now
+    check_data(settings.data)
     ledger = open_ledger(settings.data)
+    keep_reserve(settings.data)
     if (taken_up := take_up(settings.data, now_ms())) is not None:
         ledger.membership.note("take up key", "aggregator", now_ms(), keyid=taken_up.keyid)
     server, port = start(settings, ledger, interceptors=interceptors)

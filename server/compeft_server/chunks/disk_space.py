@@ -6,15 +6,19 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from compeft_proto.errors import StorageFullError
 from compeft_server.domain.limits import Limits
 
+T = TypeVar("T")
 FULL_MS = 10_000
 """When a client is asked to come back to a full disk."""
+RESERVE_FILE, RESERVE_BYTES = "reserve", 2 * 2**20
+"""A file that only takes room, so that the operator's own commands have some on a full disk."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,6 +65,30 @@ class Room:
             except FileNotFoundError:
                 continue
         return held
+
+
+def keep_reserve(data: Path) -> None:
+    """Set room on the disk of a data directory aside, if it is not and there is some."""
+    path = data / RESERVE_FILE
+    if path.exists() or shutil.disk_usage(data).free < 4 * RESERVE_BYTES:
+        return
+    with suppress(OSError), path.open("xb") as file:
+        os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+
+
+def with_reserve(data: Path, work: Callable[[], T]) -> T:
+    """What `work` returns; where the disk is full, once more with the room that was set aside. Errors: StorageFullError if that is gone
+    too; what `work` raises.
+    """
+    try:
+        with typed_storage_errors():
+            return work()
+    except StorageFullError:
+        if not (data / RESERVE_FILE).exists():
+            raise
+        (data / RESERVE_FILE).unlink()
+    with typed_storage_errors():
+        return work()
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.invitation import new_invitation, to_text
 from compeft_proto.keys import public_key_from_pem
-from compeft_proto.name_checks import check_name
+from compeft_proto.name_checks import check_name, printable
 from compeft_server.admin import policy_admin
+from compeft_server.chunks.disk_space import with_reserve
 from compeft_server.cli.options import AsFormat, Data
 from compeft_server.data_directory import existing, open_ledger
 from compeft_server.domain.invitations import valid_ms
@@ -49,6 +50,7 @@ def clients_add(
     Example: compeft clients add berlin-1 berlin-1.pub --expert sentiment --data /var/lib/compeft
     """
     known, granted = _role(role), _experts(expert)
+    check_name(name, "member")
     public = public_key_from_pem(read_file(public_key), str(public_key))
     ledger = open_ledger(data)
     ledger.enrol(name, public, known, now_ms())
@@ -142,7 +144,7 @@ def clients_revoke(name: Annotated[str, typer.Argument(help="the member's name")
 
     Example: compeft clients revoke berlin-1 --data /var/lib/compeft
     """
-    if not open_ledger(existing(data)).revoke(name, now_ms()):
+    if not with_reserve(existing(data), lambda: open_ledger(data).revoke(name, now_ms())):
         raise InputError(f"no enrolled or invited member is named {name!r}: see `compeft clients list`")
     typer.echo(f"{name} is revoked")
 
@@ -192,7 +194,7 @@ def _as_text(e: Enrolled) -> str:
     certificate = f"  certificate until {_when(e.certificate_expires_at_ms)}" if e.certificate_expires_at_ms else ""
     ended = f"replaced by {e.replaced_by}" if e.replaced_by else "revoked"
     end = f"  {ended} {_when(e.revoked_at_ms)}" if e.revoked_at_ms is not None else certificate
-    return f"{e.name:<24} {e.role:<10} {e.keyid}  enrolled {_when(e.enrolled_at_ms)}{end}"
+    return f"{printable(e.name):<24} {e.role:<10} {e.keyid}  enrolled {_when(e.enrolled_at_ms)}{end}"
 
 
 def _when(at_ms: int) -> str:

@@ -11,6 +11,7 @@ import typer
 from compeft_core.errors import InputError
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.clock import now_ms
+from compeft_proto.name_checks import printable
 from compeft_server.admin.lineage import Origin, Versions
 from compeft_server.cli.experts import experts
 from compeft_server.cli.options import AsFormat, Data, ExpertName
@@ -60,7 +61,7 @@ def lineage(
     for member, c in origin.contributors:
         more = (f"  {c.staleness} versions late" if c.staleness else "") + ("  left out" if c.left_out else "")
         update, key = c.update_digest.hex()[:16], c.keyid[:16]
-        typer.echo(f"  {member:<24} update {update}  key {key}  number {c.sequence}  weight {c.weight:g}{more}")
+        typer.echo(f"  {printable(member):<24} update {update}  key {key}  number {c.sequence}  weight {c.weight:g}{more}")
 
 
 @app.command("verify-merge")
@@ -117,7 +118,7 @@ def audit_log(data: Data, output_format: AsFormat = "text") -> None:
             fields = {"number": entry.number, "at_ms": event.at_ms, "action": event.action, "subject": event.subject}
             typer.echo(json.dumps(fields | {"detail": json.loads(event.detail), "hash": entry.hash.hex()}))
         else:
-            typer.echo(f"{entry.number:>6}  {when}  {event.action:<12} {event.subject:<24} {event.detail}")
+            typer.echo(f"{entry.number:>6}  {when}  {event.action:<12} {printable(event.subject):<24} {printable(event.detail)}")
 
 
 @audit_app.command("verify")

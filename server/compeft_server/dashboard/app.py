@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from compeft_proto.errors import UnknownExpertError
+from compeft_proto.errors import ThrottledError, UnknownExpertError
 from compeft_server.dashboard.live import Pulse
 from compeft_server.dashboard.over_time import TimeRange
 from compeft_server.dashboard.pages import Pages, Site
@@ -108,9 +108,10 @@ def _add_doors(app: FastAPI, pages: Pages, gate: Gate) -> None:
 
     @app.post("/login")
     def enter(request: Request, password: Annotated[str, Form(max_length=1024)], next: Annotated[str, Form()] = "/") -> Response:
-        if gate.waits:
+        try:
+            token = gate.enter(password)
+        except ThrottledError:
             return pages.render(request, "login", 429, next=safe_next(next), wrong="Too many wrong passwords: wait a minute.")
-        token = gate.enter(password)
         if token is None:
             return pages.render(request, "login", 401, next=safe_next(next), wrong="That is not the password.")
         response = RedirectResponse(safe_next(next), 303)

@@ -8,10 +8,13 @@ A request that changes something must come from the page itself. Nothing here re
 import hashlib
 import hmac
 import os
+import re
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -20,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from compeft_core.errors import FormatError, InputError
-from compeft_proto.errors import ForbiddenError
+from compeft_proto.errors import ForbiddenError, ThrottledError
 
 PASSWORD_FILE = "dashboard.password"  # noqa: S105  # a file's name
 MIN_PASSWORD = 12
@@ -95,6 +98,7 @@ class Gate:
         self._password, self._secure, self._clock = password, secure, clock
         self._sessions: dict[bytes, float] = {}
         self._failures: deque[float] = deque(maxlen=FAILURES)
+        self._lock = threading.Lock()
         self.cookie = "__Host-compeft" if secure else "compeft"
 
     @property
@@ -104,7 +108,7 @@ class Gate:
 
     def refuses(self, request: Request) -> Response | None:
         """The answer to a request that may not go on; None if it may."""
-        if not self.locked and request.url.hostname not in LOOPBACK_NAMES:
+        if not self.locked and _host_of(request) not in LOOPBACK_NAMES:
             return PlainTextResponse("This page has no password, so it answers to the names of this machine only.", 421)
         if request.method not in ("GET", "HEAD") and not _from_here(request):
             return PlainTextResponse("This request came from another site.", 403)
@@ -113,7 +117,7 @@ class Gate:
         return _to_login(request)
 
     def enter(self, guess: str) -> str | None:
-        """A session for the right password, None for a wrong one. Check `waits` first."""
+        """A session for the right password, None for a wrong one. Errors: ThrottledError if there were too many wrong ones just now."""
         return self._open(secrets.token_urlsafe(32)) if self._right(guess) else None
 
     @property
@@ -141,16 +145,26 @@ class Gate:
         """Whether a scraper's token is the password; a right one is remembered, so that it is not hashed at every scrape."""
         if self._lasts(f"bearer {token}"):
             return True
-        if self.waits or not token or not self._right(token):
+        try:
+            if not token or not self._right(token):
+                return False
+        except ThrottledError:
             return False
         self._open(f"bearer {token}")
         return True
 
     def _right(self, guess: str) -> bool:
-        if self._password is not None and self._password.fits(guess):
-            return True
-        self._failures.append(self._clock())
-        return False
+        """Whether this is the password. A guess counts as wrong while it is looked at, so guesses that come together are counted too."""
+        with self._lock:
+            if self.waits:
+                raise ThrottledError("too many wrong passwords: wait a minute", int(PER_S * 1000))
+            at = self._clock()
+            self._failures.append(at)
+        right = self._password is not None and self._password.fits(guess)
+        if right:
+            with self._lock, suppress(ValueError):
+                self._failures.remove(at)
+        return right
 
     def _open(self, token: str) -> str:
         while len(self._sessions) >= MAX_SESSIONS:
@@ -166,6 +180,15 @@ def safe_next(target: str) -> str:
     """Where to go after the login: a path of this page, never another host."""
     plain = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
     return target if plain else "/"
+
+
+def _host_of(request: Request) -> str:
+    """The host that a request names, without its port; empty unless it names exactly one."""
+    named = request.headers.getlist("host")
+    if len(named) != 1:
+        return ""
+    host = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?", named[0])
+    return host[1].strip("[]").lower() if host else ""
 
 
 def _key(token: str) -> bytes:

@@ -16,7 +16,7 @@ from compeft_core.errors import FormatError, InputError, LayoutMismatchError, Li
 from compeft_core.format.header import Blob
 from compeft_proto.base_model import BaseModel, base_model_of, check_base_model
 from compeft_proto.chunk_refs import check_digest, check_refs
-from compeft_proto.convert import check_payload, read_payload
+from compeft_proto.convert import check_payload, layout_from_proto, read_payload
 from compeft_proto.errors import (
     DuplicateError,
     ExpiredError,
@@ -128,8 +128,8 @@ def _check_dense(blob: Blob, size: int, limits: Limits) -> None:
 
 
 def _check_magnitude(found: float, limits: Limits) -> None:
-    if math.isinf(found):
-        raise NotFiniteError("update names a scale or a dense value that is infinite: did training diverge?")
+    if not math.isfinite(found):
+        raise NotFiniteError("update names a scale or a dense value that is NaN or infinite: did training diverge?")
     if found > limits.max_magnitude:
         raise LimitError(
             f"update has a value of {found:g}, allowed are magnitudes up to {limits.max_magnitude:g}: did training diverge?"
@@ -215,9 +215,14 @@ def admit_genesis(genesis: pb.Genesis, limits: Limits) -> None:
     if hashlib.sha256(genesis.adapter_config).digest() != genesis.adapter_config_digest:
         raise FormatError(f"genesis of {genesis.expert} names another digest than that of its adapter configuration")
     check_digest(genesis.state_digest, "state")
+    layout = layout_from_proto(genesis.layout)
+    if layout.size > limits.max_parameters:
+        raise LimitError(f"genesis of {genesis.expert} has {layout.size} parameters, the cap is {limits.max_parameters}")
     if genesis.WhichOneof("initial") is None:
         raise FormatError(f"genesis of {genesis.expert} has neither a seed nor a snapshot")
-    check_refs(genesis.snapshot.chunks, limits.max_payload_bytes)
+    size = check_refs(genesis.snapshot.chunks, limits.max_payload_bytes)
+    if genesis.WhichOneof("initial") == "snapshot" and size != 4 * layout.size:
+        raise FormatError(f"genesis of {genesis.expert} has a snapshot of {size} bytes, its layout needs {4 * layout.size}")
 
 
 def admit_metric(arm: str, metric: pb.Metric) -> Arm:

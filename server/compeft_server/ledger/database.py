@@ -5,6 +5,7 @@ A database is a SQLite file (WAL, the default) or PostgreSQL by URL. `open_engin
 """
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +27,8 @@ LedgerError = sa.exc.SQLAlchemyError
 """What a method of the ledger raises where the database does not answer; a refused value or a full disk has a type of its own."""
 CONNECTIONS, SPARE_CONNECTIONS = 8, 24
 CONNECT_WAIT_S = 10
+LEAST_FREE = 2**16
+"""Bytes below which a disk is full for SQLite: the file of shared memory beside a database takes 32 KiB."""
 FULL_MS = 10_000
 """When a client is asked to come back to a full disk."""
 
@@ -113,13 +116,27 @@ def _postgresql(url: URL) -> Engine:
 
 def _translate(failed: ExceptionContext) -> None:
     """Raise this product's own error for the database's. Errors: LimitError, where PostgreSQL bounds what SQLite takes (lengths, integers,
-    no NUL in text); StorageFullError.
+    no NUL in text); StorageFullError; InputError where a SQLite file may not be written.
     """
     error = failed.sqlalchemy_exception
     if isinstance(error, sa.exc.DataError):
         _too_large(error)
     if isinstance(error, sa.exc.OperationalError) and "full" in str(error.orig):
         raise StorageFullError(f"aggregator's disk is full ({error.orig}): its operator must make room", FULL_MS) from error
+    if isinstance(error, sa.exc.OperationalError) and failed.dialect.name == "sqlite" and failed.engine is not None:
+        _of_file(error, Path(failed.engine.url.database or ""))
+
+
+def _of_file(error: sa.exc.OperationalError, path: Path) -> None:
+    """SQLite says of a full disk that it is full, or that it cannot open or write one of the files beside the database."""
+    why = _first_line(error)
+    unusable = any(sign in why for sign in ("readonly", "unable to open", "disk I/O error"))
+    if unusable and path.parent.exists() and shutil.disk_usage(path.parent).free < LEAST_FREE:
+        raise StorageFullError(
+            f"aggregator's disk is full, {path.name} cannot grow: its operator must make room", FULL_MS
+        ) from error
+    if unusable:
+        raise InputError(f"cannot open {path} for writing: copy its folder to a disk and a user that may write to it") from error
 
 
 def _too_large(error: sa.exc.DataError) -> NoReturn:
