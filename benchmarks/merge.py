@@ -1,4 +1,4 @@
-"""Merging compressed experts against FedAvg over dense float32 updates: `python -m benchmarks.merge [--quick]`.
+"""Merging compressed experts against FedAvg over dense float32 updates: `python -m benchmarks.merge [--quick] [--codec rice4]`.
 
 Each arm is a process of its own and merges the same number of updates of the same size with the same weights. What is timed:
 
@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from compeft_core import Compression, Layout, compress, encode, layout_of, merge, parse
+from compeft_core import Codec, Compression, Layout, compress, encode, layout_of, merge, parse
 
 Figures = dict[str, float]
 TENSOR = (16, 4096)
@@ -39,26 +39,27 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=0)
     parser.add_argument("--parameters", type=int, default=0)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--codec", choices=("rice", "rice4"), default="rice4", help="codec of the updates")
     given = parser.parse_args()
     updates, parameters = given.updates or (10 if given.quick else 100), given.parameters or (2 if given.quick else 20) * 10**6
     layout = layout_of({f"{i:04}": TENSOR for i in range(parameters // 65536)})
     if given.arm:
-        print(json.dumps(ARMS[given.arm](layout, updates, given.folder)))
+        print(json.dumps(ARMS[given.arm](layout, updates, given.folder, given.codec)))
         return
     with TemporaryDirectory() as folder:
-        report(compare(updates, layout, folder))
+        report(compare(updates, layout, folder, given.codec))
 
 
-def compare(updates: int, layout: Layout, folder: str) -> Figures:
+def compare(updates: int, layout: Layout, folder: str, codec: Codec) -> Figures:
     """Figures of every arm, and the ratios that the bars are about."""
     few = max(2, updates // 10)
-    run_arm("encode", updates, layout, folder)
-    run_arm("merge", 2, layout, folder)  # compiles and caches the kernels
+    run_arm("encode", updates, layout, folder, codec)
+    run_arm("merge", 2, layout, folder, codec)  # compiles and caches the kernels
     figures: Figures = {"updates": updates, "parameters": layout.size}
-    for name, figure in run_arm("merge", few, layout, folder).items():
+    for name, figure in run_arm("merge", few, layout, folder, codec).items():
         figures[f"{name}_of_{few}"] = figure
     for arm in ("merge", "numpy", "flower"):
-        figures |= run_arm(arm, updates, layout, folder)
+        figures |= run_arm(arm, updates, layout, folder, codec)
     for peer in ("numpy", "numpy_plain", "flower"):
         figures[f"times_less_cpu_than_{peer}"] = figures[f"{peer}_cpu_s"] / figures["merge_1_cpu_s"]
         for workers in (1, 2):
@@ -70,9 +71,9 @@ def compare(updates: int, layout: Layout, folder: str) -> Figures:
     return figures
 
 
-def run_arm(arm: str, updates: int, layout: Layout, folder: str) -> Figures:
+def run_arm(arm: str, updates: int, layout: Layout, folder: str, codec: Codec) -> Figures:
     command = [sys.executable, "-m", "benchmarks.merge", "--arm", arm, "--updates", str(updates)]
-    command += ["--parameters", str(layout.size), "--folder", folder]
+    command += ["--parameters", str(layout.size), "--folder", folder, "--codec", codec]
     found: Figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     return found
 
@@ -81,18 +82,19 @@ def update_of(layout: Layout, number: int) -> np.ndarray:
     return np.random.default_rng(number).standard_normal(layout.size, dtype=np.float32)
 
 
-def encode_arm(layout: Layout, updates: int, folder: Path) -> Figures:
+def encode_arm(layout: Layout, updates: int, folder: Path, codec: Codec) -> Figures:
     """Write the encodings to files, so that no arm holds what made them."""
     for i in range(updates):
-        (folder / f"{i}.rice").write_bytes(encode(compress(layout, update_of(layout, i), Compression(DENSITY)), workers=2))
+        update = compress(layout, update_of(layout, i), Compression(DENSITY))
+        (folder / f"{i}.update").write_bytes(encode(update, codec=codec, workers=2))
     return {}
 
 
-def merge_arm(layout: Layout, updates: int, folder: Path) -> Figures:
-    tiny = parse(encode(compress(layout_of({"a": (9,)}), np.arange(9, dtype=np.float32), Compression())))
+def merge_arm(layout: Layout, updates: int, folder: Path, codec: Codec) -> Figures:
+    tiny = parse(encode(compress(layout_of({"a": (9,)}), np.arange(9, dtype=np.float32), Compression()), codec=codec))
     merge("average", [tiny] * 3, [1.0] * 3)
     before, weights = resident_mib(), [1.0 + i % 3 for i in range(updates)]
-    blobs = [(folder / f"{i}.rice").read_bytes() for i in range(updates)]
+    blobs = [(folder / f"{i}.update").read_bytes() for i in range(updates)]
     encodings = [parse(blob, workers=2) for blob in blobs]
     figures: Figures = {}
     for workers in (1, 2):
@@ -107,7 +109,7 @@ def merge_arm(layout: Layout, updates: int, folder: Path) -> Figures:
     return figures
 
 
-def numpy_arm(layout: Layout, updates: int, _folder: Path) -> Figures:
+def numpy_arm(layout: Layout, updates: int, _folder: Path, _codec: Codec) -> Figures:
     before = resident_mib()
     vectors = [update_of(layout, i) for i in range(updates)]
     weights = [np.float32((1.0 + i % 3) / sum(1.0 + j % 3 for j in range(updates))) for i in range(updates)]
@@ -130,7 +132,7 @@ def numpy_arm(layout: Layout, updates: int, _folder: Path) -> Figures:
     return figures | best("numpy_plain", plain)
 
 
-def flower_arm(layout: Layout, updates: int, _folder: Path) -> Figures:
+def flower_arm(layout: Layout, updates: int, _folder: Path, _codec: Codec) -> Figures:
     from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
@@ -171,7 +173,7 @@ def report(figures: Figures) -> None:
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
-ARMS: dict[str, Callable[[Layout, int, Path], Figures]] = {
+ARMS: dict[str, Callable[[Layout, int, Path, Codec], Figures]] = {
     "encode": encode_arm,
     "merge": merge_arm,
     "numpy": numpy_arm,

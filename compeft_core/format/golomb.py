@@ -1,143 +1,27 @@
-"""Golomb-coded blocks of a ternary vector: the kernels that write, check and apply them. docs/format.md is normative.
+"""Golomb codes of the gaps in one block: the kernels that write and read them. docs/format.md, section 4, is normative.
 
-A stream holds the signs of a block's kept entries, one bit each, then the gaps between the entries of its shorter list (kept, or
-not kept when more than half are), as Golomb codes whose parameter follows from the count. Bits are filled from the lowest up.
+A stream holds the signs of the kept entries, one bit each, then the gaps between the listed places (those kept, or those not kept when
+more than half are). The parameter m follows from the number of listed places, so it takes no bytes.
 
-Invariant: `read_block` never reads outside the stream or writes outside its buffers, whatever the bytes, and returns True only
-for the one stream that `encode_blocks` makes. Every reader goes through it.
+A Golomb code with parameter m splits a gap g into a quotient q = g // m and a remainder r = g - q m. It writes q zeros and a one, then r
+as a truncated binary number: with b = floor(log2 m) and c = 2^(b+1) - m, a remainder below c takes b bits, any other takes b + 1.
+Example, m = 3 (b = 1, c = 1) and g = 5: q = 1 and r = 2, so the code begins 0 1; as r >= c, it ends with r + c = 3 in two bits, 1 1.
+
+Invariant: `read_gaps` never reads outside the stream's buffer or writes outside `places`, whatever the bytes are, and it accepts only
+the stream that `write_gaps` writes. This module does not know about blocks, indexes or scales: see block_streams.py.
 """
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from compeft_core.parallel import CHUNK, int64, kernel, trailing_zeros, true_mask, uint64
+from compeft_core.format.bits import Ints, Places, Words, peek, skip_zeros
+from compeft_core.parallel import int64, kernel, trailing_zeros, uint64
 
 BLOCK = 65536
 """Positions per block."""
-SLOT = 14336
-"""Bytes no stream exceeds: signs and gaps come to 14,247 at most, over all counts."""
-SLOT_WORDS = SLOT // 8
 MAX_TAIL = 18
-"""Bits of a code after its zeros: the one, and a remainder below 2**16, which takes at most 17."""
+"""Most bits of a code after its zeros: the one, and a remainder below 2**16, which takes at most 17."""
 REFILL = 32
-READ_WORDS = SLOT_WORDS + 4
-"""A stream as words, and zeros after it for the last code to run into."""
-
-Words = NDArray[np.uint64]
-Octets = NDArray[np.uint8]
-Ints = NDArray[np.int64]
-
-
-@kernel
-def least_lengths(counts: Ints, size: int, lengths: Ints) -> None:
-    """Fill `lengths` with the bytes each stream has at least: its signs, and its codes without the zeros before the one."""
-    for block in range(counts.size):
-        span = min(BLOCK, size - block * BLOCK)
-        listed = min(counts[block], span - counts[block])
-        bits = counts[block]
-        if listed > 0:
-            bits += listed * (1 + low_bits(parameter_of(listed, span)))
-        lengths[block] = (bits + 7) >> 3
-
-
-@kernel
-def encode_blocks(
-    positions: NDArray[np.uint32],
-    negative: NDArray[np.bool_],
-    bounds: Ints,
-    size: int,
-    slots: Words,
-    lengths: Ints,
-    first: int,
-    last: int,
-) -> None:
-    """Write the streams of blocks first..last to `slots[block]` (zeroed words), and their byte counts to `lengths[block]`.
-
-    Entries bounds[block]..bounds[block + 1] of `positions` (strictly increasing) and `negative` belong to the block.
-    """
-    listed = np.empty(BLOCK, np.uint16)
-    for block in range(first, last):
-        start, stop = bounds[block], bounds[block + 1]
-        base = block * BLOCK
-        span = min(BLOCK, size - base)
-        words = slots[block]
-        _write_signs(words, negative[start:stop])
-        count = _list_entries(positions[start:stop], base, span, listed)
-        bits = _write_gaps(words, stop - start, listed, count, span)
-        lengths[block] = (bits + 7) >> 3
-
-
-@kernel
-def check_blocks(blob: Octets, starts: Ints, counts: Ints, size: int, ends: Ints, kept: Ints, first: int, last: int) -> int:
-    """The first block of first..last whose stream is not canonical, or -1; adds the entries of each scale group to `kept`."""
-    words, places = np.zeros(READ_WORDS, np.uint64), np.empty(BLOCK, np.uint16)
-    for block in range(first, last):
-        base = block * BLOCK
-        span = min(BLOCK, size - base)
-        if not read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places):
-            return block
-        group = np.searchsorted(ends, base, side="right")
-        if ends[group] >= base + span:
-            kept[group] += counts[block]
-            continue
-        for i in range(counts[block]):
-            while base + places[i] >= ends[group]:
-                group += 1
-            kept[group] += 1
-    return -1
-
-
-@kernel
-def unpack_blocks(
-    blob: Octets,
-    starts: Ints,
-    counts: Ints,
-    size: int,
-    bounds: Ints,
-    positions: NDArray[np.uint32],
-    negative: NDArray[np.bool_],
-    first: int,
-    last: int,
-) -> None:
-    """Write the entries of blocks first..last (checked ones) to bounds[block].. of `positions` and `negative`."""
-    words, places = np.zeros(READ_WORDS, np.uint64), np.empty(BLOCK, np.uint16)
-    for block in range(first, last):
-        base, at = block * BLOCK, bounds[block]
-        span = min(BLOCK, size - base)
-        read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places)
-        for i in range(counts[block]):
-            positions[at + i] = base + places[i]
-            negative[at + i] = is_negative(words, i)
-
-
-@kernel
-def add_blocks(
-    blob: Octets,
-    starts: Ints,
-    counts: Ints,
-    size: int,
-    ends: Ints,
-    values: NDArray[np.float32],
-    state: NDArray[np.float32],
-    first: int,
-    last: int,
-) -> None:
-    """Add +-values[group] to `state` at every entry of blocks first..last (checked ones)."""
-    words, places = np.zeros(READ_WORDS, np.uint64), np.empty(BLOCK, np.uint16)
-    for block in range(first, last):
-        base = block * BLOCK
-        span = min(BLOCK, size - base)
-        read_block(blob, starts[block], starts[block + 1], counts[block], span, words, places)
-        group = np.searchsorted(ends, base, side="right")
-        part, end, value = state[base : base + span], ends[group] - base, values[group]
-        for i in range(counts[block]):
-            place = int64(places[i])
-            while place >= end:
-                group += 1
-                end, value = ends[group] - base, values[group]
-            part[place] += -value if is_negative(words, i) else value
+"""The reader loads the next 64 bits when fewer than this are left."""
 
 
 @kernel
@@ -154,7 +38,7 @@ def parameter_of(listed: int, span: int) -> int:
 
 @kernel
 def low_bits(parameter: int) -> int:
-    """floor(log2 m): bits that every remainder has."""
+    """The bits that every remainder has: b = floor(log2 m)."""
     low = 0
     while (2 << low) <= parameter:
         low += 1
@@ -162,41 +46,27 @@ def low_bits(parameter: int) -> int:
 
 
 @kernel
-def _write_signs(words: Words, negative: NDArray[np.bool_]) -> None:
-    whole = negative.size // CHUNK
-    for i in range(whole):
-        words[i] = true_mask(negative, i * CHUNK)
-    for i in range(whole * CHUNK, negative.size):
-        words[whole] |= uint64(negative[i]) << uint64(i & 63)
+def least_length(count: int, listed: int, span: int) -> int:
+    """Bytes of the shortest stream of `count` entries: the signs, and each code without the zeros before its one."""
+    return (count + (listed * (1 + low_bits(parameter_of(listed, span))) if listed > 0 else 0) + 7) >> 3
 
 
 @kernel
-def _list_entries(positions: NDArray[np.uint32], base: int, span: int, listed: NDArray[np.uint16]) -> int:
-    """Fill `listed` with the places kept, or those not kept when more than half are; return how many."""
-    if 2 * positions.size <= span:
-        for i in range(positions.size):
-            listed[i] = positions[i] - base
-        return positions.size
-    count = place = 0
-    for i in range(positions.size + 1):
-        stop = int64(positions[i]) - base if i < positions.size else span
-        while place < stop:
-            listed[count] = place
-            count += 1
-            place += 1
-        place += 1
-    return count
+def write_gaps(words: Words, bit: int, listed: Places, count: int, span: int) -> int:
+    """Append the Golomb codes of the gaps before listed[:count] from `bit` on; return the bit after the last code.
 
+    The loop has no branch that depends on the data, because a wrongly predicted branch costs more than the code itself:
 
-@kernel
-def _write_gaps(words: Words, bit: int, listed: NDArray[np.uint16], count: int, span: int) -> int:
-    """Append the Golomb codes of the gaps from `bit` on; return the bit after the last."""
+    - gap // m is a multiplication: with reciprocal = ceil(2**32 / m), (gap * reciprocal) >> 32 is exact for gap and m below 2**16.
+    - `word` is the word being filled. Each code is stored twice, in the word where it begins and in the word where it ends; if these
+      are the same word, the second store repeats the first. `(code >> 1) >> (63 - shift)` is code >> (64 - shift) without the undefined
+      shift by 64. Example: shift = 60 and an 8-bit code put 4 bits into this word and 4 into the next.
+    """
     if count == 0:
         return bit
     parameter = parameter_of(count, span)
     low = low_bits(parameter)
     short = (2 << low) - parameter
-    # ceil(2**32 / m): (gap * it) >> 32 is gap // m exactly, as gap and m are below 2**16.
     reciprocal = ((1 << 32) + parameter - 1) // parameter
     previous = -1
     at = bit >> 6
@@ -209,9 +79,9 @@ def _write_gaps(words: Words, bit: int, listed: NDArray[np.uint16], count: int, 
         remainder = gap - quotient * parameter
         long = int64(remainder >= short)
         folded = remainder + short
+        # A long remainder is written as folded // 2 in `low` bits, then the lowest bit of `folded`.
         code = uint64(1 | (folded | (folded & 1) << (low + 1) if long else remainder << 1))
         bit += quotient
-        # `word` is the word being filled; what it skips and what spills over is stored without a branch.
         word = word if bit >> 6 == at else uint64(0)
         at = bit >> 6
         shift = uint64(bit & 63)
@@ -225,40 +95,23 @@ def _write_gaps(words: Words, bit: int, listed: NDArray[np.uint16], count: int, 
 
 
 @kernel
-def peek(words: Words, bit: int) -> Any:
-    """64 bits from `bit` on, lowest first."""
-    shift = uint64(bit & 63)
-    return (words[bit >> 6] >> shift) | ((words[(bit >> 6) + 1] << uint64(1)) << (uint64(63) - shift))
+def read_gaps(words: Words, signs: int, ends: Ints, listed: int, span: int, places: Places) -> bool:
+    """Read the codes after the `signs` sign bits into `places[:listed]`; False unless the stream is canonical and ends at ends[0].
+
+    words: the stream, with zeros after it.   ends: the length of the stream in bytes, as the only element.
+    """
+    bit = _read_codes(words, signs, 8 * ends[0], listed, span, places)
+    return bit >= 0 and (bit + 7) >> 3 == ends[0] and peek(words, bit) == 0
 
 
 @kernel
-def is_negative(words: Words, i: int) -> int:
-    """1 if the i-th kept entry of a stream is negative, else 0."""
-    return int64((words[i >> 6] >> uint64(i & 63)) & uint64(1))
+def _read_codes(words: Words, bit: int, end: int, listed: int, span: int, places: Places) -> int:
+    """Golomb codes from `bit` on -> `places[:listed]`; return the bit after the last, or -1 if a place is beyond `span`.
 
-
-@kernel
-def read_block(blob: Octets, start: int, stop: int, count: int, span: int, words: Words, places: NDArray[np.uint16]) -> bool:
-    """Stream -> `words` (its bits, signs first) and `places[:count]` (kept, increasing). False if not canonical."""
-    length = stop - start
-    if length > SLOT:
-        return False
-    octets = words.view(np.uint8)
-    octets[:length] = blob[start:stop]
-    octets[length : length + 32 - (length & 7)] = 0
-    invert = 2 * count > span
-    listed = span - count if invert else count
-    bit = _read_gaps(words, count, 8 * length, listed, span, places[count if invert else 0 :])
-    if bit < 0 or (bit + 7) >> 3 != length or peek(words, bit) != 0:
-        return False
-    if invert:
-        _complement(places, count, span)
-    return True
-
-
-@kernel
-def _read_gaps(words: Words, bit: int, end: int, listed: int, span: int, places: NDArray[np.uint16]) -> int:
-    """Golomb codes from `bit` on -> `places[:listed]`; return the bit after the last, or -1 if a place is beyond `span`."""
+    `window` holds the next `left` bits of the stream, lowest first, so that most codes are read from a register: `trailing_zeros` counts
+    the quotient and a shift drops it. When fewer than REFILL bits are left, the window is loaded again at `bit`. A code that may reach
+    beyond the window (a long run of zeros) is read by `skip_zeros`, which loads words until it finds the one.
+    """
     if listed == 0:
         return bit
     parameter = parameter_of(listed, span)
@@ -268,7 +121,6 @@ def _read_gaps(words: Words, bit: int, end: int, listed: int, span: int, places:
     place = -1
     window, left = uint64(0), 0
     for i in range(listed):
-        # `window` holds the next `left` bits, enough for most codes; a code that may reach beyond them is read the slow way.
         if left < REFILL:
             window, left = peek(words, bit), 64
         zeros = trailing_zeros(window)
@@ -292,32 +144,5 @@ def _read_gaps(words: Words, bit: int, end: int, listed: int, span: int, places:
         place += 1 + quotient * parameter + remainder
         if place >= span:
             return -1
-        places[i] = place
+        places[i] = np.uint16(place)
     return bit
-
-
-@kernel
-def skip_zeros(words: Words, bit: int, end: int) -> tuple[int, int]:
-    """The bit after the next one bit, and how many zeros came before; bit -1 if only zeros are left before `end`."""
-    zeros = 0
-    window = peek(words, bit)
-    while window == 0:
-        zeros += 64
-        bit += 64
-        if bit >= end:
-            return -1, zeros
-        window = peek(words, bit)
-    more = trailing_zeros(window)
-    return bit + more + 1, zeros + more
-
-
-@kernel
-def _complement(places: NDArray[np.uint16], count: int, span: int) -> None:
-    """`places[count:span]` lists what is not kept; write what is kept to `places[:count]`, always behind the reading end."""
-    seen, at = count, 0
-    for place in range(span):
-        if seen < span and places[seen] == place:
-            seen += 1
-        else:
-            places[at] = place
-            at += 1

@@ -20,7 +20,7 @@ MAX_VARINT_BYTES = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Header:
+class UpdateHeader:
     """Codec id, sizes of the two parts, and the scale groups: int64 ends, float32 scales (any bits, as read)."""
 
     codec: int
@@ -68,6 +68,18 @@ class Reader:
                 return value
         raise FormatError(f"number before byte {self.at} is too large or not of minimal length")
 
+    def varints(self, count: int) -> list[int]:
+        """The next `count` numbers. Those of one byte, which are most numbers of an index, are read without a call each."""
+        start, octets, values = self.at, self.blob[self.at : self.at + MAX_VARINT_BYTES * count], list[int]()
+        for _ in range(count):
+            at = self.at - start
+            if at < len(octets) and octets[at] < 0x80:
+                values.append(octets[at])
+                self.at += 1
+            else:
+                values.append(self.varint())
+        return values
+
 
 def varints(*values: int) -> bytes:
     """Unsigned LEB128, one after the other."""
@@ -80,7 +92,7 @@ def varints(*values: int) -> bytes:
     return bytes(octets)
 
 
-def write_header(header: Header) -> bytes:
+def write_header(header: UpdateHeader) -> bytes:
     """From the magic to the scales."""
     groups = header.group_ends.size
     sizes = np.diff(header.group_ends, prepend=0).tolist() if groups > 1 else []
@@ -88,7 +100,7 @@ def write_header(header: Header) -> bytes:
     return HEAD + bytes([header.codec]) + numbers + header.scales.astype("<f4", copy=False).tobytes()
 
 
-def read_header(reader: Reader, max_size: int) -> Header:
+def read_header(reader: Reader, max_size: int) -> UpdateHeader:
     """From the magic to the scales. Errors: LimitError above `max_size` parameters, FormatError."""
     if (begins := reader.blob[: len(HEAD)]) != HEAD:
         raise FormatError(f"bytes begin {begins.hex()}, a version {VERSION} encoding begins {HEAD.hex()}")
@@ -98,7 +110,7 @@ def read_header(reader: Reader, max_size: int) -> Header:
         raise LimitError(f"encoding holds {ternary_size + dense_size} parameters, the cap is {max_size}")
     group_ends = _read_groups(reader, ternary_size)
     scales = np.frombuffer(reader.take(4 * group_ends.size), "<f4").astype(np.float32)
-    return Header(codec, ternary_size, dense_size, group_ends, scales)
+    return UpdateHeader(codec, ternary_size, dense_size, group_ends, scales)
 
 
 def _read_groups(reader: Reader, ternary_size: int) -> NDArray[np.int64]:

@@ -1,6 +1,10 @@
-"""The body of an encoding by the codec `rice`: an index of blocks, and their Golomb-coded streams.
+"""The body of an encoding by `rice` or `rice4`: an index of blocks, then the streams of the blocks.
 
-A reader gets where each block's stream lies, with every byte checked; a writer gets bytes. The kernels are those of `golomb`.
+A reader gets the place of each block's stream, and checks every byte; a writer gets the bytes of a body. The two codecs differ in the
+number of lanes of a stream, 1 or LANES, and share the rest. The kernels are in block_streams.py.
+
+Invariant: `read_index` allocates nothing in proportion to a number that is only claimed: a block takes at least one byte for its
+count and one for each lane.
 """
 
 from dataclasses import dataclass
@@ -10,78 +14,87 @@ from numpy.typing import NDArray
 
 from compeft_core.compress import Ternary, read_only
 from compeft_core.errors import FormatError
-from compeft_core.format import golomb
+from compeft_core.format.bits import SLOT_WORDS, Ints, Octets
+from compeft_core.format.block_streams import Blocks, KeptEntries, check_blocks, encode_blocks, least_lane_lengths
 from compeft_core.format.golomb import BLOCK
-from compeft_core.format.header import Blob, Header, Reader, varints
+from compeft_core.format.header import Blob, Reader, UpdateHeader, varints
+from compeft_core.format.rice4 import LANES
 from compeft_core.parallel import shares, spread
 
-Ints = NDArray[np.int64]
 STEP = 64
-"""Blocks whose streams are read at a time: at most 1 MiB or so."""
+"""Blocks whose streams are read at a time: about 1 MiB at most."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Blocks:
-    """counts: entries kept in each block.   starts: where its stream begins, and at last where the last one ends."""
+class BlockIndex:
+    """Where the streams lie; the arrays are those of `Blocks`, with `starts` counted from the beginning of the encoding."""
 
     counts: Ints
     starts: Ints
+    lane_ends: Ints
+
+    def over(self, octets: Octets, size: int) -> Blocks:
+        """The blocks of an encoding with these bytes and `size` ternary parameters."""
+        return Blocks(octets, self.starts, self.counts, self.lane_ends, size)
 
 
-def write_blocks(ternary: Ternary, workers: int) -> bytes:
-    """Index and streams."""
+def write_body(ternary: Ternary, lanes: int, workers: int) -> bytes:
+    """Index and streams, with `lanes` lanes a stream: 1 for `rice`, LANES for `rice4`."""
     blocks = -(-ternary.size // BLOCK)
     edges = np.minimum(np.arange(blocks + 1) * BLOCK, ternary.size).astype(np.uint32)
-    bounds = np.searchsorted(ternary.positions, edges)
-    slots = np.zeros((blocks, golomb.SLOT_WORDS), np.uint64)
-    lengths = np.zeros(blocks, np.int64)
-
-    def write(first: int, last: int) -> None:
-        golomb.encode_blocks(ternary.positions, ternary.negative, bounds, ternary.size, slots, lengths, first, last)
-
-    spread(write, shares(blocks, workers))
-    counts = np.diff(bounds)
-    extra = lengths - _least_lengths(counts, ternary.size)
-    index = varints(*np.stack([counts, extra], axis=1).reshape(-1).tolist())
+    entries = KeptEntries(ternary.positions, ternary.negative, np.searchsorted(ternary.positions, edges), ternary.size)
+    slots = np.zeros((blocks, SLOT_WORDS), np.uint64)
+    lane_ends = np.zeros((blocks, lanes), np.int64)
+    spread(lambda first, last: encode_blocks(entries, slots, lane_ends, first, last), shares(blocks, workers))
+    counts = np.diff(entries.bounds)
+    lengths = np.diff(lane_ends, axis=1, prepend=_sign_bytes(counts, lanes)[:, None])
+    extra = lengths - _least_lengths(counts, ternary.size, lanes)
+    index = varints(*np.column_stack([counts, extra]).reshape(-1).tolist())
     rows = slots.view(np.uint8)
-    return b"".join([index, *(rows[block, :length].data for block, length in enumerate(lengths.tolist()))])
+    return b"".join([index, *(rows[block, :length].data for block, length in enumerate(lane_ends[:, -1].tolist()))])
 
 
-def read_index(reader: Reader, size: int) -> Blocks:
-    """Counts of the blocks, and where their streams start; the streams themselves are not looked at. Errors: FormatError."""
+def read_index(reader: Reader, size: int, lanes: int) -> BlockIndex:
+    """Counts of the blocks and places of their streams; the streams themselves are not read. Errors: FormatError."""
     blocks = -(-size // BLOCK)
-    if 2 * blocks > reader.left:
+    if (1 + lanes) * blocks > reader.left:
         raise FormatError(f"encoding of {len(reader.blob)} bytes claims {blocks} blocks")
-    pairs = np.array([(reader.varint(), reader.varint()) for _ in range(blocks)], np.int64).reshape(blocks, 2)
-    spans = np.minimum(BLOCK, size - np.arange(blocks) * BLOCK)
-    if (pairs[:, 0] > spans).any():
+    numbers = np.array(reader.varints((1 + lanes) * blocks), np.int64).reshape(blocks, 1 + lanes)
+    counts = numbers[:, 0].copy()
+    if (counts > np.minimum(BLOCK, size - np.arange(blocks) * BLOCK)).any():
         raise FormatError("a block keeps more entries than it has positions")
-    counts = pairs[:, 0].copy()
-    lengths = _least_lengths(counts, size) + pairs[:, 1]
-    return Blocks(read_only(counts), read_only(reader.at + np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])))
+    lengths = _least_lengths(counts, size, lanes) + numbers[:, 1:]
+    lane_ends = _sign_bytes(counts, lanes)[:, None] + np.cumsum(lengths, axis=1)
+    starts = reader.at + np.concatenate([np.zeros(1, np.int64), np.cumsum(lane_ends[:, -1])])
+    return BlockIndex(read_only(counts), read_only(starts), read_only(lane_ends))
 
 
-def check_streams(blob: Blob, header: Header, blocks: Blocks, workers: int) -> NDArray[np.bool_]:
-    """Which scale groups keep anything. Errors: FormatError if a stream, which must lie in `blob`, is not canonical."""
-    ends, starts = read_only(header.group_ends), blocks.starts
+def check_streams(blob: Blob, header: UpdateHeader, index: BlockIndex, workers: int) -> NDArray[np.bool_]:
+    """Whether each scale group keeps anything. Errors: FormatError if a stream, which must lie in `blob`, is not canonical."""
+    ends, starts = read_only(header.group_ends), index.starts
 
     def check(first: int, last: int) -> tuple[int, Ints]:
         kept, bad = np.zeros(ends.size, np.int64), -1
         while first < last and bad < 0:
             stop = min(first + STEP, last)
             octets = np.frombuffer(blob[int(starts[first]) : int(starts[stop])], np.uint8)
-            own = read_only(starts - starts[first])
-            bad, first = golomb.check_blocks(octets, own, blocks.counts, header.ternary_size, ends, kept, first, stop), stop
+            blocks = index.over(octets, header.ternary_size)._replace(starts=read_only(starts - starts[first]))
+            bad, first = check_blocks(blocks, ends, kept, first, stop), stop
         return bad, kept
 
-    results = spread(check, shares(blocks.counts.size, workers))
+    results = spread(check, shares(index.counts.size, workers))
     bad = next((b for b, _ in results if b >= 0), -1)
     if bad >= 0:
-        raise FormatError(f"block {bad} is not the canonical stream of {blocks.counts[bad]} entries")
+        raise FormatError(f"block {bad} is not the canonical stream of {index.counts[bad]} entries")
     return sum((kept for _, kept in results), np.zeros(ends.size, np.int64)) > 0
 
 
-def _least_lengths(counts: Ints, size: int) -> Ints:
-    lengths = np.empty(counts.size, np.int64)
-    golomb.least_lengths(read_only(counts), size, lengths)
+def _sign_bytes(counts: Ints, lanes: int) -> Ints:
+    """Bytes before the first lane: the signs in whole bytes with LANES lanes; none with one lane, which begins with the signs."""
+    return (counts + 7) >> 3 if lanes == LANES else np.zeros_like(counts)
+
+
+def _least_lengths(counts: Ints, size: int, lanes: int) -> Ints:
+    lengths = np.empty((counts.size, lanes), np.int64)
+    least_lane_lengths(read_only(counts), size, lengths)
     return lengths

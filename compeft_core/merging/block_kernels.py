@@ -1,130 +1,100 @@
-"""What merging does with one block of one checked update: sum it, tally it, list it, or mark it in bitmaps. Kernels only.
+"""What a merge does with one block of one checked update: sum it, tally it, list it, or mark it in bitmaps. Kernels only.
 
-Each reads the block through `golomb.read_block`. Additions happen as written, in float64, one a position and update: a sum over
-updates depends only on the order in which they come. Callers bring the scratch memory: `words` of (2, READ_WORDS) and `places` of
-(2, BLOCK), of which all but `sum_two_blocks` use the first row.
+Every kernel reads the block by `read_block`, whichever codec wrote it, and takes `blocks`, `groups` and `scratch` as plain tuples (see
+`block_streams.bare`), because it is called once for each block and update.
+
+Invariant: additions happen as written, in float64, one for each position and update, so a sum over updates depends only on their order.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.format.golomb import BLOCK, Ints, Octets, Words, is_negative, read_block
-from compeft_core.format.golomb_interleaved import read_two_blocks
+from compeft_core.format.bits import Ints, Words, is_negative
+from compeft_core.format.block_streams import Blocks, GroupValues, Scratch, read_block
+from compeft_core.format.golomb import BLOCK
 from compeft_core.parallel import int64, kernel, ones, uint64
 
 Doubles = NDArray[np.float64]
-Places = NDArray[np.uint16]
+Floats = NDArray[np.float32]
+EXPONENT = np.uint32(0x7F800000)
+"""The bits of the exponent of a float32."""
 ALL = 0xFFFFFFFFFFFFFFFF
 
 
 @kernel
-def sum_block(
-    blob: Octets,
-    starts: Ints,
-    counts: Ints,
-    size: int,
-    ends: Ints,
-    values: Doubles,
-    sums: Doubles,
-    words: Words,
-    places: Places,
-    block: int,
-) -> None:
-    """`sums[place, sign] += values[group]` for each entry; sums: (positions in the block, 2), sign 0 is positive, 1 negative."""
+def sum_block(blocks: Blocks, groups: GroupValues, sums: Doubles, scratch: Scratch, block: int) -> None:
+    """sums[place, sign] += the group's value, for each entry; sums: (positions in the block, 2), sign 0 is positive, 1 negative."""
+    blocks, groups, scratch = Blocks(*blocks), GroupValues(*groups), Scratch(*scratch)
+    read_block(blocks, block, scratch)
     base = block * BLOCK
-    read_block(blob, starts[block], starts[block + 1], counts[block], min(BLOCK, size - base), words[0], places[0])
-    _add(words[0], places[0], counts[block], base, ends, values, sums)
-
-
-@kernel
-def sum_two_blocks(
-    blob_a: Octets,
-    starts_a: Ints,
-    counts_a: Ints,
-    ends_a: Ints,
-    values_a: Doubles,
-    blob_b: Octets,
-    starts_b: Ints,
-    counts_b: Ints,
-    ends_b: Ints,
-    values_b: Doubles,
-    size: int,
-    sums: Doubles,
-    words: Words,
-    places: Places,
-    block: int,
-) -> None:
-    """`sum_block` of a, then of b: the same additions in the same order, in half the time."""
-    base = block * BLOCK
-    read_two_blocks(
-        blob_a,
-        starts_a[block],
-        starts_a[block + 1],
-        counts_a[block],
-        blob_b,
-        starts_b[block],
-        starts_b[block + 1],
-        counts_b[block],
-        min(BLOCK, size - base),
-        words,
-        places,
-    )
-    _add(words[0], places[0], counts_a[block], base, ends_a, values_a, sums)
-    _add(words[1], places[1], counts_b[block], base, ends_b, values_b, sums)
-
-
-@kernel
-def tally_block(
-    blob: Octets,
-    starts: Ints,
-    counts: Ints,
-    size: int,
-    ends: Ints,
-    values: Doubles,
-    weight: float,
-    sums: Doubles,
-    masses: Doubles,
-    words: Words,
-    places: Places,
-    block: int,
-) -> None:
-    """As `sum_block`, and `masses[place, sign] += weight` beside it."""
-    base = block * BLOCK
-    read_block(blob, starts[block], starts[block + 1], counts[block], min(BLOCK, size - base), words[0], places[0])
-    group = np.searchsorted(ends, base, side="right")
-    end, value = ends[group] - base, values[group]
-    for i in range(counts[block]):
-        place, sign = int64(places[0, i]), is_negative(words[0], i)
+    flat = sums.reshape(-1)
+    group = np.searchsorted(groups.ends, base, side="right")
+    end, value = groups.ends[group] - base, groups.values[group]
+    for i in range(blocks.counts[block]):
+        place = int64(scratch.places[uint64(i)])  # unsigned indexes: numba then leaves out its test for negative ones
         while place >= end:
             group += 1
-            end, value = ends[group] - base, values[group]
-        sums[place, sign] += value
-        masses[place, sign] += weight
+            end, value = groups.ends[group] - base, groups.values[group]
+        flat[uint64(2 * place + is_negative(scratch.words, i))] += value
 
 
 @kernel
-def list_block(
-    blob: Octets, starts: Ints, counts: Ints, size: int, words: Words, places: Places, negative: NDArray[np.bool_], block: int
-) -> None:
-    """Write the entries of a block to `places` and `negative`, as many as it keeps."""
-    base = block * BLOCK
-    read_block(blob, starts[block], starts[block + 1], counts[block], min(BLOCK, size - base), words[0], places[0])
-    for i in range(counts[block]):
-        negative[i] = is_negative(words[0], i)
+def take_difference(sums: Doubles, difference: Doubles) -> None:
+    """Write sums[:, 0] - sums[:, 1] to `difference`, and zeros to `sums` for the next block, in one pass."""
+    for i in range(difference.size):
+        difference[i] = sums[i, 0] - sums[i, 1]
+        sums[i, 0] = sums[i, 1] = 0.0
 
 
 @kernel
-def mark_block(
-    blob: Octets, starts: Ints, counts: Ints, size: int, words: Words, places: Places, plus: Words, minus: Words, block: int
-) -> None:
-    """Set the bits of a block's entries in `plus` or `minus`, one bit a position; all others are cleared."""
+def round_block(coefficient: float, values: Doubles, result: Floats) -> bool:
+    """Write float32(coefficient * value), the product in float64, to `result`; return whether all of them are finite.
+
+    A float32 is NaN or infinite if all bits of its exponent are set. Testing bits lets the compiler use vector instructions.
+    """
+    bits, beyond = result.view(np.uint32), 0
+    for i in range(values.size):
+        result[i] = np.float32(coefficient * values[i])
+        beyond |= int64(bits[i] & EXPONENT == EXPONENT)
+    return beyond == 0
+
+
+@kernel
+def tally_block(blocks: Blocks, groups: GroupValues, weight: float, tallies: Doubles, scratch: Scratch, block: int) -> None:
+    """As `sum_block` on tallies[0], and tallies[1, place, sign] += weight; tallies: (2, positions in the block, 2)."""
+    blocks, groups, scratch = Blocks(*blocks), GroupValues(*groups), Scratch(*scratch)
+    read_block(blocks, block, scratch)
     base = block * BLOCK
-    read_block(blob, starts[block], starts[block + 1], counts[block], min(BLOCK, size - base), words[0], places[0])
+    group = np.searchsorted(groups.ends, base, side="right")
+    end, value = groups.ends[group] - base, groups.values[group]
+    for i in range(blocks.counts[block]):
+        place, sign = int64(scratch.places[i]), is_negative(scratch.words, i)
+        while place >= end:
+            group += 1
+            end, value = groups.ends[group] - base, groups.values[group]
+        tallies[0, place, sign] += value
+        tallies[1, place, sign] += weight
+
+
+@kernel
+def list_block(blocks: Blocks, scratch: Scratch, negative: NDArray[np.bool_], block: int) -> None:
+    """Write the entries of a block to scratch.places and `negative`, blocks.counts[block] of them."""
+    blocks, scratch = Blocks(*blocks), Scratch(*scratch)
+    read_block(blocks, block, scratch)
+    for i in range(blocks.counts[block]):
+        negative[i] = is_negative(scratch.words, i)
+
+
+@kernel
+def mark_block(blocks: Blocks, scratch: Scratch, plus: Words, minus: Words, block: int) -> None:
+    """Set the bits of a block's entries in `plus` or `minus`, one bit a position; all other bits are cleared."""
+    blocks, scratch = Blocks(*blocks), Scratch(*scratch)
+    read_block(blocks, block, scratch)
     plus[:] = 0
     minus[:] = 0
-    for i in range(counts[block]):
-        at, bit = places[0, i] >> 6, uint64(1) << uint64(places[0, i] & 63)
-        if is_negative(words[0], i):
+    for i in range(blocks.counts[block]):
+        at, bit = scratch.places[i] >> 6, uint64(1) << uint64(scratch.places[i] & 63)
+        if is_negative(scratch.words, i):
             minus[at] |= bit
         else:
             plus[at] |= bit
@@ -132,9 +102,11 @@ def mark_block(
 
 @kernel
 def count_pairs(plus: Words, minus: Words, first: int, last: int, net: Ints) -> None:
-    """`net[a, b]` += places first..last-1 where a and b have one sign, less those where they have opposite ones; a <= b.
+    """net[a, b] += the places first..last-1 where a and b have the same sign, less those where the signs are opposite; for a <= b.
 
-    plus, minus: the bitmaps of n updates, (n, words). On the diagonal that is the number of entries.
+    plus, minus: the bitmaps of n updates, (n, words). On the diagonal the result is the number of entries. 64 places are compared at a
+    time: `agree` and `differ` are bitmaps and `ones` counts them. `head` and `tail` cut off the places before `first` and from `last` on;
+    example, first = 3: head is all ones but for the lowest three bits.
     """
     low, high = first >> 6, (last - 1) >> 6
     head, tail = uint64(ALL) << uint64(first & 63), uint64(ALL) >> uint64(63 - ((last - 1) & 63))
@@ -157,15 +129,3 @@ def squared_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
         apart = np.float64(a[i]) - np.float64(b[i])
         total += apart * apart
     return total
-
-
-@kernel
-def _add(words: Words, places: Places, count: int, base: int, ends: Ints, values: Doubles, sums: Doubles) -> None:
-    group = np.searchsorted(ends, base, side="right")
-    end, value = ends[group] - base, values[group]
-    for i in range(count):
-        place = int64(places[i])
-        while place >= end:
-            group += 1
-            end, value = ends[group] - base, values[group]
-        sums[place, is_negative(words, i)] += value

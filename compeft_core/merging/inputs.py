@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compeft_core.errors import InputError, LayoutMismatchError
+from compeft_core.format.block_streams import bare, scratch
 from compeft_core.format.encoding import Encoded
-from compeft_core.format.golomb import BLOCK, READ_WORDS
+from compeft_core.format.golomb import BLOCK
 from compeft_core.layout import Vector
 from compeft_core.merging import block_kernels as kernels
 
@@ -146,18 +147,12 @@ def normal(inputs: Inputs) -> Inputs:
 
 def entries(encoded: Encoded, block: int) -> Entries:
     """The entries of one block."""
-    e = encoded
-    (words, places), negative = scratch(), np.empty(BLOCK, np.bool_)
-    kernels.list_block(e.octets, e.block_starts, e.block_counts, e.ternary_size, words, places, negative, block)
-    count = int(e.block_counts[block])
-    at = places[0, :count].astype(np.int64)
-    groups = np.searchsorted(e.group_ends, at + block * BLOCK, side="right")
-    return Entries(at, negative[:count], e.scales.astype(np.float64)[groups])
-
-
-def scratch() -> tuple[NDArray[np.uint64], NDArray[np.uint16]]:
-    """The memory that block kernels work in: `words` and `places`."""
-    return np.zeros((2, READ_WORDS), np.uint64), np.empty((2, BLOCK), np.uint16)
+    room, negative = scratch(), np.empty(BLOCK, np.bool_)
+    kernels.list_block(bare(encoded.streams), bare(room), negative, block)
+    count = int(encoded.block_counts[block])
+    at = room.places[:count].astype(np.int64)
+    groups = np.searchsorted(encoded.group_ends, at + block * BLOCK, side="right")
+    return Entries(at, negative[:count], encoded.scales.astype(np.float64)[groups])
 
 
 def dense_sum(inputs: Inputs) -> Doubles:

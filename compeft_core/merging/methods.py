@@ -15,6 +15,7 @@ from compeft_core.format.golomb import BLOCK
 from compeft_core.layout import Vector
 from compeft_core.merging import robust, sums
 from compeft_core.merging import task_masks as tasks
+from compeft_core.merging.block_kernels import round_block
 from compeft_core.merging.inputs import USUAL, Doubles, Inputs, MergeParameters, dense_sum, ordered
 from compeft_core.parallel import shares, spread
 
@@ -99,10 +100,10 @@ def choose_and_merge(
 
     def fill(start: int, stop: int) -> None:
         for block in range(start, stop):
-            vector[block * BLOCK : min(first.ternary_size, (block + 1) * BLOCK)] = _rounded(coefficient, values(block))
+            _round_into(vector[block * BLOCK : min(first.ternary_size, (block + 1) * BLOCK)], coefficient, values(block))
 
     spread(fill, shares(first.blocks, workers))
-    vector[first.ternary_size :] = _rounded(coefficient, METHODS[method].dense(chosen))
+    _round_into(vector[first.ternary_size :], coefficient, METHODS[method].dense(chosen))
     numbers = {u.number for u in chosen.updates}
     return Merged(vector, tuple(i in numbers for i in range(len(updates))))
 
@@ -116,9 +117,7 @@ def check_parameters(method: str, parameters: MergeParameters) -> None:
         raise InputError(f"merge method {method} takes {', '.join(sorted(taken)) or 'no parameters'}, not {useless[0]}")
 
 
-def _rounded(coefficient: float, values: Doubles) -> Vector:
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = (coefficient * values).astype(np.float32)
-    if not np.isfinite(rounded).all():
+def _round_into(part: Vector, coefficient: float, values: Doubles) -> None:
+    """Write float32(coefficient * values) to `part`. Errors: NotFiniteError."""
+    if not round_block(coefficient, values, part):
         raise NotFiniteError(f"the merge is not finite in float32: coefficient {coefficient:g} or the weights are too large")
-    return rounded

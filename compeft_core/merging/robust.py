@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compeft_core.errors import InputError
+from compeft_core.format.block_streams import bare, scratch
 from compeft_core.format.golomb import BLOCK
 from compeft_core.merging import block_kernels as kernels
 from compeft_core.merging.inputs import (
@@ -22,10 +23,9 @@ from compeft_core.merging.inputs import (
     entries,
     normal,
     scales_at,
-    scratch,
     segment_ends,
 )
-from compeft_core.merging.sums import Values, tally
+from compeft_core.merging.sums import Values, tally, with_values
 
 MOST_ENTRIES = 1 << 22
 """Entries, or dense values, that are sorted at a time."""
@@ -35,7 +35,7 @@ def sign_majority(inputs: Inputs) -> Values:
     """SignSGD with majority vote (Bernstein et al., arXiv 1802.04434), zeros abstaining: the sign that wins by more than the quorum,
     times the median of the scales that the updates have there.
     """
-    unit = [(u, np.full(u.encoded.scales.size, u.weight)) for u in inputs.updates]
+    unit = with_values(inputs, lambda u: np.full(u.encoded.scales.size, u.weight))
     ends = segment_ends(inputs)
 
     def values(block: int) -> Doubles:
@@ -93,11 +93,10 @@ def squared_distances(inputs: Inputs) -> Doubles:
     count, ends = len(inputs.updates), segment_ends(inputs)
     distances, net, segment = np.zeros((count, count)), np.zeros((count, count), np.int64), 0
     plus, minus = np.zeros((2, count, BLOCK // 64), np.uint64)
-    words, places = scratch()
+    room, streams = bare(scratch()), [bare(u.encoded.streams) for u in inputs.updates]
     for block in range(inputs.first.blocks):
-        for i, u in enumerate(inputs.updates):
-            e = u.encoded
-            kernels.mark_block(e.octets, e.block_starts, e.block_counts, e.ternary_size, words, places, plus[i], minus[i], block)
+        for i, blocks in enumerate(streams):
+            kernels.mark_block(blocks, room, plus[i], minus[i], block)
         at, stop = 0, inputs.span(block)
         while at < stop:
             until = min(stop, int(ends[segment]) - block * BLOCK)

@@ -6,27 +6,31 @@ in the order of the inputs.
 
 import hashlib
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from compeft_core.format.block_streams import Blocks, GroupValues, bare, scratch
+from compeft_core.format.golomb import BLOCK
 from compeft_core.merging import block_kernels as kernels
-from compeft_core.merging.inputs import Doubles, Entries, Inputs, Weighted, entries, scratch
+from compeft_core.merging.inputs import Doubles, Entries, Inputs, Weighted, entries
 
 Values = Callable[[int], Doubles]
 """A block's number -> its values: float64, one a position. May be called from several threads at once."""
-T = TypeVar("T")
+Scaled = list[tuple[Blocks, GroupValues]]
+"""Streams of each update, and a value for each of its groups; both as plain tuples (`block_streams.bare`)."""
 DARE_DOMAIN = b"compeft.dare.v1\0"
 
 
 def signed_sum(inputs: Inputs) -> Values:
-    """P - N."""
-    scaled = [(u, u.weight * u.encoded.scales.astype(np.float64)) for u in inputs.updates]
+    """P - N. The memory for P and N goes from block to block; each thread takes one from `free` while it needs it."""
+    scaled, free = with_values(inputs, weighted_scales), list[Doubles]()
 
     def values(block: int) -> Doubles:
-        sums = tally(inputs, scaled, block)
-        difference: Doubles = sums[:, 0] - sums[:, 1]
+        sums, difference = free.pop() if free else np.zeros((BLOCK, 2)), np.empty(inputs.span(block))
+        add_up(scaled, sums[: difference.size], block)
+        kernels.take_difference(sums, difference)
+        free.append(sums)
         return difference
 
     return values
@@ -36,7 +40,8 @@ def ties(inputs: Inputs) -> Values:
     """TIES (Yadav et al., arXiv 2306.01708) of updates that are trimmed already: of each position the sign with more mass is elected,
     and the entries that have it are averaged by weight. Equal masses elect what most positions did, as in the authors' code.
     """
-    return _disjoint_means(inputs, lambda block: _masses(inputs, block))
+    scaled = with_values(inputs, weighted_scales)
+    return _disjoint_means(inputs, lambda block: _masses(inputs, scaled, block))
 
 
 def dare(inputs: Inputs) -> Values:
@@ -55,35 +60,28 @@ def dare_ties(inputs: Inputs) -> Values:
     return _disjoint_means(inputs, lambda block: _thinned(inputs, block))
 
 
-def tally(inputs: Inputs, scaled: list[tuple[Weighted, Doubles]], block: int) -> Doubles:
-    """(positions, 2): sums, over the entries + and - of each position, of the value that an update has for the entry's group."""
+def tally(inputs: Inputs, scaled: Scaled, block: int) -> Doubles:
+    """(positions, 2): for the entries + and - of each position, the sum over updates of the value of the entry's group."""
     sums = np.zeros((inputs.span(block), 2))
-    words, places = scratch()
-    for (one, values_a), (two, values_b) in zip(scaled[::2], scaled[1::2], strict=False):
-        a, b = one.encoded, two.encoded
-        kernels.sum_two_blocks(
-            a.octets,
-            a.block_starts,
-            a.block_counts,
-            a.group_ends,
-            values_a,
-            b.octets,
-            b.block_starts,
-            b.block_counts,
-            b.group_ends,
-            values_b,
-            a.ternary_size,
-            sums,
-            words,
-            places,
-            block,
-        )
-    for last, values in scaled[len(scaled) & ~1 :]:
-        e = last.encoded
-        kernels.sum_block(
-            e.octets, e.block_starts, e.block_counts, e.ternary_size, e.group_ends, values, sums, words, places, block
-        )
+    add_up(scaled, sums, block)
     return sums
+
+
+def add_up(scaled: Scaled, sums: Doubles, block: int) -> None:
+    """Add to `sums`, (positions, 2), what `tally` sums."""
+    room = bare(scratch())
+    for blocks, groups in scaled:
+        kernels.sum_block(blocks, groups, sums, room, block)
+
+
+def with_values(inputs: Inputs, values: Callable[[Weighted], Doubles]) -> Scaled:
+    """Each update's streams with a float64 value for each of its groups, in the form that `tally` takes."""
+    return [(bare(u.encoded.streams), bare(GroupValues(u.encoded.group_ends, values(u)))) for u in inputs.updates]
+
+
+def weighted_scales(update: Weighted) -> Doubles:
+    """Weight times scale, of each group."""
+    return update.weight * update.encoded.scales.astype(np.float64)
 
 
 def elect(sums: Doubles, majority_positive: bool) -> NDArray[np.bool_]:
@@ -93,38 +91,24 @@ def elect(sums: Doubles, majority_positive: bool) -> NDArray[np.bool_]:
     return elected
 
 
-def _masses(inputs: Inputs, block: int) -> tuple[Doubles, Doubles]:
-    sums, masses = np.zeros((inputs.span(block), 2)), np.zeros((inputs.span(block), 2))
-    words, places = scratch()
-    for u in inputs.updates:
-        e, values = u.encoded, u.weight * u.encoded.scales.astype(np.float64)
-        kernels.tally_block(
-            e.octets,
-            e.block_starts,
-            e.block_counts,
-            e.ternary_size,
-            e.group_ends,
-            values,
-            u.weight,
-            sums,
-            masses,
-            words,
-            places,
-            block,
-        )
-    return sums, masses
+def _masses(inputs: Inputs, scaled: Scaled, block: int) -> Doubles:
+    """(2, positions, 2): P and N of each position, then p and n."""
+    tallies, room = np.zeros((2, inputs.span(block), 2)), bare(scratch())
+    for u, (blocks, groups) in zip(inputs.updates, scaled, strict=True):
+        kernels.tally_block(blocks, groups, u.weight, tallies, room, block)
+    return tallies
 
 
-def _thinned(inputs: Inputs, block: int) -> tuple[Doubles, Doubles]:
-    """Sums and masses, as of `_masses`, of the entries that DARE keeps, their magnitudes divided by the fraction kept."""
-    sums, masses = np.zeros((inputs.span(block), 2)), np.zeros((inputs.span(block), 2))
+def _thinned(inputs: Inputs, block: int) -> Doubles:
+    """As `_masses`, of the entries that DARE keeps, their magnitudes divided by the fraction kept."""
+    tallies = np.zeros((2, inputs.span(block), 2))
     for u in inputs.updates:
         found = entries(u.encoded, block)
         kept = _survivors(inputs, u, found, block)
         at = found.places[kept], found.negative[kept].astype(np.intp)
-        sums[at] += u.weight * found.magnitudes[kept] / (1 - inputs.parameters.drop)
-        masses[at] += u.weight
-    return sums, masses
+        tallies[0][at] += u.weight * found.magnitudes[kept] / (1 - inputs.parameters.drop)
+        tallies[1][at] += u.weight
+    return tallies
 
 
 def _survivors(inputs: Inputs, update: Weighted, found: Entries, block: int) -> NDArray[np.bool_]:
@@ -136,7 +120,7 @@ def _survivors(inputs: Inputs, update: Weighted, found: Entries, block: int) -> 
     return kept
 
 
-def _disjoint_means(inputs: Inputs, tallies: Callable[[int], tuple[Doubles, Doubles]]) -> Values:
+def _disjoint_means(inputs: Inputs, tallies: Callable[[int], Doubles]) -> Values:
     votes = 0
     for block in range(inputs.first.blocks):
         sums, _ = tallies(block)

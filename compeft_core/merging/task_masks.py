@@ -16,7 +16,7 @@ from compeft_core.format.encoding import Encoded
 from compeft_core.format.golomb import BLOCK
 from compeft_core.layout import Vector
 from compeft_core.merging.inputs import Doubles, Inputs, MergeParameters, entries, ordered
-from compeft_core.merging.sums import Values, elect, signed_sum, tally
+from compeft_core.merging.sums import Values, elect, signed_sum, tally, weighted_scales, with_values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +64,7 @@ def emr(inputs: Inputs) -> Values:
     """The unified vector of EMR (Huang et al., arXiv 2405.17461): the sign with more mass, - if they are even, times the largest
     magnitude among the entries that have it.
     """
-    scaled = [(u, u.weight * u.encoded.scales.astype(np.float64)) for u in inputs.updates]
+    scaled = with_values(inputs, weighted_scales)
 
     def values(block: int) -> Doubles:
         positive = elect(tally(inputs, scaled, block), False)

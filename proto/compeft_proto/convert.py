@@ -139,8 +139,10 @@ def codec_of(name: str) -> Codec:
 
 
 def payload_of(layout: Layout, update: Update, codec: Codec = "context", workers: int = 1) -> Encoded:
-    """What travels of an update: its encoding by `codec`, but by `rice` above CONTEXT_SIZE ternary parameters."""
-    if codec == "rice" or layout.ternary_size > CONTEXT_SIZE:
+    """The encoding of an update by `codec`; by `rice` instead of `context` above CONTEXT_SIZE ternary parameters."""
+    if codec != "context":
+        return encoding_of(update, codec=codec, workers=workers)
+    if layout.ternary_size > CONTEXT_SIZE:
         return encoding_of(update, workers=workers)
     return encoding_of(update, codec="context", shapes=shapes_of(layout), workers=workers)
 

@@ -12,6 +12,7 @@ import numpy as np
 from compeft_core import FormatError, Layout, LimitError, Update, compress, decode, densify, encode, layout_of, parse, shapes_of
 from compeft_core.compress import Compression
 from compeft_core.format.context_body import Segment, segments_of, write_stream
+from compeft_core.format.encoding import CODECS
 from tests.core.format import reference_context, reference_decoder
 from tests.core.strategies import rank_one
 
@@ -34,8 +35,8 @@ def run(cases: int, seed: int) -> Counter[str]:
         rng = np.random.default_rng([seed, case])
         layout, update = random_update(rng)
         shapes = shapes_of(layout)
-        for codec in ("rice", "context"):
-            blob = encode(update, codec=codec, shapes=shapes)  # type: ignore[arg-type]  # the two literals
+        for codec in CODECS:
+            blob = encode(update, codec=codec, shapes=shapes)
             seen[f"{compare(blob, update)} read"] += 1
             seen["changed, " + compare_changed(changed(blob, rng))] += 1
         for segment in segments_of(shapes):

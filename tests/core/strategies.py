@@ -41,7 +41,7 @@ def codings(draw: st.DrawFn) -> tuple[Update, dict[str, object]]:
     """An update, and how `encode` is to write it; most that are to be written by `context` are regular enough for it."""
     layout, vector, chosen = draw(problems())
     if draw(st.booleans()):
-        return compress(layout, vector, chosen), {"codec": "rice"}
+        return compress(layout, vector, chosen), {"codec": draw(st.sampled_from(("rice", "rice4")))}
     if draw(st.integers(0, 3)):
         layout, vector = draw(low_rank())
     return compress(layout, vector, chosen), {"codec": "context", "shapes": shapes_of(layout)}

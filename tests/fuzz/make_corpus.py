@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from safetensors.numpy import save, save_file
 
-from compeft_client.packing import PackSettings, save_compressed
+from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_core import Compression, Update, compress, encode, layout_of, shapes_of
 from compeft_proto import envelope as dsse
 from compeft_proto.chunk_refs import refs_of
@@ -28,6 +28,7 @@ def main() -> None:
     for density in (0.01, 0.3, 0.9):
         made = compress(LAYOUT, vector, Compression(density))
         keep("update", f"rice-{density}", encode(made))
+        keep("update", f"rice4-{density}", encode(made, codec="rice4"))
         keep("update", f"context-{density}", encode(_low_rank(random, density), codec="context", shapes=shapes_of(WIDE)))
     keep("update", "tensors", encode(compress(LAYOUT, vector, Compression(0.1, granularity="tensor"))))
     key = new_key()

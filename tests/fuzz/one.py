@@ -4,7 +4,12 @@ import sys
 
 import atheris
 
-KERNELS = [f"compeft_core.{name}" for name in ("arithmetic", "context", "golomb", "kernels")]
+FORMAT = ("arithmetic_coder", "bits", "block_streams", "context_model", "golomb", "rice4")
+KERNELS = [
+    "compeft_core.selection_kernels",
+    "compeft_core.merging.block_kernels",
+    *(f"compeft_core.format.{name}" for name in FORMAT),
+]
 """Not instrumented: numba compiles them itself."""
 
 with atheris.instrument_imports(include=["compeft_core", "compeft_proto", "compeft_client"], exclude=KERNELS):

@@ -245,7 +245,7 @@ def test_each_client_takes_the_codec_that_is_sooner_over_its_own_link_once_it_kn
     assert [unknown.coding.codec, known.coding.codec] == ["context"] * 2
     assert {update_of(world, c.update_digest).coding.codec for c in unknown.contributions} == {"context"}
     codecs = {c.keyid: update_of(world, c.update_digest).coding.codec for c in known.contributions}
-    assert [codecs[edge_of(site).key.keyid] for site in sites] == ["context", "rice"]
+    assert [codecs[edge_of(site).key.keyid] for site in sites] == ["context", "rice4"]
 
 
 def update_of(world: World, digest: bytes) -> pb.UpdateManifest:

@@ -4,7 +4,7 @@ import numpy as np
 
 from compeft_core import Compression, Layout, Update, compress, encode, layout_of, shapes_of
 from compeft_core.format.context_body import segments_of, write_segments
-from compeft_core.format.header import Header, varints, write_header
+from compeft_core.format.header import UpdateHeader, varints, write_header
 from compeft_core.format.matrix_shapes import write_shapes
 from tests.vectors.rice import Scenarios, flat, noise, sparse
 
@@ -74,7 +74,7 @@ def body(update: Update, shapes: list[tuple[int, int]]) -> bytes:
 
 def header(update: Update) -> bytes:
     ternary = update.ternary
-    return write_header(Header(2, ternary.size, update.dense.size, ternary.group_ends, ternary.scales))
+    return write_header(UpdateHeader(2, ternary.size, update.dense.size, ternary.group_ends, ternary.scales))
 
 
 def malformed() -> Scenarios:

@@ -8,16 +8,16 @@ import hashlib
 from pathlib import Path
 
 from compeft_core import decode, densify, parse
-from tests.vectors import context, rice
+from tests.vectors import context, rice, rice4
 
 FOLDER = Path(__file__).parent
 
 
 def main() -> None:
-    for name, (comment, blob) in (rice.valid() | context.valid()).items():
+    for name, (comment, blob) in (rice.valid() | context.valid() | rice4.valid()).items():
         digest = hashlib.sha256(densify(decode(parse(blob))).tobytes()).hexdigest()
         write(name, f"expect: valid\ncomment: {comment}\ndigest: {digest}", blob)
-    for name, (comment, blob) in (rice.malformed() | context.malformed()).items():
+    for name, (comment, blob) in (rice.malformed() | context.malformed() | rice4.malformed()).items():
         write(name, f"expect: malformed\ncomment: {comment}", blob)
 
 

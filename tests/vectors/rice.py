@@ -12,7 +12,7 @@ Scenarios = dict[str, tuple[str, bytes]]
 def flat(values: list[float], dense: int = 0, **settings: object) -> Update:
     vector = np.array(values, np.float32)
     layout = layout_of({"a": (len(values) - dense,), "h": (dense,)}, dense=["h"])
-    return compress(layout, vector, Compression(**settings))
+    return compress(layout, vector, Compression(**({"scale": "norm"} | settings)))
 
 
 def noise(size: int, seed: int) -> list[float]:
@@ -59,10 +59,13 @@ def valid() -> Scenarios:
             "a gap of 60,000 after 40 neighbours: a long run of zeros",
             flat([1.0] * 40 + [0.0] * 60_000 + [1.0], density=1),
         ),
-        "groups": ("one scale for each of three tensors", compress(layout, groups, Compression(0.2, granularity="tensor"))),
+        "groups": (
+            "one scale for each of three tensors",
+            compress(layout, groups, Compression(0.2, "norm", granularity="tensor")),
+        ),
         "empty_group": (
             "the second group keeps nothing: its scale is 0",
-            compress(layout, groups, Compression(0.1, granularity="tensor")),
+            compress(layout, groups, Compression(0.1, "norm", granularity="tensor")),
         ),
     }
     return {name: (comment, encode(update)) for name, (comment, update) in updates.items()}

@@ -48,7 +48,7 @@ Budget = Annotated[str | None, typer.Option(help="most bytes of the file, such a
 Scale = Literal["auto", "alpha_sigma", "bounded_norm", "mean_magnitude", "norm"]
 ScaleRule = Annotated[Scale, typer.Option(help="the rule for the one magnitude of what is kept")]
 Factor = Annotated[float | None, typer.Option(help="multiplies the rule's scale; for auto, replaces its factor")]
-CodecName = Annotated[Codec, typer.Option(help="rice is fast, context some per cent smaller")]
+CodecName = Annotated[Codec, typer.Option(help="rice is fast, rice4 faster to read and merge, context some per cent smaller")]
 
 app = typer.Typer()
 

@@ -18,9 +18,9 @@ from compeft_client.models.device_selection import INTEGERS, all_finite, magnitu
 from compeft_core import Compression, Encoded, InputError, Layout, LayoutMismatchError, NotFiniteError, ScaleRule
 from compeft_core.bf16 import INFINITY, NEGATIVE_ZERO
 from compeft_core.compress import BY_MAGNITUDES, Group, group_ends_of, scales_of
-from compeft_core.format.encoding import RICE, weighted
+from compeft_core.format.encoding import IDS, decode, encoding_of, weighted
 from compeft_core.format.golomb import BLOCK
-from compeft_core.format.header import Header, write_header
+from compeft_core.format.header import UpdateHeader, write_header
 from compeft_core.layout import Vector
 from compeft_core.selection import spans_of
 
@@ -64,7 +64,7 @@ def compress_on_device(layout: Layout, vector: Tensor, settings: Compression) ->
     vector = vector.detach().contiguous()
     ends = group_ends_of(layout, settings.granularity)
     kept = _keep(vector[: layout.ternary_size], ends, settings)
-    header = write_header(Header(RICE, layout.ternary_size, layout.dense_size, ends, kept.scales))
+    header = write_header(UpdateHeader(IDS["rice"], layout.ternary_size, layout.dense_size, ends, kept.scales))
     head = torch.frombuffer(bytearray(header), dtype=torch.uint8).to(vector.device)
     octets = torch.cat([head, *_body(kept, layout.ternary_size), _dense_octets(vector[layout.ternary_size :])])
     return octets.cpu().numpy().tobytes()
@@ -77,7 +77,7 @@ def apply_on_device(encoded: Encoded, state: Tensor, weight: float = 1.0) -> Non
     Errors, before anything is written: LayoutMismatchError on another length; InputError on another type or a strided state;
     NotFiniteError if the weight, or it times a value, is not a finite float32.
     """
-    e = encoded
+    e = encoding_of(decode(encoded)) if encoded.codec == "rice4" else encoded  # the device reads Golomb codes only
     if tuple(state.shape) != (e.size,):
         raise LayoutMismatchError(f"state has shape {tuple(state.shape)}, the update says ({e.size},)")
     if state.dtype != torch.float32 or not state.is_contiguous():

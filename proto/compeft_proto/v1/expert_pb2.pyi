@@ -1112,7 +1112,7 @@ class RoundClosing(_message.Message):
     merge_method: _builtins.str
     coefficient: _builtins.float
     codec: _builtins.str
-    """How the composed update is coded: "context" (fewest bytes) or "rice" (fastest)."""
+    """How the composed update is coded: "context" (fewest bytes), "rice", or "rice4" (fastest)."""
     max_payload_bytes: _builtins.int
     """Most bytes of the composed update's payload; `compression` has the highest density. 0: no limit."""
     @_builtins.property

@@ -64,7 +64,7 @@ class Plan:
     end, and this program hands it to the aggregator.
     budget_bytes: most payload bytes of a round, all clients together, half of them up and half down; `uplink` and `downlink` are then the
     highest densities that it may use, and each update takes what fits its share.
-    codec: of both links: `context` takes the fewest bytes, `rice` the least time where a link is faster than some 10 Mbit/s. `auto` lets
+    codec: of both links: `context` takes the fewest bytes, `rice4` the least time where a link is faster than some 10 Mbit/s. `auto` lets
     each client take the one that is there sooner at the rate of its upload before; versions are then `context`.
     stop_below: the run stops when `metric` is below this part of its best value twice in a row; None never stops it for that. It also stops
     when clients report a NaN loss, and when no update was accepted in a round (`run_health`).

@@ -65,7 +65,7 @@ def decode(blob: bytes) -> Decoded:
     body = before - len(data.rest)
     dense = decode_dense(data.take(2 * dense_size))
     need(not data.rest, "bytes follow")
-    need(codec == 1 or body < rice_length(signs, ternary_size), "not shorter than rice")
+    need(codec != 2 or body < rice_length(signs, ternary_size), "not shorter than rice")
     ends = [sum(sizes[: i + 1]) for i in range(groups)]
     check_scales(scales, raw_scales, ends, sorted(signs))
     entries = {p: -s if signs[p] else s for p in sorted(signs) for s in [scales[group_of(p, ends)]]}
@@ -82,6 +82,39 @@ def decode_rice(data: Bytes, ternary_size: int) -> tuple[dict[int, bool], list[t
         for place, negative in decode_stream(data, kept, extra, span):
             signs[block * BLOCK + place] = negative
     return signs, []
+
+
+def decode_rice4(data: Bytes, ternary_size: int) -> tuple[dict[int, bool], list[tuple[int, int]]]:
+    """As `decode_rice`, from streams of four lanes."""
+    spans = spans_of(ternary_size)
+    index = [[data.varint() for _ in range(5)] for _ in spans]
+    signs: dict[int, bool] = {}
+    for block, (span, (kept, *extras)) in enumerate(zip(spans, index, strict=True)):
+        need(kept <= span, "more kept than there are")
+        for place, negative in decode_lanes(data, kept, extras, span):
+            signs[block * BLOCK + place] = negative
+    return signs, []
+
+
+def decode_lanes(data: Bytes, kept: int, extras: list[int], span: int) -> list[tuple[int, bool]]:
+    listed = min(kept, span - kept)
+    k = (31537 * (2 * span - listed) // (131072 * listed)).bit_length() if listed else 0
+    signs = Bits(data.take((kept + 7) // 8))
+    negative = [bool(signs.take(1)) for _ in range(kept)]
+    need(not any(signs.rest()), "padding of the signs")
+    gaps = [0] * listed
+    for lane, extra in enumerate(extras):
+        numbers = range(lane, listed, 4)
+        bits = Bits(data.take((len(numbers) * (1 + k) + 7) // 8 + extra))
+        for i in numbers:
+            zeros = bits.zeros()
+            gaps[i] = zeros * 2**k + bits.take(k)
+        need(len(bits.rest()) < 8 and not any(bits.rest()), "padding of a lane")
+    places = [sum(gaps[: i + 1]) + i for i in range(listed)]
+    need(not places or places[-1] < span, "place beyond the block")
+    if 2 * kept > span:
+        places = sorted(set(range(span)) - set(places))
+    return list(zip(places, negative, strict=True))
 
 
 def spans_of(ternary_size: int) -> list[int]:
@@ -160,4 +193,4 @@ def group_of(position: int, ends: list[int]) -> int:
     return next(i for i, end in enumerate(ends) if position < end)
 
 
-BODIES = {1: ("rice", decode_rice), 2: ("context", reference_context.decode)}
+BODIES = {1: ("rice", decode_rice), 2: ("context", reference_context.decode), 3: ("rice4", decode_rice4)}
