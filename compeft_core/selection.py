@@ -1,9 +1,17 @@
 """The largest magnitudes of a float32 vector, exactly, without sorting it.
 
-A sample guesses a narrow bracket around the threshold. One pass sums the vector and collects all that is above the bracket or in
-it; two histograms of what is in it, upper 16 bits then lower 15, give the threshold to the last bit and how many entries tie with
-it, and what falls short is dropped. A guess that misses costs time, never a different result: the histograms are then taken of
-the whole vector, and the candidates collected again.
+1. `survey` sorts a sample of 65,536 values and takes from it a narrow bracket that the threshold lies in with near certainty: the sample's
+   value at the wanted rank, four standard deviations up and down. One pass over the vector then sums it (for the scale) and collects the
+   candidates: every value above the bracket, which is surely kept, and every value in it, which is doubtful.
+2. `select` finds the exact threshold among the doubtful magnitudes by two histograms: of their upper 16 bits, then, in the bin where the
+   wanted rank falls, of their lower 15 bits. That gives the threshold to the last bit, and how many entries tie with it.
+3. `settle` drops the doubtful candidates below the threshold, and the last of those that tie.
+
+Example: of 20 million values 1 million are wanted. The sample's rank is 3,277 +- 223, so about 930,000 candidates are sure and 140,000
+doubtful; the histograms see 140,000 values instead of 20 million.
+
+Invariant: the result does not depend on the sample. If the bracket misses the threshold, `survey` returns no candidates, and `select`
+takes the histograms of the whole vector and collects by the exact threshold: slower, the same entries.
 """
 
 import math
@@ -14,10 +22,11 @@ from numpy.typing import NDArray
 
 from compeft_core import selection_kernels
 from compeft_core.parallel import MAGNITUDE, shares, spread
+from compeft_core.selection_kernels import Room, SpanSums
 
 SAMPLE = 1 << 16
 MARGIN = 4
-"""Half width of the bracket in standard deviations of the sample's rank."""
+"""Half the width of the bracket, in standard deviations of the sample's rank."""
 LEAST = 1
 """Bits of the least magnitude that is not zero."""
 Ints = NDArray[np.int64]
@@ -26,7 +35,7 @@ Bits = NDArray[np.uint32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spans:
-    """Groups, given by their ends, cut into pieces of at most SPAN values: piece s is starts[s]..stops[s], of `group[s]`."""
+    """Groups cut into pieces of at most SPAN values: piece s is starts[s]..stops[s]-1 and belongs to group[s]."""
 
     starts: Ints
     stops: Ints
@@ -40,38 +49,34 @@ class Spans:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """One worker's candidates: the `found` first of `positions` and `negative`.
+class Candidates:
+    """One worker's candidates: the first `found` of room.positions and room.negative.
 
-    Not sure to be kept are those with an index in `doubtful`; `words` are the bits of their magnitudes. There was no room for all
-    of them if it is not whole.
+    room.doubtful and room.words have exactly the doubtful ones. is_whole: whether there was room for all candidates.
     """
 
-    positions: Bits
-    negative: NDArray[np.bool_]
+    room: Room
     found: int
-    doubtful: Bits
-    words: Bits
     is_whole: bool
 
     @property
     def sure(self) -> int:
-        """Candidates that are kept."""
-        return self.found - self.words.size
+        """Number of candidates that are kept whatever the threshold is."""
+        return self.found - self.room.words.size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survey:
-    """The sums of each span, of values and of squares, and the candidates; no parts if the guess missed."""
+    """The sums of each span, of values and of squares, and the candidates of each worker; no parts if the bracket missed."""
 
     sums: NDArray[np.float64]
     squares: NDArray[np.float64]
-    parts: list[Part]
+    parts: list[Candidates]
 
 
 @dataclass(frozen=True, slots=True)
 class Bracket:
-    """Magnitude bits least..most that the threshold probably lies in; at most how many candidates there are, and doubtful ones."""
+    """Magnitude bits least..most-1 in which the threshold probably lies, and room for the candidates and the doubtful ones."""
 
     least: int
     most: int
@@ -93,15 +98,12 @@ def survey(bits: Bits, spans: Spans, wanted: int, workers: int) -> Survey:
     """Sum the spans of a vector and gather the candidates for its `wanted` largest magnitudes, in one pass."""
     bracket = _guess(bits, wanted)
     sums, squares = np.zeros((2, spans.group.size), np.float64)
+    span_sums = SpanSums(spans.starts, spans.stops, sums, squares)
 
-    def look(first: int, last: int) -> Part:
+    def look(first: int, last: int) -> Candidates:
         size = int(spans.stops[last - 1] - spans.starts[first])
-        room = _Room(min(bracket.candidates, size), min(bracket.doubtful, size))
-        return room.part(
-            *selection_kernels.survey(
-                bits, spans.starts, spans.stops, sums, squares, (bracket.least, bracket.most), *room.arrays, first, last
-            )
-        )
+        room = _room(min(bracket.candidates, size), min(bracket.doubtful, size))
+        return _candidates(room, *selection_kernels.survey(bits, span_sums, (bracket.least, bracket.most), room, first, last))
 
     parts = spread(look, shares(spans.group.size, workers))
     sure, found = sum(p.sure for p in parts), sum(p.found for p in parts)
@@ -109,7 +111,7 @@ def survey(bits: Bits, spans: Spans, wanted: int, workers: int) -> Survey:
     return Survey(sums, squares, parts if hit and all(p.is_whole for p in parts) else [])
 
 
-def select(bits: Bits, parts: list[Part], wanted: int, workers: int) -> tuple[Bits, NDArray[np.bool_]]:
+def select(bits: Bits, parts: list[Candidates], wanted: int, workers: int) -> tuple[Bits, NDArray[np.bool_]]:
     """Positions, increasing, and signs of the `wanted` largest magnitudes; of those that tie for the last places, the first ones.
 
     Never an exact zero, so fewer than `wanted` if there are fewer others. `parts` are those of `survey`.
@@ -117,21 +119,19 @@ def select(bits: Bits, parts: list[Part], wanted: int, workers: int) -> tuple[Bi
     if parts and sum(p.found for p in parts) <= wanted:
         threshold = _Threshold(LEAST, wanted, 0)
     elif parts:
-        threshold = _threshold([p.words for p in parts], wanted - sum(p.sure for p in parts))
+        threshold = _threshold([p.room.words for p in parts], wanted - sum(p.sure for p in parts))
     else:
         ranges = shares(bits.size, workers)
         threshold = _threshold([bits[first:last] for first, last in ranges], wanted)
         parts = _collect(bits, threshold, ranges)
-    quotas = _quotas([int((p.words == threshold.magnitude).sum()) for p in parts], threshold.ties)
+    quotas = _quotas([int((p.room.words == threshold.magnitude).sum()) for p in parts], threshold.ties)
 
-    def settle(part: Part, quota: int) -> int:
-        return selection_kernels.settle(
-            part.positions, part.negative, part.found, part.doubtful, part.words, threshold.magnitude, quota
-        )
+    def settle(part: Candidates, quota: int) -> int:
+        return selection_kernels.settle(part.room, part.found, threshold.magnitude, quota)
 
     sizes = spread(settle, list(zip(parts, quotas, strict=True)))
-    positions = [p.positions[:size] for p, size in zip(parts, sizes, strict=True)]
-    negative = [p.negative[:size] for p, size in zip(parts, sizes, strict=True)]
+    positions = [p.room.positions[:size] for p, size in zip(parts, sizes, strict=True)]
+    negative = [p.room.negative[:size] for p, size in zip(parts, sizes, strict=True)]
     return (positions[0], negative[0]) if len(parts) == 1 else (np.concatenate(positions), np.concatenate(negative))
 
 
@@ -144,31 +144,27 @@ class _Threshold:
     above: int
 
 
-class _Room:
-    """Arrays for so many candidates. Untouched memory costs nothing, so each part has room for all of the vector's."""
-
-    def __init__(self, candidates: int, doubtful: int) -> None:
-        self.positions, self.negative = np.empty(candidates, np.uint32), np.empty(candidates, np.bool_)
-        self.doubtful, self.words = np.empty((2, doubtful), np.uint32)
-
-    @property
-    def arrays(self) -> tuple[Bits, NDArray[np.bool_], Bits, Bits]:
-        return self.positions, self.negative, self.doubtful, self.words
-
-    def part(self, found: int, doubts: int) -> Part:
-        """What was collected; not whole if there was no room for all of it."""
-        whole = found <= self.positions.size and doubts <= self.words.size
-        return Part(self.positions, self.negative, found, self.doubtful[:doubts], _read_only(self.words[:doubts]), whole)
+def _room(candidates: int, doubtful: int) -> Room:
+    """Memory for this many candidates. Pages that are not touched cost nothing, so each worker has room for all of the vector's."""
+    words = np.empty((2, doubtful), np.uint32)
+    return Room(np.empty(candidates, np.uint32), np.empty(candidates, np.bool_), words[0], words[1])
 
 
-def _collect(bits: Bits, threshold: _Threshold, ranges: list[tuple[int, int]]) -> list[Part]:
+def _candidates(room: Room, found: int, doubts: int) -> Candidates:
+    """What was collected into `room`."""
+    whole = found <= room.positions.size and doubts <= room.words.size
+    doubtful = room._replace(doubtful=room.doubtful[:doubts], words=_read_only(room.words[:doubts]))
+    return Candidates(doubtful, found, whole)
+
+
+def _collect(bits: Bits, threshold: _Threshold, ranges: list[tuple[int, int]]) -> list[Candidates]:
     """Candidates by the exact threshold: only its ties are doubtful, and may be many."""
 
-    def gather(first: int, last: int) -> Part:
+    def gather(first: int, last: int) -> Candidates:
         ties = int(np.count_nonzero((bits[first:last] & np.uint32(MAGNITUDE)) == threshold.magnitude))
-        room = _Room(min(threshold.above + ties, last - first), ties)
+        room = _room(min(threshold.above + ties, last - first), ties)
         bracket = threshold.magnitude, threshold.magnitude + 1
-        return room.part(*selection_kernels.collect(bits, first, last, bracket, *room.arrays, 0, 0))
+        return _candidates(room, *selection_kernels.collect(bits, (first, last), bracket, room, (0, 0)))
 
     return spread(gather, ranges)
 

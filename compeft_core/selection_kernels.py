@@ -1,9 +1,12 @@
 """Kernels that read a float32 vector: sums in the fixed order of docs/format.md, and the steps of an exact selection.
 
-Vectors are passed as the uint32 bits of their floats, because for magnitudes order of values is order of bits.
+Vectors are passed as the uint32 bits of their floats. Without its sign bit, a float32 is an unsigned integer in the same order as its
+magnitude (1.0 is 3F800000, 2.0 is 40000000), so magnitudes are compared and counted as integers. selection.py puts the steps together.
+
+Invariant: sums are added in LANES lanes and then folded, one order for every machine and any number of workers.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,82 +27,90 @@ Doubles = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 
+class SpanSums(NamedTuple):
+    """Spans of a vector, int64 `starts` and `stops`, and the float64 sums over each, of its values and of their squares."""
+
+    starts: Ints
+    stops: Ints
+    sums: Doubles
+    squares: Doubles
+
+
+class Room(NamedTuple):
+    """Memory for candidates: position and sign of each, and of the doubtful ones the index among the candidates and the magnitude bits."""
+
+    positions: Bits
+    negative: Flags
+    doubtful: Bits
+    words: Bits
+
+
 @kernel
-def survey(
-    bits: Bits,
-    starts: Ints,
-    stops: Ints,
-    sums: Doubles,
-    squares: Doubles,
-    bracket: tuple[int, int],
-    positions: Bits,
-    negative: Flags,
-    doubtful: Bits,
-    words: Bits,
-    first: int,
-    last: int,
-) -> tuple[int, int]:
-    """Sum the values and their squares in each of the spans first..last, and `collect` their candidates, in one pass."""
+def survey(bits: Bits, spans: SpanSums, bracket: tuple[int, int], room: Room, first: int, last: int) -> tuple[int, int]:
+    """Sum the values and their squares in each of the spans first..last-1, and `collect` their candidates, in one pass.
+
+    Returns the numbers of candidates and of doubtful ones.
+    """
     plain, squared = np.zeros(LANES, np.float64), np.zeros(LANES, np.float64)
     values = bits.view(np.float32)
-    found = doubts = 0
+    counts = (0, 0)
     for s in range(first, last):
         plain[:] = 0.0
         squared[:] = 0.0
-        found, doubts = collect(bits, starts[s], stops[s], bracket, positions, negative, doubtful, words, found, doubts)
-        for row in range(starts[s], stops[s], LANES):
-            _add_row(values, row, min(row + LANES, stops[s]), plain, squared)
-        sums[s], squares[s] = _fold(plain), _fold(squared)
-    return found, doubts
+        start, stop = spans.starts[s], spans.stops[s]
+        counts = collect(bits, (start, stop), bracket, room, counts)
+        for row in range(start, stop, LANES):
+            _add_row(values, row, min(row + LANES, stop), plain, squared)
+        spans.sums[s], spans.squares[s] = _fold(plain), _fold(squared)
+    return counts
 
 
 @kernel
-def collect(
-    bits: Bits,
-    start: int,
-    stop: int,
-    bracket: tuple[int, int],
-    positions: Bits,
-    negative: Flags,
-    doubtful: Bits,
-    words: Bits,
-    found: int,
-    doubts: int,
-) -> tuple[int, int]:
-    """Append the candidates of start..stop, those with magnitude bits >= the bracket's least, to the `found` there are.
+def collect(bits: Bits, span: tuple[int, int], bracket: tuple[int, int], room: Room, counts: tuple[int, int]) -> tuple[int, int]:
+    """Append the candidates of span[0]..span[1]-1, those with magnitude bits >= bracket[0], to the counts[0] in `room`.
 
-    positions, negative: of each.   doubtful, words: index among the candidates, and magnitude bits, of those < the bracket's most.
-    Returns how many candidates and doubtful ones there are then. What has no room is counted but not written.
+    Doubtful, and appended to the counts[1] of these, are candidates with magnitude bits < bracket[1]. Returns the new counts. What has no
+    room is counted and not written.
+
+    64 values are compared at once: `mask` has a bit for each candidate among them, `doubt` for each doubtful one. Clearing the lowest bit
+    (x & (x - 1)) and counting the zeros below it visits the set bits only, so a value that is no candidate costs 1/64 of a comparison.
+    Example: mask = 0b10100, doubt = 0b10000, found = 7. The candidates are values i + 2 and i + 4, with index 7 and 8; of the doubtful
+    one, `mask & (lowest - 1)` = 0b00100 counts the candidates before it, so its index is 7 + 1 = 8.
     """
     least, most = bracket
-    for i in range(start, stop, CHUNK):
-        mask = _mask(bits, i, stop, least)
-        doubt = mask & ~_mask(bits, i, stop, most)
-        if found + ones(mask) > positions.size or doubts + ones(doubt) > words.size:
+    found, doubts = counts
+    for i in range(span[0], span[1], CHUNK):
+        mask = _mask(bits, i, span[1], least)
+        doubt = mask & ~_mask(bits, i, span[1], most)
+        if found + ones(mask) > room.positions.size or doubts + ones(doubt) > room.words.size:
             found += ones(mask)
             doubts += ones(doubt)
             continue
         while doubt != 0:
             lowest = doubt & (~doubt + uint64(1))
-            doubtful[doubts] = found + ones(mask & (lowest - uint64(1)))
-            words[doubts] = bits[i + trailing_zeros(doubt)] & np.uint32(MAGNITUDE)
+            room.doubtful[doubts] = found + ones(mask & (lowest - uint64(1)))
+            room.words[doubts] = bits[i + trailing_zeros(doubt)] & np.uint32(MAGNITUDE)
             doubts += 1
             doubt ^= lowest
         while mask != 0:
             position = i + trailing_zeros(mask)
-            positions[found] = position
-            negative[found] = bits[position] >> np.uint32(31)
+            room.positions[found] = position
+            room.negative[found] = bits[position] >> np.uint32(31)
             found += 1
             mask &= mask - uint64(1)
     return found, doubts
 
 
 @kernel
-def settle(positions: Bits, negative: Flags, found: int, doubtful: Bits, words: Bits, magnitude: int, quota: int) -> int:
-    """Drop the doubtful candidates below `magnitude`, and all but the first `quota` of those that equal it; how many are left."""
+def settle(room: Room, found: int, magnitude: int, quota: int) -> int:
+    """Drop the doubtful candidates below `magnitude`, and all but the first `quota` of those that equal it; return how many are left.
+
+    The `found` candidates move to the front of room.positions and room.negative, in order; room.words has exactly the doubtful ones.
+    """
+    positions, negative, words = room.positions, room.negative, room.words
     at = start = 0
     for d in range(words.size + 1):
-        stop = int64(doubtful[d]) if d < words.size else found
+        stop = int64(room.doubtful[d]) if d < words.size else found
         for i in range(start, stop):
             positions[at], negative[at] = positions[i], negative[i]
             at += 1

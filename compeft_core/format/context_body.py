@@ -1,7 +1,10 @@
 """The body of an encoding by the codec `context`: shapes of matrices, an index of segments, and their arithmetic-coded streams.
 
-A segment is a run of whole matrices with a stream of its own, so many threads can work at once and a reader holds one matrix at a
-time beside what is kept. The model and the coder are in `context`.
+A segment is a run of whole matrices with a stream of its own, so threads share the work by segments, and a reader holds one matrix at a
+time beside what is kept. The model is in context_model.py and the coder in arithmetic_coder.py.
+
+Invariant: nothing is allocated for a number that is only claimed. A byte of the streams stands for at most MAX_POSITIONS positions and
+MAX_KEPT kept entries; an update that needs fewer bytes than that is written by `rice`.
 """
 
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ SEGMENT = 1 << 20
 """Positions at which a segment ends, with the matrix that reaches them."""
 MAX_POSITIONS = 4096
 MAX_KEPT = 64
-"""For each byte of the streams: a bound on the time and the memory that a few bytes can ask for."""
+"""Bounds for each byte of the streams, and so on the time and the memory that a few bytes can ask for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +50,7 @@ def segments_of(shapes: Sequence[Shape]) -> list[Segment]:
 
 
 def write_segments(ternary: Ternary, shapes: Sequence[Shape], workers: int) -> bytes | None:
-    """Shapes, index and streams; None where the streams have too few bytes for what they say (`rice` is for those)."""
+    """Shapes, index and streams; None where the streams would break the bounds MAX_POSITIONS and MAX_KEPT."""
     segments = segments_of(shapes)
     bounds = np.searchsorted(ternary.positions, np.array([0, *(s.stop for s in segments)], np.uint64).astype(np.uint32))
 
@@ -98,7 +101,7 @@ def _read(
 
 
 def write_stream(ternary: Ternary, segment: Segment, first: int, last: int) -> bytes:
-    """The stream of entries first..last. What most segments need is tried first, then more, as only the coder knows the length."""
+    """The stream of entries first..last-1. Only the coder knows the length, so it gets room for most segments, then four times as much."""
     if first == last:
         return b""
     positions, negative, room = (

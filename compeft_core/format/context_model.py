@@ -1,19 +1,33 @@
-"""The context model: the kernels behind the codec `context`, around the coder of `arithmetic`. docs/format.md is normative.
+"""The context model: the kernels behind the codec `context`, around the coder of arithmetic_coder.py. docs/format.md is normative.
 
 What a task vector keeps is not independent: some rows and columns keep more, two slots of a line are kept together, and the signs
 of two slots agree or differ all along a tensor, because gradients of low-rank factors are close to low rank. A logistic
-regression learns all of that while it codes, entry by entry, the same on both sides, so nothing of it is sent.
+regression learns all of that while it codes, entry by entry, the same on both sides, so none of it is sent.
 
-Integers only, and `>>` rounds down, so every machine computes the same bits. One walk serves both directions: an encoder and a
-decoder that differ only in where a bit comes from cannot disagree about its probability.
+How one matrix is coded, with the numbers that the code uses. A LoRA B matrix of 4096 x 16 is walked in 4,096 lines of 16 slots (a line
+runs along the shorter side). In a line, for each slot:
+
+1. The logit that the slot is kept is a sum: the density of the segment, `bias[slot]` (how often this slot was kept in earlier lines),
+   `pairs[slot, other]` for each slot of this line that was kept before it, and a shared weight for the strength of the sign evidence.
+2. The evidence for a sign is the sum of `signs[slot, other]` times the sign of each slot kept before it. Example: slots 2 and 5 had
+   opposite signs in the last 50 lines, so signs[5, 2] is very negative; where slot 2 is + now, the evidence for slot 5 is for -.
+3. `_squash` makes a probability of the logit, the coder spends -log2 of it in bits, and every weight used moves a step towards what
+   happened (error times learning rate; the rates fall with the age of a weight, as in a running mean).
+
+Weights are integers in units of 2**-16, and `>>` rounds down, so every machine computes the same bits. One walk serves both directions:
+an encoder and a decoder that differ only in where a bit comes from cannot disagree about its probability.
+
+Invariant: whatever the bytes, `decode_segment` reads and writes only inside its arrays, ends after as many steps as there are positions,
+and returns True only for the stream that `encode_segment` writes.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.format.arithmetic_coder import FULL, Octets, code_bit, first_word, last_octet, settle
+from compeft_core.format.arithmetic_coder import FULL, Coder, Octets, code_bit, first_word, last_octet, settle
 from compeft_core.parallel import int64, kernel, uint64
 
 WINDOW = 64
@@ -28,11 +42,11 @@ DECAY = 4278222805
 """round-down(2**32 * exp(-1 / STEPS))."""
 BINS = 32
 BIN_BITS = 13
-"""A sign's evidence is an eighth of a logit a bin."""
+"""The evidence for a sign is cut into bins of an eighth of a logit."""
 AGES = 512
 """After so many steps a learning rate falls no further."""
 PAIR_START = ONE // 4
-"""Before anything is learned: that one slot of a line is kept makes the others a little more likely."""
+"""The first value of a pair weight, before anything is learned: a kept slot makes the others of its line a little more likely."""
 PAIR_SHIFT = 4
 """Pair weights learn at a rate of 1/16."""
 WEIGHT_CAP = 1 << 24
@@ -46,6 +60,22 @@ evidence, and how often each was used."""
 Ints = NDArray[np.int64]
 Weights = NDArray[np.int32]
 Words = NDArray[np.uint64]
+
+
+class SegmentModel(NamedTuple):
+    """What all matrices of a segment share: the logit of its density, the learning rates by age, and the table KEPT .. AGREE_AGE."""
+
+    logit: int
+    rates: Ints
+    shared: Ints
+
+
+class MatrixModel(NamedTuple):
+    """Weights of one matrix: `bias` of each slot, `pairs` of slots, and the slots kept so far in this line, `seen`."""
+
+    bias: Ints
+    pairs: Weights
+    seen: Words
 
 
 def squash_table() -> Weights:
@@ -72,8 +102,8 @@ def encode_segment(
     Returns the length written, or -1 if there is no room.
     """
     cells = np.empty(np.max(rows * columns), np.int8)
-    shared, density = _shared_model(), _density(positions.size, rows, columns)
-    logit, rates = _stretch(density), _rates(density)
+    density = _density(positions.size, rows, columns)
+    model = SegmentModel(_stretch(density), _rates(density), _shared_model())
     coder = (0, FULL, 0, 0)
     count, place = 0, base
     for t in range(rows.size):
@@ -82,7 +112,7 @@ def encode_segment(
         while count < positions.size and positions[count] < end:
             cells[positions[count] - place] = -1 if negative[count] else 1
             count += 1
-        coder = _code_matrix(cells, rows[t], columns[t], logit, rates, shared, coder, stream, False)
+        coder = _code_matrix(cells, (rows[t], columns[t]), model, coder, stream, False)
         if coder[3] < 0:
             return -1
         place = end
@@ -104,14 +134,14 @@ def decode_segment(
     Whatever the bytes, nothing outside the arrays is read or written, and the time taken is that of as many positions.
     """
     cells = np.empty(np.max(rows * columns), np.int8)
-    shared, density = _shared_model(), _density(positions.size, rows, columns)
-    logit, rates = _stretch(density), _rates(density)
+    density = _density(positions.size, rows, columns)
+    model = SegmentModel(_stretch(density), _rates(density), _shared_model())
     coder = (0, FULL, first_word(stream), 0)
     count, place = 0, base
     for t in range(rows.size):
         end = place + rows[t] * columns[t]
         cells[: end - place] = 0
-        coder = _code_matrix(cells, rows[t], columns[t], logit, rates, shared, coder, stream, True)
+        coder = _code_matrix(cells, (rows[t], columns[t]), model, coder, stream, True)
         count = _gather(cells[: end - place], place, positions, negative, count)
         if coder[3] < 0 or count < 0:
             return False
@@ -177,17 +207,14 @@ def _gather(cells: NDArray[np.int8], place: int, positions: NDArray[np.uint32], 
 
 @kernel
 def _code_matrix(
-    cells: NDArray[np.int8],
-    rows: int,
-    columns: int,
-    logit: int,
-    rates: Ints,
-    shared: Ints,
-    coder: tuple[int, int, int, int],
-    stream: Octets,
-    decoding: bool,
-) -> tuple[int, int, int, int]:
-    """Code one matrix along lines of its shorter side: lines l of the longer side, in each the slots s."""
+    cells: NDArray[np.int8], shape: tuple[int, int], model: SegmentModel, coder: Coder, stream: Octets, decoding: bool
+) -> Coder:
+    """Code one matrix of `shape` (rows, columns) along the lines of its shorter side; return the coder's state, `at` -1 if it failed.
+
+    cells: -1, 0 or 1 for each position; read when encoding, written when decoding.
+    """
+    rows, columns = shape
+    logit, rates, shared = model
     tall = rows >= columns
     lines, slots = (rows, columns) if tall else (columns, rows)
     by_line, by_slot = (columns, 1) if tall else (1, columns)
@@ -196,6 +223,7 @@ def _code_matrix(
     pairs = np.full((slots, WINDOW), PAIR_START, np.int32)
     signs = np.zeros((slots, WINDOW), np.int32)
     seen, seen_sign = np.zeros(WINDOW, np.uint64), np.zeros(WINDOW, np.int64)
+    weights = MatrixModel(bias, pairs, seen)
     low, high, word, at = coder  # the interval, the four bytes ahead when decoding, the bytes settled
     for line in range(lines):
         rate = rates[uint64(min(line, AGES - 1))]
@@ -216,14 +244,14 @@ def _code_matrix(
                 low = middle + 1
                 if (low ^ high) >> 24 == 0:
                     low, high, word, at = settle(low, high, word, at, stream, decoding)
-                _learn_kept(-p, rate, rates, bias, pairs, shared, here, b, seen, count)
+                _learn_kept(model, weights, -p, (rate, count), here, b)
                 continue
             high = middle
             if (low ^ high) >> 24 == 0:
                 low, high, word, at = settle(low, high, word, at, stream, decoding)
-            _learn_kept(ONE - p, rate, rates, bias, pairs, shared, here, b, seen, count)
+            _learn_kept(model, weights, ONE - p, (rate, count), here, b)
             p = shared[AGREE, b] if evidence >= 0 else ONE - shared[AGREE, b]
-            plus, low, high, word, at = code_bit(int64(cells[cell] > 0), p, low, high, word, at, stream, decoding)
+            plus, (low, high, word, at) = code_bit(int64(cells[cell] > 0), p, (low, high, word, at), stream, decoding)
             _learn_agreement(shared, b, int64(evidence >= 0) == plus)
             step = (((plus << 16) - _squash(evidence)) * SIGN_RATES[sign_age[slot]]) >> 16
             sign_age[slot] = min(sign_age[slot] + 1, AGES - 1)
@@ -243,14 +271,19 @@ def _capped(weight: int) -> int:
 
 
 @kernel
-def _learn_kept(
-    error: int, rate: int, rates: Ints, bias: Ints, pairs: Weights, shared: Ints, slot: int, b: int, seen: Words, count: int
-) -> None:
-    bias[slot] += (error * rate) >> 16
+def _learn_kept(model: SegmentModel, weights: MatrixModel, error: int, line: tuple[int, int], slot: int, b: int) -> None:
+    """Move every weight that gave the probability of `slot` by `error`, what happened less that probability, times its learning rate.
+
+    line: the rate of this line's biases, and how many slots of it were kept before.   b: the bin of the sign evidence.
+    """
+    rate, count = line
+    rates, shared = model.rates, model.shared
+    weights.bias[slot] += (error * rate) >> 16
     shared[uint64(KEPT), b] += (error * rates[uint64(shared[uint64(KEPT_AGE), b])]) >> 16
     shared[uint64(KEPT_AGE), b] = min(shared[uint64(KEPT_AGE), b] + 1, AGES - 1)
     for i in range(count):
-        pairs[slot, seen[uint64(i)]] = _capped(pairs[slot, seen[uint64(i)]] + (error >> PAIR_SHIFT))
+        other = weights.seen[uint64(i)]
+        weights.pairs[slot, other] = _capped(weights.pairs[slot, other] + (error >> PAIR_SHIFT))
 
 
 @kernel

@@ -1,7 +1,10 @@
-"""The matrices that the context codec reads its contexts from, and their few bytes in an encoding.
+"""Shapes of the matrices that the codec `context` models, and their bytes in an encoding.
 
-Networks repeat their layers, so a list of shapes is written as literals and copies of what came up to 64 shapes before. The copies
-are the longest ones, which makes the bytes a function of the shapes; `read_shapes` refuses all others.
+Networks repeat their layers, so a list of shapes is written as literals and copies of what came up to 64 shapes before, as in LZ77.
+Example: (8, 64), (64, 8), (8, 64), (64, 8), (8, 64) is two literals, then "copy 3 shapes from 2 back".
+
+Invariant: a copy is as long as it can be, from the least distance, which makes the bytes a function of the shapes; `read_shapes` refuses
+all other bytes.
 """
 
 import math
@@ -13,7 +16,7 @@ from compeft_core.layout import MAX_TENSORS, Layout
 
 Shape = tuple[int, int]
 REACH = 64
-"""Shapes that a copy may look back."""
+"""Most shapes that a copy may look back."""
 
 
 def shapes_of(layout: Layout) -> list[Shape]:
@@ -23,7 +26,7 @@ def shapes_of(layout: Layout) -> list[Shape]:
 
 
 def check_shapes(shapes: Sequence[Shape], size: int) -> None:
-    """Whether they can describe a ternary part. Errors: InputError, LimitError."""
+    """Check that the shapes describe a ternary part of `size` parameters. Errors: InputError, LimitError."""
     if len(shapes) > MAX_TENSORS:
         raise LimitError(f"{len(shapes)} shapes, the cap is {MAX_TENSORS}")
     if any(rows < 1 or columns < 1 for rows, columns in shapes) or sum(r * c for r, c in shapes) != size:
@@ -31,7 +34,7 @@ def check_shapes(shapes: Sequence[Shape], size: int) -> None:
 
 
 def write_shapes(shapes: Sequence[Shape]) -> bytes:
-    """Items in order: 0, rows, columns; or a distance from 1 to REACH, and how many shapes to copy from so far back."""
+    """Items in order: 0, rows, columns; or a distance from 1 to REACH, and the number of shapes to copy from that distance back."""
     octets, at = bytearray(), 0
     while at < len(shapes):
         length, distance = _longest_copy(shapes, at)
@@ -41,7 +44,7 @@ def write_shapes(shapes: Sequence[Shape]) -> bytes:
 
 
 def read_shapes(reader: Reader, size: int) -> list[Shape]:
-    """Shapes that hold `size` parameters together. Errors: FormatError."""
+    """The shapes of `size` parameters. Errors: FormatError."""
     start, shapes, held = reader.at, list[Shape](), 0
     while held < size:
         fresh = _read_item(reader, shapes)
@@ -68,7 +71,7 @@ def _read_item(reader: Reader, shapes: list[Shape]) -> list[Shape]:
 
 
 def _longest_copy(shapes: Sequence[Shape], at: int) -> tuple[int, int]:
-    """Length of the longest copy for the shapes from `at` on, and its distance, the least if several are as long; (0, 0) if none."""
+    """Length and distance of the longest copy for the shapes from `at` on, of these the least distance; (0, 0) if there is none."""
     best = (0, 0)
     for distance in range(1, min(at, REACH) + 1):
         length = 0

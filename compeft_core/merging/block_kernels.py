@@ -30,12 +30,15 @@ def sum_block(blocks: Blocks, groups: GroupValues, sums: Doubles, scratch: Scrat
     flat = sums.reshape(-1)
     group = np.searchsorted(groups.ends, base, side="right")
     end, value = groups.ends[group] - base, groups.values[group]
-    for i in range(blocks.counts[block]):
-        place = int64(scratch.places[uint64(i)])  # unsigned indexes: numba then leaves out its test for negative ones
-        while place >= end:
-            group += 1
-            end, value = groups.ends[group] - base, groups.values[group]
-        flat[uint64(2 * place + is_negative(scratch.words, i))] += value
+    for first in range(0, blocks.counts[block], 64):
+        signs = scratch.words[first >> 6]
+        for i in range(first, min(first + 64, blocks.counts[block])):
+            place = int64(scratch.places[uint64(i)])  # an unsigned index: numba then leaves out its test for a negative one
+            while place >= end:
+                group += 1
+                end, value = groups.ends[group] - base, groups.values[group]
+            flat[(uint64(place) << uint64(1)) | (signs & uint64(1))] += value
+            signs >>= uint64(1)
 
 
 @kernel

@@ -106,7 +106,7 @@ def _decide(
 ) -> tuple[int, Coder]:
     """Code one bit in two contexts (the second one NONE if it has one only) and let them learn."""
     p = squash(logits[a] + logits[b])
-    bit, low, high, word, at = code_bit(bit, p, coder[0], coder[1], coder[2], coder[3], stream, decoding)
+    bit, (low, high, word, at) = code_bit(bit, p, coder, stream, decoding)
     error = (bit << 16) - p
     if a != NONE:
         _learn(logits, ages, a, error)
@@ -242,7 +242,7 @@ def _code_vector(
         a, b = bin_of(mean), bin_of(near)
         c, d, e = ZERO_MEAN + q * BINS + a, ZERO_NEAR + q * BINS + b, VECTOR + q
         p = squash(logits[c] + logits[d] + logits[e])
-        bit, low, high, word, at = code_bit(int64(magnitude != 0), p, low, high, word, at, stream, decoding)
+        bit, (low, high, word, at) = code_bit(int64(magnitude != 0), p, (low, high, word, at), stream, decoding)
         error = (bit << 16) - p
         _learn(logits, ages, c, error)
         _learn(logits, ages, d, error)
@@ -250,9 +250,7 @@ def _code_vector(
         level = 0
         if bit:
             level, coder = _code_level(magnitude, a, b, logits, ages, (low, high, word, at), stream, decoding)
-            sign, low, high, word, at = code_bit(
-                int64(value < 0), ONE >> 1, coder[0], coder[1], coder[2], coder[3], stream, decoding
-            )
+            sign, (low, high, word, at) = code_bit(int64(value < 0), ONE >> 1, coder, stream, decoding)
             size = 2 * level - q
             if size >= MAX_ENTRY:
                 return mean, (low, high, word, -1)
@@ -284,12 +282,12 @@ def _code_level(
     order = max(a - 16, 0) >> 1
     rest, size = magnitude - LEVELS - 1 + (1 << order), order
     while size < 16:
-        more, low, high, word, at = code_bit(int64(rest >> (size + 1) != 0), ONE >> 1, low, high, word, at, stream, decoding)
+        more, (low, high, word, at) = code_bit(int64(rest >> (size + 1) != 0), ONE >> 1, (low, high, word, at), stream, decoding)
         if more == 0:
             break
         size += 1
     got = 1
     for i in range(size - 1, -1, -1):
-        bit, low, high, word, at = code_bit((rest >> i) & 1, ONE >> 1, low, high, word, at, stream, decoding)
+        bit, (low, high, word, at) = code_bit((rest >> i) & 1, ONE >> 1, (low, high, word, at), stream, decoding)
         got = got << 1 | bit
     return LEVELS + 1 + got - (1 << order), (low, high, word, at)
