@@ -16,6 +16,7 @@ from compeft_server.reports import report as rp
 from compeft_server.reports import text
 from compeft_server.reports.chart import NARROW, WIDE, curves_of, describe, draw
 from compeft_server.reports.extras import Extras
+from compeft_server.reports.other_ways import other_costs
 from compeft_server.reports.report import Report
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -66,6 +67,10 @@ def to_html(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # 
             description=describe(curves),
             links=rp.link_times(report),
             rate=rp.measured_rate(report),
+            other_costs=other_costs(report),
+            other_ways_note=text.OTHER_WAYS_NOTE,
+            quality_of=text.quality_of(report),
+            bits=text.human_bits,
             stated_by=text.stated_by,
             led_name=text.led_name(report),
             rate_name=text.rate_name,

@@ -9,6 +9,7 @@ from compeft_core.errors import FormatError
 from compeft_server.domain.price import Price
 from compeft_server.domain.traffic import Traffic
 from compeft_server.reports.extras import Extras
+from compeft_server.reports.other_ways import other_costs
 from compeft_server.reports.report import ClientRow, DenseArm, Report, VersionRow, link_times, measured_rate, row_savings
 
 
@@ -90,6 +91,10 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
         f"deviation_{report.metric}": report.deviation,
         "runs": [{"run": r.run, "version": r.version, report.metric: r.score.mean} for r in report.runs],
         "cost": _cost_json(report, extras.price) if extras.price else None,
+        "other_ways": [
+            {"name": c.way.name, "payload_bytes": c.payload_bytes, "bits_per_parameter": c.way.bits, "how": c.way.how}
+            for c in other_costs(report)
+        ],
         "densities": [{**asdict(row), "used": row.used or None} for row in extras.densities],
         "pool": asdict(extras.pool) if extras.pool else None,
     }

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from compeft_server.reports import text
 from compeft_server.reports.extras import Extras
+from compeft_server.reports.other_ways import other_costs
 from compeft_server.reports.report import Report, link_times, measured_rate, row_savings
 from compeft_server.reports.text import human_bytes, human_metric, human_score, human_seconds, human_times
 
@@ -12,7 +13,7 @@ def to_markdown(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008
     """The text; ends with a newline."""
     name = _cell(report.expert)
     parts = [f"# Bandwidth report: {name}", text.verdict(report), *_since(report), *_quality(report), *_versions(report)]
-    parts += [*_time(report), *_money(report, extras), *_densities(report, extras), *_pool(extras), *_how()]
+    parts += [*_time(report), *_other_ways(report), *_money(report, extras), *_densities(report, extras), *_pool(extras), *_how()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -81,6 +82,15 @@ def _time(report: Report) -> list[str]:
         sizes = (led.dense_fp32_bytes, led.dense_bf16_bytes, led.wire_bytes)
         rows.append((text.rate_name(rate), *(human_seconds(8 * size / rate / clients) for size in sizes)))
     return ["## Transfer time of one client", _table(("link", "dense fp32", "dense bf16", "wire"), rows)]
+
+
+def _other_ways(report: Report) -> list[str]:
+    if report.silence:
+        return []
+    rows = [(c.way.name, human_bytes(c.payload_bytes), text.human_bits(c.way.bits), c.way.how) for c in other_costs(report)]
+    own = (f"this run, payload, {text.quality_of(report)}", human_bytes(report.led.payload_bytes), "", "counted")
+    head = ("", "bytes", "bits a parameter", "how")
+    return ["## What other ways would have moved", f"{text.OTHER_WAYS_NOTE}", _table(head, [*rows, own])]
 
 
 def _money(report: Report, extras: Extras) -> list[str]:

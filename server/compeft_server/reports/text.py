@@ -89,6 +89,23 @@ def quality_at(report: Report, row: DensityRow) -> str:
     return f"unknown (in use, {row.used})" if row.used else "unknown: not measured at this density"
 
 
+def human_bits(bits: float) -> str:
+    """Bits a parameter in three digits: 32, 4.5, 0.219."""
+    return f"{bits:.3g}"
+
+
+def quality_of(report: Report) -> str:
+    """The metric that stands beside the saving, and its source; empty where no saving is stated."""
+    stated = report.stated.score if report.stated else None
+    return "" if stated is None else f"{printable(report.metric)} {human_score(report.metric, stated)}, {stated_by(stated)}"
+
+
+OTHER_WAYS_NOTE = (
+    "Computed, not measured: the parameters that were moved here, times the bits that each way needs for one. Without framing; the task "
+    "metric that the other ways would have reached is unknown."
+)
+
+
 def rate_name(rate: float) -> str:
     """A measured upload rate in bit/s, as the name of a row."""
     return f"measured upload rate, {rate / 1e6:.3g} Mbit/s"
