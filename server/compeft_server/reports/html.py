@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from compeft_server.domain.traffic import Score, add
 from compeft_server.reports import report as rp
 from compeft_server.reports import text
+from compeft_server.reports.card_tables import labelled
 from compeft_server.reports.chart import NARROW, WIDE, curves_of, describe, draw
 from compeft_server.reports.extras import Extras
 from compeft_server.reports.other_ways import other_costs
@@ -36,6 +37,7 @@ def environment(*folders: Path) -> Environment:
     )
     made.filters.update(bytes=text.human_bytes, seconds=text.human_seconds, times=text.human_times)
     made.filters.update(printable=text.printable, moment=moment, sentence=sentence)
+    made.filters["labelled"] = labelled
     made.filters.update(money=text.human_money, percent=text.human_percent)
     return made
 

@@ -163,8 +163,8 @@ def test_a_fault_of_our_own_has_a_page_too(told: Served) -> None:
 
 def test_lists_come_a_page_at_a_time(told: Served) -> None:
     first, second = httpx.get(told.url + "/refused").text, httpx.get(told.url + "/refused?page=2").text
-    assert first.count('<td class="peer">') == PAGE
-    assert second.count('<td class="peer">') == 12
+    assert first.count('class="peer"') == PAGE
+    assert second.count('class="peer"') == 12
     assert "page 1 of 2" in first
     assert 'rel="next" href="?page=2"' in first
 

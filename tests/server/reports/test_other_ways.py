@@ -35,7 +35,7 @@ def test_every_format_has_the_same_bytes_for_every_way(tmp_path: Path) -> None:
     assert [w["payload_bytes"] for w in json.loads(json.dumps(to_json(report)))["other_ways"]] == [c.payload_bytes for c in costs]
     page, words = to_html(report, Extras()), to_markdown(report)
     for cost in costs:
-        assert f"<td>{human_bytes(cost.payload_bytes)}</td>" in page
+        assert f'<td data-label="bytes">{human_bytes(cost.payload_bytes)}</td>' in page
         assert f"| {cost.way.name} | {human_bytes(cost.payload_bytes)} |" in words
     assert "Computed, not measured" in page
     assert "Computed, not measured" in words
