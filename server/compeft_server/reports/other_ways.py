@@ -40,7 +40,7 @@ def stc_bits(density: float) -> float:
     """Bits a parameter of sparse ternary compression: Golomb positions and one sign a kept value (Sattler et al. 2019, eq. 15)."""
     exponent = 1 + math.floor(math.log2(math.log(GOLDEN - 1) / math.log(1 - density)))
     position = exponent + 1 / (1 - (1 - density) ** (2**exponent))
-    return density * (position + 1)
+    return float(density * (position + 1))
 
 
 OTHER_WAYS = (
