@@ -14,7 +14,6 @@ thread at a time is inside `using`, or writes the adapter.
 """
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from compeft_client.packing.expert_file import ExpertFile, open_expert, read_pay
 from compeft_client.packing.pack import load_tensors
 from compeft_client.packing.part_codec import read_part, start_of, start_vector
 from compeft_core.errors import InputError
+from compeft_core.lru_cache import LruCache
 from compeft_proto.errors import ConflictError
 from compeft_proto.expert_manifest import ADAPTER, HEAD, Manifest
 from compeft_proto.keys import PublicKey
@@ -65,9 +65,9 @@ class ExpertPool:
         adapter: str = "default",
     ) -> None:
         self._slot = AdapterSlot(model, adapter)
-        self._capacity_bytes, self._start, self._key = capacity_bytes, read_start(init), key
+        self._start, self._key = read_start(init), key
         self._files: dict[str, ExpertFile] = {}
-        self._held: OrderedDict[str, Held] = OrderedDict()
+        self._held = LruCache[str, Held](capacity_bytes, lambda held: held.held_bytes, keep_last=False)
         self._active: dict[str, float] = {}
         self._table, self._model_lock = threading.RLock(), threading.RLock()
         self._reader = ThreadPoolExecutor(1, "expert-prefetch")
@@ -83,8 +83,8 @@ class ExpertPool:
         """Leave the model with its base only, and forget all experts."""
         self._reader.shutdown(wait=True, cancel_futures=True)
         self.deactivate()
+        self._held.clear()
         with self._table:
-            self._held.clear()
             self._files.clear()
 
     def add(self, name: str, file: Path | str) -> None:
@@ -151,14 +151,12 @@ class ExpertPool:
     @property
     def resident(self) -> list[str]:
         """Those in memory, the one used longest ago first."""
-        with self._table:
-            return list(self._held)
+        return self._held.keys()
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the experts in memory."""
-        with self._table:
-            return sum(held.held_bytes for held in self._held.values())
+        return self._held.held_bytes
 
     @property
     def active(self) -> Mapping[str, float]:
@@ -175,16 +173,10 @@ class ExpertPool:
     def _hold(self, name: str) -> Held:
         """The expert, in memory and the newest there. What is larger than the capacity is read but not kept."""
         opened = self._file(name)
-        with self._table:
-            if name in self._held:
-                self._held.move_to_end(name)
-                return self._held[name]
-        held = self._read(opened)
-        with self._table:
-            self._held[name] = held
-            self._held.move_to_end(name)
-            while self._held and self.held_bytes > self._capacity_bytes:
-                self._held.popitem(last=False)
+        held = self._held.get(name)
+        if held is None:
+            held = self._read(opened)
+            self._held.put(name, held)
         return held
 
     def _read(self, opened: ExpertFile) -> Held:

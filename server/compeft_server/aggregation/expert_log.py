@@ -27,6 +27,7 @@ from compeft_core import (
     state_of,
 )
 from compeft_core.errors import NotFiniteError
+from compeft_core.lru_cache import LruCache
 from compeft_core.merging.size_bounds import bounded
 from compeft_core.parallel import shares, spread, workers_for
 from compeft_core.server_optimizer import Moments, ServerOptimizer, descend, no_moments
@@ -40,7 +41,6 @@ from compeft_proto.keys import PublicKey
 from compeft_proto.state_steps import initial_state, next_state
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.aggregation.lru_cache import Recent
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain.client_weights import bounded_weights, late_weight
 from compeft_server.domain.records import Contribution, Expert, Submission, Version
@@ -126,9 +126,9 @@ class ExpertLog:
 
     def __init__(self, public: PublicKey, store: ChunkStore, ledger: Ledger, earlier: Sequence[PublicKey] = ()) -> None:
         self._own, self._store, self._ledger = dsse.any_of(public, *earlier), store, ledger
-        self._states = Recent[str, tuple[int, State]](STATE_BYTES, lambda kept: kept[1].vector.nbytes)
-        self._carried = Recent[str, tuple[int, Carried]](CARRIED_BYTES, lambda kept: kept[1].held_bytes)
-        self._updates = Recent[bytes, Encoded](UPDATE_BYTES, lambda encoded: encoded.held_bytes)
+        self._states = LruCache[str, tuple[int, State]](STATE_BYTES, lambda kept: kept[1].vector.nbytes)
+        self._carried = LruCache[str, tuple[int, Carried]](CARRIED_BYTES, lambda kept: kept[1].held_bytes)
+        self._updates = LruCache[bytes, Encoded](UPDATE_BYTES, lambda encoded: encoded.held_bytes)
         self._experts: dict[str, Expert] = {}
         self._digests: dict[tuple[str, int], bytes] = {}
         self._first: dict[str, pb.VersionManifest] = {}
@@ -191,7 +191,7 @@ class ExpertLog:
 
     def state(self, expert: Expert, number: int) -> State:
         """The state at one version. Errors: WrongBaseError if the log is damaged."""
-        at, state = self._states.find(expert.name) or (-1, State(np.empty(0, np.float32), b""))
+        at, state = self._states.get(expert.name) or (-1, State(np.empty(0, np.float32), b""))
         if at > number:
             at = -1
         for version in self._ledger.versions(expert.name, at, number):
@@ -201,13 +201,13 @@ class ExpertLog:
                 state = initial_state(manifest.genesis, expert.layout, payload)
             else:
                 state = next_state(manifest, expert.layout, state, payload, workers_for(expert.layout.size, WORKERS))
-        self._states.keep(expert.name, (number, state))
+        self._states.put(expert.name, (number, state))
         return state
 
     def remember(self, version: Version, carried: Carried) -> None:
         """What goes on from a version that has just been recorded, so that it need not be read back."""
-        self._states.keep(version.expert, (version.version, carried.state))
-        self._carried.keep(version.expert, (version.version, carried))
+        self._states.put(version.expert, (version.version, carried.state))
+        self._carried.put(version.expert, (version.version, carried))
 
     def residual(self, expert: Expert, number: int) -> Vector:
         """What compression left behind on the downlink up to one version, float32 of shape (layout.size,)."""
@@ -218,7 +218,7 @@ class ExpertLog:
 
     def carried(self, expert: Expert, number: int) -> Carried:
         """What goes on from one version. After version 0 and after a snapshot, residual and moments are zero."""
-        at, known = self._carried.find(expert.name) or (-1, None)
+        at, known = self._carried.get(expert.name) or (-1, None)
         if known is not None and at == number:
             return known
         version = self.version(expert.name, number)
@@ -267,7 +267,7 @@ class ExpertLog:
 
     def keep(self, update_digest: bytes, encoded: Encoded) -> None:
         """An update that was just read and checked: the next merge may want it."""
-        self._updates.keep(update_digest, encoded)
+        self._updates.put(update_digest, encoded)
 
     def _dense_norm(self, expert: Expert, update: pb.UpdateManifest) -> float:
         """The norm of an update's dense part, which ends its payload."""
@@ -279,7 +279,7 @@ class ExpertLog:
         return math.sqrt(math.fsum(dense.astype(np.float64) ** 2))
 
     def _encoded(self, expert: Expert, update_digest: bytes) -> Encoded:
-        found = self._updates.find(update_digest)
+        found = self._updates.get(update_digest)
         if found is None:
             found = parse(self.blob(self._update(update_digest).chunks), max_size=expert.layout.size)
         return found
