@@ -1,1 +1,70 @@
-"""An edge client: sync and submit experts, with or without Flower; and the border to torch and PEFT."""
+"""The client's SDK. Importing this package loads nothing; each name below is loaded when it is first used.
+
+    from compeft_client import CompressionMod, EdgeClient, ExpertPool, edge_of, save_compressed
+
+Names that need torch, PEFT or Flower say so by failing with ModuleNotFoundError where `compeft[client]` is not installed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compeft_client.exchange.edge_client import EdgeClient, Trained
+    from compeft_client.exchange.package_client import PackageClient
+    from compeft_client.exchange.quality_floor import Floor
+    from compeft_client.flower.mod import CompressionMod
+    from compeft_client.flower.simulation import own_or_simulated
+    from compeft_client.identity.edge_config import Edge, edge_of
+    from compeft_client.merging.merge import MergeRequest, merge_experts
+    from compeft_client.models.expert_pool import ExpertPool
+    from compeft_client.packing.pack import PackSettings, from_compressed, load_compressed, save_compressed
+    from compeft_client.search.blend import blend
+
+__all__ = [
+    "CompressionMod",
+    "Edge",
+    "EdgeClient",
+    "ExpertPool",
+    "Floor",
+    "MergeRequest",
+    "PackSettings",
+    "PackageClient",
+    "Trained",
+    "blend",
+    "edge_of",
+    "from_compressed",
+    "load_compressed",
+    "merge_experts",
+    "own_or_simulated",
+    "save_compressed",
+]
+MODULES = {
+    "CompressionMod": "flower.mod",
+    "Edge": "identity.edge_config",
+    "EdgeClient": "exchange.edge_client",
+    "ExpertPool": "models.expert_pool",
+    "Floor": "exchange.quality_floor",
+    "MergeRequest": "merging.merge",
+    "PackSettings": "packing.pack",
+    "PackageClient": "exchange.package_client",
+    "Trained": "exchange.edge_client",
+    "blend": "search.blend",
+    "edge_of": "identity.edge_config",
+    "from_compressed": "packing.pack",
+    "load_compressed": "packing.pack",
+    "merge_experts": "merging.merge",
+    "own_or_simulated": "flower.simulation",
+    "save_compressed": "packing.pack",
+}
+"""Name -> the module that defines it, below this package."""
+
+
+def __getattr__(name: str) -> object:
+    """Load a name of the SDK (PEP 562). Errors: AttributeError."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,4 +1,11 @@
-"""EdgeClient: sync an expert from an aggregator, submit a task vector to it. The SDK; no Flower, no torch.
+"""EdgeClient: sync an expert from an aggregator, submit a task vector to it. No Flower, no torch.
+
+    from compeft_client import EdgeClient, Trained, edge_of
+
+    with EdgeClient(edge_of({"site": "/var/lib/compeft-edge"})) as client:
+        synced = client.sync("sentiment")                           # checked: signature, place in the log, digest of the state
+        tuned = train(synced.vector)                                # yours: float32, flat, in the order of synced.layout
+        client.submit(task, Trained(tuned - synced.vector, 300, {}))  # the round's task, from its conductor; 300 examples
 
 Nothing that arrives is used before its signature, its place in the log and its state digest are checked. A client never goes
 back to an older version than the one it has unless told to.

@@ -1,5 +1,11 @@
 """PackageClient: push packed experts to an aggregator and fetch them, byte for byte. No rounds, no Flower, no torch.
 
+    from compeft_client import PackageClient, edge_of
+
+    with PackageClient(edge_of({"site": "/var/lib/compeft-edge"})) as client:
+        pushed = client.push("sentiment", Path("my.expert").read_bytes())
+        fetched = client.fetch("sentiment")
+
 What arrives is used only after two signatures were checked, the aggregator's and the publisher's, and the file is the one that both
 name. A transfer that breaks goes on where it stopped, in another process too.
 """

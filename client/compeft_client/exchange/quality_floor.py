@@ -1,5 +1,9 @@
 """A quality floor for one update: how far it may be compressed is measured on this client's own rows, each round anew.
 
+    from compeft_client import CompressionMod, Floor
+
+    mod = CompressionMod(floor=lambda context: Floor(0.99, lambda arrays: accuracy(arrays, context)))
+
 The round's task says the highest density. From there it is halved as long as enough of the round's gain is retained, under whichever scale
 rule retains more. What an update leaves behind waits for the next round, as always.
 """

@@ -1,5 +1,7 @@
 """CompressionMod: the one line that makes a Flower client's arrays travel compressed and signed.
 
+    from compeft_client import CompressionMod
+
     app = ClientApp(mods=[CompressionMod()])
 
 Who this client is and which aggregator it believes stands in the node configuration that its own operator wrote. An app's author may take

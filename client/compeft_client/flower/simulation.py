@@ -1,5 +1,7 @@
 """Who a simulated client is: Flower's simulation gives each client a partition's number and no configuration of its own.
 
+    from compeft_client import CompressionMod, own_or_simulated
+
     app = ClientApp(mods=[CompressionMod(config=own_or_simulated(lambda context: context.run_config["sites"]))])
 
 The folder holds a site folder for each partition, as `compeft clients simulate` makes them. A node that was started with a

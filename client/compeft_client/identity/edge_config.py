@@ -1,4 +1,11 @@
-"""An edge client's local configuration: from the names and paths that the site's operator wrote to an `Edge`."""
+"""An edge client's local configuration: from the names and paths that the site's operator wrote to an `Edge`.
+
+    from compeft_client import Edge, edge_of
+
+    edge: Edge = edge_of({"site": "/var/lib/compeft-edge", "patience-s": 60})
+
+The names are those of the options of `compeft join`, and of a SuperNode's node configuration.
+"""
 
 import math
 from collections.abc import Mapping

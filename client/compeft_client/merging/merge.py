@@ -1,4 +1,12 @@
-"""Merge adapters into one: as products of factors or entry by entry, into a PEFT directory or an expert file."""
+"""Merge adapters into one: as products of factors or entry by entry, into a PEFT directory or an expert file.
+
+    from compeft_client import MergeRequest, PackSettings, merge_experts
+
+    paths = [Path("berlin.expert"), Path("./paris-lora")]
+    merge_experts(MergeRequest(paths, "core_average", [], 1.0, {}, None, PackSettings()), Path("both"))
+
+The methods and their parameters: docs/merging.md.
+"""
 
 import tempfile
 from collections.abc import Mapping, Sequence

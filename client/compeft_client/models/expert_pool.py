@@ -1,5 +1,7 @@
 """ExpertPool: hundreds of experts held compressed where one would fit as bfloat16, and any of them active within milliseconds.
 
+    from compeft_client import ExpertPool
+
     pool = ExpertPool(model, capacity_bytes=2**30)
     pool.add("berlin", "berlin.expert")
     with pool.using("berlin"):

@@ -1,5 +1,11 @@
 """Pack an expert into one small file, and get it back: `save_compressed`, `load_compressed`, `unpack`, `from_compressed`.
 
+    from compeft_client import PackSettings, from_compressed, load_compressed, save_compressed
+
+    save_compressed("./my-lora", "my.expert", PackSettings(density=0.05, init="./untrained"))
+    loaded = load_compressed("my.expert", init="./untrained")       # name -> array, and the configuration
+    model = from_compressed(base_model, "my.expert", init="./untrained")     # a PeftModel
+
 No server, no account and, but for `from_compressed`, no torch. What comes back has the names, types and configuration that went in;
 the values are where the expert started plus what compression kept of the way it went.
 """

@@ -1,5 +1,7 @@
 """Which weights compose experts best for a task, by its loss on a few labelled examples alone: LoraHub's search, at the edge.
 
+    from compeft_client import ExpertPool, blend
+
     pool = ExpertPool(model, init="./untrained")
     ...
     found = blend(pool, ["berlin", "paris"], lambda: loss_of(model, few_examples))
