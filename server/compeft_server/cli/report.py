@@ -19,7 +19,7 @@ from compeft_server.ledger.ledger import Ledger
 from compeft_server.private_files import write_durably
 from compeft_server.reports.extras import Extras
 from compeft_server.reports.provenance import own_public_keys
-from compeft_server.reports.report import DenseArm, Report
+from compeft_server.reports.report import Report
 
 T = TypeVar("T")
 Format = Literal["text", "html", "md", "json", "csv", "parquet"]
@@ -46,12 +46,14 @@ def report_command(
         Format, typer.Option("--format", help="how to write it; csv and parquet: a row a transfer")
     ] = "text",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="file to write instead of standard output")] = None,
+    language: Annotated[str, typer.Option(help="language of the HTML page: en or ja")] = "en",
 ) -> None:
     """Bytes, time and money with the task metric beside them: one expert's bandwidth report.
 
     Examples: compeft report --data /var/lib/compeft --since 2026-11-01 --price-per-gb 0.08 --format html -o report.html;
     compeft report --data /var/lib/compeft --format parquet -o transfers.parquet
     """
+    from compeft_server.reports.build import read_report
     from compeft_server.reports.json_format import dense_from_json
 
     ledger, since_ms = open_ledger(existing(data)), None if since is None else moment_of(since)
@@ -61,7 +63,8 @@ def report_command(
     name = expert or _only(ledger)
     arm = _parsed(dense, dense_from_json) if dense else None
     extras = _extras(ledger, data, name, price_per_gb, currency, pool)
-    _write_report(ledger, name, arm, since_ms, extras, output_format, output)
+    report = read_report(ledger, name, arm, since_ms=since_ms)
+    _write_report(report, extras, output_format, output, language)
     ledger.close()
 
 
@@ -74,24 +77,18 @@ def moment_of(words: str) -> int:
     return round((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _write_report(
-    ledger: Ledger,
-    name: str,
-    dense: DenseArm | None,
-    since_ms: int | None,
-    extras: Extras,
-    output_format: Format,
-    output: Path | None,
-) -> None:
-    from compeft_server.reports.build import read_report
+def _write_report(report: Report, extras: Extras, output_format: Format, output: Path | None, language: str) -> None:
     from compeft_server.reports.html import to_html
     from compeft_server.reports.json_format import to_json
+    from compeft_server.reports.language import language_of
     from compeft_server.reports.markdown import to_markdown
 
-    report = read_report(ledger, name, dense, since_ms=since_ms)
+    say = language_of(language)
+    if language != "en" and output_format != "html":
+        raise InputError(f"invalid --language {language} with --format {output_format}: expected --format html")
     makers = {
         "json": lambda: json.dumps(to_json(report, extras)),
-        "html": lambda: to_html(report, extras),
+        "html": lambda: to_html(report, extras, say),
         "md": lambda: to_markdown(report, extras),
         "text": lambda: _as_text(report, extras),
     }

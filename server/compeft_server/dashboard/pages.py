@@ -22,6 +22,7 @@ from compeft_server.ledger.totals import Moved, Summaries
 from compeft_server.reports import text
 from compeft_server.reports.chart import NARROW, WIDE, Curves, describe, draw, without_start
 from compeft_server.reports.html import TEMPLATES, environment
+from compeft_server.reports.language import ENGLISH
 from compeft_server.reports.provenance import read_origin
 from compeft_server.reports.timeline import NARROW_PANELS, WIDE_PANELS, describe_timeline, draw_timeline
 
@@ -71,6 +72,7 @@ class Pages:
             "page_rows": PAGE,
             "metric": text.human_metric,
             "stated_by": text.stated_by,
+            "t": ENGLISH,
             "change": text.human_change,
             "page_url": lambda number: str(request.url.include_query_params(page=number).query),
         }

@@ -92,6 +92,8 @@ def build_report(records: Records, dense: DenseArm | None = None, seconds: float
         since_ms=records.since_ms,
         uncompressed=_newest(_of_arm(quality, "dense")),
         kind=records.expert.kind,
+        first_ms=min((t.at_ms for t in ours), default=None),
+        last_ms=max((t.at_ms for t in ours), default=None),
     )
 
 

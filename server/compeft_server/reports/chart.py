@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 from compeft_server.reports import text
+from compeft_server.reports.language import ENGLISH, Say
 from compeft_server.reports.report import Report
 
 Curve = tuple[tuple[int, int, float], ...]
@@ -123,19 +124,22 @@ def draw(curves: Curves, frame: Frame) -> Chart | None:
     )
 
 
-def describe(curves: Curves) -> str:
+def describe(curves: Curves, say: Say = ENGLISH) -> str:
     """The picture in words, for those who do not see it."""
     if not curves.synced:
         return ""
-    (_, sent, final), words = curves.synced[-1], []
-    words.append(
-        f"The composed expert reaches {curves.metric} {_value(curves, final)} after {text.human_bytes(sent)} on the wire."
-    )
+    _, sent, final = curves.synced[-1]
+    wire, value = text.human_bytes(sent), _value(curves, final)
+    words = [
+        say(
+            "The composed expert reaches {metric} {value} after {wire} on the wire.", metric=curves.metric, value=value, wire=wire
+        )
+    ]
     if curves.base is not None:
-        words.append(f"The base model alone, with zero bytes, has {_value(curves, curves.base)}.")
+        words.append(say("The base model alone, with zero bytes, has {value}.", value=_value(curves, curves.base)))
     if curves.dense:
         _, sent, final = curves.dense[-1]
-        words.append(f"The dense run reaches {_value(curves, final)} after {text.human_bytes(sent)}.")
+        words.append(say("The dense run reaches {value} after {wire}.", value=_value(curves, final), wire=text.human_bytes(sent)))
     return " ".join(words)
 
 

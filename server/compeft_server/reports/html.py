@@ -17,8 +17,10 @@ from compeft_server.reports import text
 from compeft_server.reports.card_tables import labelled
 from compeft_server.reports.chart import NARROW, WIDE, curves_of, describe, draw
 from compeft_server.reports.extras import Extras
+from compeft_server.reports.language import ENGLISH, Language
 from compeft_server.reports.other_ways import other_costs
 from compeft_server.reports.report import Report
+from compeft_server.reports.summary import summary
 
 TEMPLATES = Path(__file__).parent / "templates"
 """The report's templates, and the style sheet that the live page shares."""
@@ -42,8 +44,8 @@ def environment(*folders: Path) -> Environment:
     return made
 
 
-def to_html(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # frozen
-    """The page."""
+def to_html(report: Report, extras: Extras = Extras(), say: Language = ENGLISH) -> str:  # noqa: B008  # frozen
+    """The page, in one language."""
     older, shown = report.versions[: -text.MAX_VERSIONS], report.versions[-text.MAX_VERSIONS :]
     means = [run.score.mean for run in report.runs]
     curves = curves_of(report)
@@ -63,19 +65,23 @@ def to_html(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # 
             runs_deviation=text.human_spread(report.metric, statistics.stdev(means)) if len(means) > 1 else "–",
             refusals=report.refusals[-MAX_REFUSALS:],
             refused_by_code=Counter(refusal.code for refusal in report.refusals).most_common(),
-            quality_at=lambda row: text.quality_at(report, row),
+            quality_at=lambda row: text.quality_at(report, row, say),
             charts=charts,
             curves=curves,
-            description=describe(curves),
+            description=describe(curves, say),
+            t=say,
+            language=say.code,
+            summary=summary(report, extras.price, say),
+            methods=text.METHODS,
             links=rp.link_times(report),
             rate=rp.measured_rate(report),
             other_costs=other_costs(report),
             other_ways_note=text.OTHER_WAYS_NOTE,
-            quality_of=text.quality_of(report),
+            quality_of=text.quality_of(report, say),
             bits=text.human_bits,
-            stated_by=text.stated_by,
-            led_name=text.led_name(report),
-            rate_name=text.rate_name,
+            stated_by=lambda score: text.stated_by(score, say),
+            led_name=text.led_name(report, say),
+            rate_name=lambda rate: text.rate_name(rate, say),
             verdict=text.verdict(report),
             dense_verdict=text.dense_verdict(report),
             value=lambda value: text.human_metric(report.metric, value),

@@ -92,6 +92,7 @@ class DenseArm:
 class Report:
     """Everything a page or a table shows about one expert. deviation: standard deviation over clients at the newest measured version,
     None of fewer than two. uncompressed: what the ledger holds of a dense peer.
+    first_ms, last_ms: when the first and the last transfer began, None if there was none.
     since_ms: bytes before it are left out; the quality is what was measured last, whenever that was.
     """
 
@@ -113,6 +114,8 @@ class Report:
     since_ms: int | None = None
     uncompressed: Score | None = None
     kind: Kind = "composed"
+    first_ms: int | None = None
+    last_ms: int | None = None
 
     @property
     def traffic(self) -> Traffic:
@@ -172,7 +175,7 @@ class Report:
         why = why_silent(self.traffic.dense_fp32_bytes, self.wire_counted, self.final is not None)
         if why or self.final is None or self.stated is not None:
             return why
-        return f"No client has fetched a version of known quality (version {self.final.version} has one), so no saving is stated."
+        return "No client has fetched a version of known quality, so no saving is stated."
 
     @property
     def savings_fp32(self) -> float | None:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.reports.extras import DensityRow, Extras
+from compeft_server.reports.language import ENGLISH, Say
 from compeft_server.reports.report import DenseArm, Report, row_savings
 
 
@@ -52,11 +53,11 @@ def human_score(metric: str, score: Score | None) -> str:
     return human_metric(metric, score.mean if score else None)
 
 
-def stated_by(score: Score) -> str:
+def stated_by(score: Score, say: Say = ENGLISH) -> str:
     """Who a score comes from: clients that measured it, or a publisher whose word it is."""
     if score.reporter:
-        return f"reported by {printable(score.reporter)}, not measured"
-    return f"measured by {score.clients} client{'' if score.clients == 1 else 's'}"
+        return str(say("reported by {name}, not measured", name=printable(score.reporter)))
+    return str(say("measured by {clients} client(s)", clients=score.clients))
 
 
 def human_percent(share: float) -> str:
@@ -80,13 +81,18 @@ def human_spread(metric: str, deviation: float) -> str:
     return f"{100 * deviation:.2g} points" if metric == "accuracy" else f"{deviation:.3g}"
 
 
-def quality_at(report: Report, row: DensityRow) -> str:
+def quality_at(report: Report, row: DensityRow, say: Say = ENGLISH) -> str:
     """What is known of the task metric at a density."""
     final = report.final.score if report.final else None
-    if row.used and final is not None:
-        source = stated_by(final) if final.reporter else "measured"
-        return f"{human_score(report.metric, final)}, {source} (in use, {row.used})"
-    return f"unknown (in use, {row.used})" if row.used else "unknown: not measured at this density"
+    if not row.used:
+        return str(say("unknown: not measured at this density"))
+    used = say(row.used)
+    if final is None:
+        return str(say("unknown (in use, {used})", used=used))
+    score = human_score(report.metric, final)
+    if not final.reporter:
+        return str(say("{score}, measured (in use, {used})", score=score, used=used))
+    return str(say("{score}, {source} (in use, {used})", score=score, source=stated_by(final, say), used=used))
 
 
 def human_bits(bits: float) -> str:
@@ -94,10 +100,10 @@ def human_bits(bits: float) -> str:
     return f"{bits:.3g}"
 
 
-def quality_of(report: Report) -> str:
+def quality_of(report: Report, say: Say = ENGLISH) -> str:
     """The metric that stands beside the saving, and its source; empty where no saving is stated."""
     stated = report.stated.score if report.stated else None
-    return "" if stated is None else f"{printable(report.metric)} {human_score(report.metric, stated)}, {stated_by(stated)}"
+    return "" if stated is None else f"{printable(report.metric)} {human_score(report.metric, stated)}, {stated_by(stated, say)}"
 
 
 OTHER_WAYS_NOTE = (
@@ -106,9 +112,9 @@ OTHER_WAYS_NOTE = (
 )
 
 
-def rate_name(rate: float) -> str:
+def rate_name(rate: float, say: Say = ENGLISH) -> str:
     """A measured upload rate in bit/s, as the name of a row."""
-    return f"measured upload rate, {rate / 1e6:.3g} Mbit/s"
+    return str(say("measured upload rate, {rate} Mbit/s", rate=f"{rate / 1e6:.3g}"))
 
 
 def printable(text: str) -> str:
@@ -126,7 +132,8 @@ MAX_VERSIONS = 100
 METHODS = (
     (
         "wire",
-        "bytes that the kernel counted on the aggregator's TCP sockets: TLS, HTTP/2 and gRPC framing in, TCP/IP headers not.",
+        "bytes that the kernel counted on the aggregator's TCP sockets: TLS, HTTP/2 and gRPC framing in, TCP/IP headers not. "
+        "Calls that were refused or cut off count too.",
     ),
     ("payload", "the encoded parameters alone."),
     (
@@ -147,6 +154,16 @@ METHODS = (
         "an average client's bytes over the link's rate, without latency. The measured rate is that of uploads between one message and the "
         "next, so waiting is not in it; uploads of one message (256 KiB) have none.",
     ),
+    (
+        "version rows",
+        "up: the uploads that were made for this version; down: the deliveries of it. (open): its round has not closed. The rows add up to "
+        "the total.",
+    ),
+    (
+        "spread",
+        "over clients: lowest, highest and standard deviation at the newest measured version; over runs: each at its newest version.",
+    ),
+    ("refused", "submissions and syncs that were turned away since the round of the version opened."),
     ("money", "bytes times the price that was given; a GB is 10^9 bytes."),
     (
         "other densities",
@@ -193,11 +210,11 @@ def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
     return Group(table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *_pool(extras)]))
 
 
-def led_name(report: Report) -> str:
+def led_name(report: Report, say: Say = ENGLISH) -> str:
     """The bytes that led to the stated version, as the name of a row."""
     if report.stated is None:
         return ""
-    return f"version {report.stated.version}" if report.kind == "package" else f"up to {report.stated.version}"
+    return str(say("version {version}" if report.kind == "package" else "up to {version}", version=report.stated.version))
 
 
 def _cells(up: Traffic, down: Traffic) -> list[str]:

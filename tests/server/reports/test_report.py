@@ -209,7 +209,7 @@ def test_without_quality_no_saving_is_stated_but_words(story: Story) -> None:
     assert report.savings_fp32 is None
     for shown in (printed(report), words_of(report)):
         assert "No quality was reported" in shown
-        assert "×" not in shown.replace("parameters × 4", "").replace("× 2 bytes", "")
+        assert "×" not in shown.replace("parameters × 4", "").replace("× 2 (bf16)", "")
     assert "instead of" not in words_of(report)
     assert to_json(report)["savings_fp32"] is None
 
