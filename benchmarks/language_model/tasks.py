@@ -63,6 +63,16 @@ def rows_of(task: Task, data: Path, tokenizer: PreTrainedTokenizerBase, seed: in
     return [encode(*row) for row in chosen], [encode(*row) for row in tested]
 
 
+def save_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as JSON, [ids, answer] each."""
+    path.write_text(json.dumps([[row.ids, row.answer] for row in rows]) + "\n", encoding="utf-8")
+
+
+def load_rows(path: Path) -> list[Row]:
+    """Read what `save_rows` wrote."""
+    return [Row(tuple(ids), answer) for ids, answer in json.loads(path.read_text(encoding="utf-8"))]
+
+
 def _encoded(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, text: str) -> Row:
     short = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:MOST_TEXT_TOKENS])
     turns = [{"role": "system", "content": question}, {"role": "user", "content": short}]

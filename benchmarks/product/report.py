@@ -1,0 +1,73 @@
+"""From measurements to the table: by base model and way the bytes, and the gain kept on the mean and by the worst expert."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.product.evidence import Expert
+
+MEASURES = ("accuracy", "soft")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One expert by one way. digest: of the adapter measured. seconds: of processor time to code and decode. kept: by measure."""
+
+    expert: str
+    kind: str
+    digest: str
+    way: str
+    bf16_bytes: int
+    size_bytes: int
+    seconds: float
+    kept: Mapping[str, float]
+
+
+def rows_of(path: Path, experts: Sequence[Expert]) -> list[Row]:
+    """The last measurement of each way for each of these experts as they are now."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    known = {(expert.name, expert.digest) for expert in experts}
+    rows = [Row(**json.loads(line)) for line in lines]
+    return list({(row.expert, row.way): row for row in rows if (row.expert, row.digest) in known}.values())
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One block a base model and one of all together, a line a way."""
+    blocks = [(kind, [row for row in rows if row.kind == kind]) for kind in sorted({row.kind for row in rows})]
+    return "\n".join(_block(name, own) for name, own in [*blocks, *([("all", list(rows))] if len(blocks) > 1 else [])])
+
+
+def means(rows: Sequence[Row]) -> dict[str, float]:
+    """`kind: way: mean accuracy` and so on, for the last line."""
+    found = {}
+    for kind in sorted({row.kind for row in rows}):
+        for way, own in _by_way([row for row in rows if row.kind == kind]).items():
+            for measure in MEASURES:
+                kept = [row.kept[measure] for row in own]
+                found[f"{kind}: {way}: mean {measure}"] = round(statistics.fmean(kept), 4)
+                found[f"{kind}: {way}: worst {measure}"] = round(min(kept), 4)
+            found[f"{kind}: {way}: bytes"] = round(statistics.fmean(row.size_bytes for row in own))
+    return found
+
+
+def _block(name: str, rows: Sequence[Row]) -> str:
+    head = (
+        f"{'way':<36} {'experts':>7} {'bytes':>12} {'below bf16':>10}   {'accuracy: mean, worst':>22}   {'soft: mean, worst':>18}"
+    )
+    return "\n".join(["", name, head, *(_line(way, own) for way, own in _by_way(rows).items())])
+
+
+def _line(way: str, rows: Sequence[Row]) -> str:
+    size, times = statistics.fmean(r.size_bytes for r in rows), statistics.fmean(r.bf16_bytes / r.size_bytes for r in rows)
+    (accuracy, least), (soft, softest) = (
+        (statistics.fmean(kept), min(kept)) for kept in ([r.kept[m] for r in rows] for m in MEASURES)
+    )
+    return f"{way:<36} {len(rows):>7} {size:>12,.0f} {times:>8.1f} x   {accuracy:>14.3f} {least:>7.3f}   {soft:>10.3f} {softest:>7.3f}"
+
+
+def _by_way(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    from benchmarks.product.ways import WAYS
+
+    return {way: own for way in WAYS if (own := [row for row in rows if row.way == way])}
