@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--again", nargs="+", default=[], metavar="WAY", help="run these anew")
     parser.add_argument("--quick", action="store_true", help="one small expert, a few ways, no file")
+    parser.add_argument("--trained", action="store_true", help="train nothing: only the experts that the cache has")
     parser.add_argument("--report", action="store_true", help="run nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -55,7 +56,7 @@ def _quick() -> list[Row]:
 
 
 def _all(given: argparse.Namespace) -> list[Row]:
-    if not given.report:
+    if not (given.report or given.trained):
         make_experts(given.kinds, given.data)
     wanted = [e for e in experts(tuple(given.kinds)) if not given.experts or e.name in given.experts]
     done = (
@@ -64,8 +65,8 @@ def _all(given: argparse.Namespace) -> list[Row]:
         else {(row.expert, row.way): row for row in rows_of(given.results, wanted) if row.way not in given.again}
     )
     judge = Evaluator()
-    for expert in [] if given.report else wanted:
-        for way in given.ways:
+    for way in [] if given.report else given.ways:
+        for expert in wanted:
             if (expert.name, way) not in done:
                 for row in _measured(judge, expert, [way]):
                     with given.results.open("a", encoding="utf-8") as stream:
