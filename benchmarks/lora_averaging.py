@@ -24,7 +24,7 @@ from compeft_client.models.adapter import rest
 from compeft_client.models.fine_tune import Classifier, Examples, TuningSettings, evaluate, fine_tune
 from compeft_core import Compression, Layout, Vector, compress, densify, encode, flatten, shapes_of, unflatten
 from compeft_core.frozen_tensors import active_places, resting_in_round, share_of_active
-from compeft_core.merging.lora_averages import Factors, average_product, product_gap, stack
+from compeft_core.merging.lora_averages import ScaledFactors, average_product, product_gap, stack
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "sentiment"))
 from sentiment import expert, task  # found through the line above
@@ -147,7 +147,7 @@ def one_shot(federation: Federation, seed: int) -> Figures:
     return {f"{name}: seed {seed}": value for name, value in figures.items()}
 
 
-def lost(updates: Sequence[Factors]) -> float:
+def lost(updates: Sequence[ScaledFactors]) -> float:
     """The part of the mean update's norm that does not fit into its rank."""
     exact, fitted = stack(updates, [1.0] * len(updates)), average_product(updates, [1.0] * len(updates), RANK)
     whole = np.linalg.norm(exact.b @ exact.a)
@@ -165,11 +165,11 @@ def mean_product(layout: Layout, state: Vector, sent: Sequence[Vector]) -> Vecto
     return flatten(layout, arrays)
 
 
-def factors_of(arrays: dict[str, Vector]) -> dict[str, Factors]:
+def factors_of(arrays: dict[str, Vector]) -> dict[str, ScaledFactors]:
     """Each module's factors."""
     modules = [name.removesuffix(".lora_A.weight") for name in arrays if name.endswith(".lora_A.weight")]
     return {
-        m: Factors(arrays[f"{m}.lora_B.weight"].astype(float), arrays[f"{m}.lora_A.weight"].astype(float), SCALING)
+        m: ScaledFactors(arrays[f"{m}.lora_B.weight"].astype(float), arrays[f"{m}.lora_A.weight"].astype(float), SCALING)
         for m in modules
     }
 

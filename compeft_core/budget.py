@@ -1,4 +1,4 @@
-"""Bytes and density: what an update takes before it is made, and the density that fits into so many bytes.
+"""Bytes and density: the size of an update before it is made, and the highest density that fits a budget of bytes.
 
 A ternary vector of n entries, a fraction k of them kept, has an entropy of n (H(k) + k) bits if positions and signs are independent, with
 H(k) = -k log2 k - (1 - k) log2 (1 - k); a dense entry takes 16 bits. Real positions are not independent, which only helps.
@@ -45,7 +45,7 @@ def density_for(ternary_size: int, dense_size: int, budget_bytes: int) -> float:
     Errors: InputError if not even one entry fits, or there is nothing ternary to choose a density for.
     """
     if ternary_size == 0:
-        raise InputError("nothing here is ternary: no density changes what it costs")
+        raise InputError("the layout has no ternary parameters: density does not change the size of its updates")
     low, high = 1 / ternary_size, HIGHEST
     least = payload_bytes(ternary_size, dense_size, low)
     if least > budget_bytes:

@@ -1,7 +1,7 @@
 """compress = sparsify + ternarize: keep the largest magnitudes of a task vector, replace each by its sign times one scale.
 
-The ternary tensors of the layout are compressed together; the dense ones are kept as bfloat16. The result is a value that knows
-nothing of bytes: `codec` writes it. Same vector and settings, same result, on every machine and with any number of workers.
+The ternary tensors of the layout are compressed together; the dense ones are kept as bfloat16. The result is a value;
+`format.encoding` turns it into bytes. Same vector and settings, same result, on every machine and with any number of workers.
 """
 
 import math
@@ -47,7 +47,7 @@ class Compression:
         if not 0 < self.density <= 1:
             raise InputError(f"density is {self.density}, it must be above 0 and at most 1")
         if self.scale not in SCALE_RULES:
-            raise InputError(f"scale rule is {self.scale!r}, known are {', '.join(SCALE_RULES)}")
+            raise InputError(f"invalid scale rule {self.scale!r}: expected one of {', '.join(SCALE_RULES)}")
         if not (math.isfinite(self.factor) and self.factor > 0):
             raise InputError(f"factor is {self.factor}, it must be finite and above 0")
         if self.granularity not in get_args(Granularity):
@@ -116,7 +116,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What a scale rule may look at: of one group, its size, the sums over it, and what is kept of it."""
+    """The inputs of a scale rule, for one group: its size, the sums over it, and the count and sum of what is kept of it."""
 
     size: int
     total: float
@@ -155,14 +155,14 @@ SCALE_RULES: dict[ScaleRule, Callable[[Group], float]] = {
     "norm": _norm,
 }
 BY_MAGNITUDES: tuple[ScaleRule, ...] = ("bounded_norm", "mean_magnitude")
-"""The rules that look at the kept magnitudes."""
+"""The rules that use the kept magnitudes."""
 
 
 def compress(layout: Layout, vector: Vector, settings: Compression, *, workers: int = 1) -> Update:
     """Compress a task vector: float32, length `layout.size`, in layout order.
 
     Keeps min(d, max(1, floor(density * d + 0.5))) of the d ternary entries, the largest magnitudes, the lowest positions among
-    those that tie for the last places; never an exact zero, so fewer if there are fewer others. A group whose scale would be
+    those that tie for the last places. An exact zero is never kept, so fewer are kept if too few are not zero. A group whose scale would be
     below 2**-126 keeps nothing. Scales are one rounding to float32 of a float64 in the fixed order of docs/format.md.
 
     Errors: LayoutMismatchError on another length; InputError on another dtype; NotFiniteError if the vector, a scale, or a

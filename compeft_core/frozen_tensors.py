@@ -34,18 +34,18 @@ AVERAGING: dict[str, tuple[tuple[str, ...], ...]] = {
     "frozen_a": ((A_ENDING,),),
     "alternating": ((A_ENDING,), (B_ENDING,)),
 }
-"""What rests, round by round, and then again from the start: nothing (FedIT), A (FFA-LoRA), A and B in turn (RoLoRA)."""
+"""The frozen tensors of each round, repeated from the start: none (FedIT), A (FFA-LoRA), A and B in turn (RoLoRA)."""
 
 
 def active_places(layout: Layout, resting: Sequence[str]) -> NDArray[np.bool_]:
-    """Bool of shape (layout.size,): which parameters do not rest. Errors: InputError if an ending fits no tensor, or all rest."""
+    """Bool of shape (layout.size,): which parameters are active. Errors: InputError if an ending fits no tensor, or all are frozen."""
     for ending in resting:
         if not any(t.name.endswith(ending) for t in layout.tensors):
-            raise InputError(f"no tensor's name ends in {ending[:60]!r}, so none can rest by it")
-    awake = [not t.name.endswith(tuple(resting)) for t in layout.tensors]
-    if resting and not any(awake):
-        raise InputError(f"every tensor rests by {', '.join(resting)[:80]}: nothing is left to train")
-    return np.repeat(np.array(awake, np.bool_), [t.size for t in layout.tensors])
+            raise InputError(f"invalid ending {ending[:60]!r}: no tensor's name ends in it")
+    active = [not t.name.endswith(tuple(resting)) for t in layout.tensors]
+    if resting and not any(active):
+        raise InputError(f"every tensor is frozen by {', '.join(resting)[:80]}: no tensor is left to train")
+    return np.repeat(np.array(active, np.bool_), [t.size for t in layout.tensors])
 
 
 def share_of_active(layout: Layout, compression: Compression, resting: Sequence[str]) -> Compression:

@@ -85,7 +85,7 @@ def true_mask(_typing: Any, flags: Any, index: Any) -> Any:
 
 @_intrinsic
 def load_word(_typing: Any, octets: Any, index: Any) -> Any:
-    """The eight bytes from `octets[index]` on as a uint64, the first one lowest; the caller knows that they are there.
+    """The eight bytes from `octets[index]` on as a uint64, the first one lowest; the caller guarantees that they exist.
 
     One unaligned load instead of two aligned ones, two shifts and an or: a reader of short codes does little else.
     """
@@ -99,7 +99,7 @@ def load_word(_typing: Any, octets: Any, index: Any) -> Any:
 
 
 def _load_chunk(context: Any, builder: Any, signature: Any, arguments: Any, width: int) -> Any:
-    """CHUNK items of `width` bits, from an index of a contiguous array on, as a vector; the caller knows that they are there."""
+    """CHUNK items of `width` bits, from an index of a contiguous array on, as a vector; the caller guarantees that they exist."""
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     vector = ir.VectorType(ir.IntType(width), CHUNK)
     start = builder.bitcast(builder.gep(array.data, [arguments[1]]), vector.as_pointer())
@@ -107,14 +107,14 @@ def _load_chunk(context: Any, builder: Any, signature: Any, arguments: Any, widt
 
 
 def workers_for(size: int, most: int) -> int:
-    """Threads that pay for themselves with a vector of so many entries: one for each 2**20, at most `most`."""
+    """Threads worth starting for a vector of `size` entries: one, and one more for each 2**20 entries; at most `most`."""
     return min(most, 1 + (size >> 20))
 
 
 def shares(count: int, workers: int) -> list[tuple[int, int]]:
     """`range(count)` cut into at most `workers` contiguous, non-empty (first, last) ranges. Errors: InputError."""
     if workers < 1:
-        raise InputError(f"workers is {workers}, at least 1 is needed")
+        raise InputError(f"invalid workers {workers}: expected 1 or more")
     edges = [count * i // workers for i in range(workers + 1)]
     return [(first, last) for first, last in pairwise(edges) if first < last]
 

@@ -1,4 +1,4 @@
-"""A reproducible initial state: the same seed gives the same bytes wherever there is SHAKE-256. docs/format.md is normative."""
+"""A reproducible initial state: the same seed gives the same bytes on every machine, by SHAKE-256. docs/format.md is normative."""
 
 import hashlib
 import math

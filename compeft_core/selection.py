@@ -114,7 +114,7 @@ def survey(bits: Bits, spans: Spans, wanted: int, workers: int) -> Survey:
 def select(bits: Bits, parts: list[Candidates], wanted: int, workers: int) -> tuple[Bits, NDArray[np.bool_]]:
     """Positions, increasing, and signs of the `wanted` largest magnitudes; of those that tie for the last places, the first ones.
 
-    Never an exact zero, so fewer than `wanted` if there are fewer others. `parts` are those of `survey`.
+    An exact zero is never kept, so the result is shorter than `wanted` if too few values are not zero. `parts` are those of `survey`.
     """
     if parts and sum(p.found for p in parts) <= wanted:
         threshold = _Threshold(LEAST, wanted, 0)
@@ -151,7 +151,7 @@ def _room(candidates: int, doubtful: int) -> Room:
 
 
 def _candidates(room: Room, found: int, doubts: int) -> Candidates:
-    """What was collected into `room`."""
+    """The candidates that a kernel collected into `room`."""
     whole = found <= room.positions.size and doubts <= room.words.size
     doubtful = room._replace(doubtful=room.doubtful[:doubts], words=_read_only(room.words[:doubts]))
     return Candidates(doubtful, found, whole)
@@ -170,7 +170,7 @@ def _collect(bits: Bits, threshold: _Threshold, ranges: list[tuple[int, int]]) -
 
 
 def _guess(bits: Bits, wanted: int) -> Bracket:
-    """A bracket from a sample. A vector that is no larger than a few samples is not worth it: its bracket is empty, a miss."""
+    """A bracket from a sample. For a vector of fewer than four samples the bracket is empty, because the direct way is as fast."""
     if bits.size < 4 * SAMPLE:
         return Bracket(MAGNITUDE, MAGNITUDE, 0, 0)
     sample = np.sort(bits[:: bits.size // SAMPLE] & np.uint32(MAGNITUDE))

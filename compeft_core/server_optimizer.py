@@ -1,4 +1,4 @@
-"""What the aggregator does with a merged task vector before it becomes a step: a learning rate, momentum, or Adam's kind (FedOpt).
+"""Server optimizers: a merged task vector -> the step that is published, by a learning rate, momentum, or an adaptive rule (FedOpt).
 
 Algorithm 2 of Reddi et al. (arXiv 2003.00295), with the merged task vector as the pseudo-gradient, and FedAvgM (Hsu et al., arXiv
 1909.06335). Moments start at zero; there is no bias correction. All is elementwise: float64, single IEEE operations in the order
@@ -24,7 +24,7 @@ Moments = NDArray[np.float32]
 @dataclass(frozen=True, slots=True)
 class ServerOptimizer:
     """name: a key of `OPTIMIZERS`. learning_rate: finite, > 0. momentum (beta 1) and second (beta 2): 0 <= beta < 1. tau: > 0, added
-    to the root of the second moment. An optimizer ignores what it does not have.
+    to the root of the second moment. An optimizer ignores the settings that it does not use.
     """
 
     name: str = "fedavg"
@@ -35,7 +35,7 @@ class ServerOptimizer:
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
-            raise InputError(f"server optimizer is {self.name!r}, known are {', '.join(OPTIMIZERS)}")
+            raise InputError(f"invalid server optimizer {self.name!r}: expected one of {', '.join(OPTIMIZERS)}")
         for field, value in (("learning rate", self.learning_rate), ("tau", self.tau)):
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"the server optimizer's {field} is {value}, it must be finite and above 0")
@@ -67,7 +67,7 @@ def _mean(o: ServerOptimizer, merged: Doubles, old: list[Doubles]) -> Doubles:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """How many moments there are, and how they move on from (settings, merged vector, old moments)."""
+    """An optimizer: its number of moments, and the function (settings, merged vector, old moments) -> new moments."""
 
     moments: int
     move: Callable[[ServerOptimizer, Doubles, list[Doubles]], list[Doubles]]

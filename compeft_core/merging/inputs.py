@@ -1,4 +1,4 @@
-"""What every merge method starts from: updates of one layout in one order with their weights, what it may be told, and single blocks.
+"""Inputs of every merge method: updates of one layout in a fixed order, their weights, the parameters, and the entries of single blocks.
 
 The order is that of the updates' SHA-256, equal ones by weight, so that a merge does not depend on the order of arrival. Nothing here
 is dense but one block, or one dense part, of one update.
@@ -26,7 +26,7 @@ MAX_UPDATES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class MergeParameters:
-    """What a merge method can be told beside its weights. A method takes those that METHODS says; the others stay as they are here.
+    """Parameters of merge methods beside the weights. METHODS says which ones a method takes; the others must keep their defaults.
 
     trim: trimmed_mean leaves out floor(trim * n) of n values at either end; at least 0, below 0.5.
     byzantine: how many updates krum and multi_krum take for hostile; they need 2 * byzantine + 3 updates in all, or any number if it is 0.
@@ -71,7 +71,7 @@ USUAL = MergeParameters()
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """An update that has a say: its place among the arguments, its SHA-256 and its weight as the method uses it."""
+    """An update whose weight is not 0: its place among the arguments, its SHA-256, and its weight as the method uses it."""
 
     number: int
     digest: bytes
@@ -81,14 +81,14 @@ class Weighted:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Updates that have a say, in their fixed order: at least one, all of one size."""
+    """The updates whose weight is not 0, in their fixed order: at least one, all of one size."""
 
     updates: tuple[Weighted, ...]
     parameters: MergeParameters
 
     @property
     def first(self) -> Encoded:
-        """One of them, for the sizes that they share."""
+        """The first update, for the sizes that all share."""
         return self.updates[0].encoded
 
     def span(self, block: int) -> int:
@@ -98,7 +98,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entries:
-    """What one update keeps in one block: places in it (int64, increasing), signs, and magnitudes (float64, not weighted)."""
+    """The entries of one update in one block: places in it (int64, increasing), signs, and magnitudes (float64, not weighted)."""
 
     places: NDArray[np.int64]
     negative: NDArray[np.bool_]

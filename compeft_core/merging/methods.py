@@ -74,7 +74,7 @@ def merge(
 ) -> Vector:
     """Merge updates of one layout into a flat float32 vector by a method of METHODS; docs/format.md, "Merging", defines them.
 
-    `coefficient` multiplies the result of every method. An update of weight 0 has no say.
+    `coefficient` multiplies the result of every method. An update of weight 0 is left out.
 
     Errors: InputError on an unknown method, a parameter that it does not take, no updates, or weights that are not one finite
     number an update, one at least not 0, and none negative but for a method that does not normalise them; LayoutMismatchError if
@@ -109,9 +109,9 @@ def choose_and_merge(
 
 
 def check_parameters(method: str, parameters: MergeParameters) -> None:
-    """Errors: InputError if there is no such method, or it has no use for a parameter that was set."""
+    """Check a method's name and parameters. Errors: InputError on an unknown method, or a parameter set that the method does not take."""
     if method not in METHODS:
-        raise InputError(f"merge method is {method!r}, known are {', '.join(METHODS)}")
+        raise InputError(f"invalid merge method {method!r}: expected one of {', '.join(METHODS)}")
     taken = METHODS[method].takes
     if useless := parameters.beyond(taken):
         raise InputError(f"merge method {method} takes {', '.join(sorted(taken)) or 'no parameters'}, not {useless[0]}")

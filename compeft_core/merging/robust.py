@@ -1,7 +1,7 @@
-"""Merge methods that a minority of hostile updates cannot lead far astray: majority of signs, trimmed mean, median, and Krum.
+"""Merge methods that are robust against a minority of hostile updates: majority of signs, trimmed mean, median, and Krum.
 
-What a client claims of itself (a scale, a number of examples) buys it nothing in the mean, the median or Krum's choice, and in the
-majority no more than its weight. The methods for the ternary part see zeros as what they are: values like any other.
+A client's own claims (a scale, a number of examples) have no effect on the trimmed mean, the median or Krum's choice, and only the effect
+of its weight on the majority. In the ternary part a zero is a value like any other.
 """
 
 import math
@@ -84,7 +84,7 @@ def multi_krum(inputs: Inputs) -> Inputs:
     """The updates with the least sums, as many as `keep` says. Errors: as `krum`; InputError if there are fewer."""
     count, keep = len(inputs.updates), inputs.parameters.keep
     if keep > count:
-        raise InputError(f"multi_krum is to keep {keep} updates, there are {count}")
+        raise InputError(f"multi_krum is to keep {keep} updates, but got {count}: lower `keep`")
     return _nearest(inputs, keep or max(1, count - inputs.parameters.byzantine - 2))
 
 
@@ -113,8 +113,8 @@ def _nearest(inputs: Inputs, keep: int) -> Inputs:
     count, hostile = len(inputs.updates), inputs.parameters.byzantine
     if hostile and count < 2 * hostile + 3:
         raise InputError(
-            f"krum needs {2 * hostile + 3} updates to withstand {hostile} hostile ones, there are {count}: "
-            "say a smaller `byzantine`, or merge by trimmed_mean or sign_majority"
+            f"krum needs {2 * hostile + 3} updates to withstand {hostile} hostile ones, but got {count}: "
+            "lower `byzantine`, or merge by trimmed_mean or sign_majority"
         )
     neighbours = min(count - 1, max(1, count - hostile - 2))
     distances = squared_distances(inputs)
@@ -206,4 +206,4 @@ def _dense_middle(inputs: Inputs, left_out: int) -> Doubles:
 
 
 Choose = Callable[[Inputs], Inputs]
-"""Those inputs that a method merges, of all that it got."""
+"""Inputs -> the inputs that a method merges."""

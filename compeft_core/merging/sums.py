@@ -1,4 +1,4 @@
-"""Merge methods that are sums over the updates: average, task arithmetic, TIES, and DARE before either.
+"""Merge methods that are sums over the updates: average, task arithmetic and TIES, each also after DARE.
 
 P and N are the sums of weight times magnitude over the entries + and - of a position, p and n those of the weights; all in float64 and
 in the order of the inputs.
@@ -45,7 +45,7 @@ def ties(inputs: Inputs) -> Values:
 
 
 def dare(inputs: Inputs) -> Values:
-    """P - N of what DARE (Yu et al., arXiv 2311.03099) leaves of each update."""
+    """P - N of the entries that DARE (Yu et al., arXiv 2311.03099) keeps of each update."""
 
     def values(block: int) -> Doubles:
         sums, _ = _thinned(inputs, block)
@@ -56,7 +56,7 @@ def dare(inputs: Inputs) -> Values:
 
 
 def dare_ties(inputs: Inputs) -> Values:
-    """TIES of what DARE leaves of each update."""
+    """TIES of the entries that DARE keeps of each update."""
     return _disjoint_means(inputs, lambda block: _thinned(inputs, block))
 
 
@@ -85,7 +85,7 @@ def weighted_scales(update: Weighted) -> Doubles:
 
 
 def elect(sums: Doubles, majority_positive: bool) -> NDArray[np.bool_]:
-    """Whether + is elected at each place."""
+    """Whether the sign + is elected at each place: bool of shape (positions,)."""
     plus, minus = sums[:, 0], sums[:, 1]
     elected: NDArray[np.bool_] = (plus > minus) | ((plus == minus) & majority_positive)
     return elected
@@ -112,7 +112,7 @@ def _thinned(inputs: Inputs, block: int) -> Doubles:
 
 
 def _survivors(inputs: Inputs, update: Weighted, found: Entries, block: int) -> NDArray[np.bool_]:
-    """Which entries stay: the i-th one of a block by the i-th word of a stream that no other update, block or seed has."""
+    """Which entries DARE keeps: entry i of a block by word i of a SHAKE-256 stream keyed by seed, update and block."""
     seed, drop = inputs.parameters.seed, inputs.parameters.drop
     stream = hashlib.shake_256(DARE_DOMAIN + seed.to_bytes(8, "little") + update.digest + block.to_bytes(4, "little"))
     words = np.frombuffer(stream.digest(4 * found.places.size), "<u4")

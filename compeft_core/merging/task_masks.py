@@ -1,6 +1,7 @@
-"""Merge methods that ask which positions matter to which task: consensus by TALL masks, and EMR.
+"""Merge methods with a mask for each task: consensus by TALL masks, and EMR.
 
-EMR's parts (one unified vector, and of each task a mask and a factor) are more than a merged vector: `elect_mask_rescale` gives them.
+EMR gives one unified vector, and for each task a mask and a factor; `elect_mask_rescale` computes masks and factors. No command calls it:
+it is public for applications that keep one vector for many tasks.
 """
 
 import math
@@ -21,7 +22,7 @@ from compeft_core.merging.sums import Values, elect, signed_sum, tally, weighted
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Specialised:
-    """What EMR makes of one task: the positions of its mask (uint32, increasing), its factor, and its own dense part."""
+    """One task in EMR: the positions of its mask (uint32, increasing), its factor, and its own dense part."""
 
     positions: NDArray[np.uint32]
     rescale: float

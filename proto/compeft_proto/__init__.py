@@ -1,1 +1,1 @@
-"""What is signed and what travels: envelopes, manifests, keys, errors, and the one way to move them over gRPC."""
+"""Messages of the exchange: envelopes, manifests, keys, errors, and their transport over gRPC. No files."""

@@ -1,4 +1,4 @@
-"""What a client believes of an aggregator's answer: every check on the expert log, as plain functions that do no I/O.
+"""A client's checks on an aggregator's answer and on the expert log, as plain functions without I/O.
 
 Signatures come first (`compeft_proto.envelope`), then these; the states are checked step by step in `compeft_proto.state_steps`.
 """
@@ -16,19 +16,19 @@ from compeft_proto.sync_answer import Answer, Step
 from compeft_proto.v1 import expert_pb2 as pb
 
 MAX_CARRIED_MS = 60 * 60 * 1000
-"""How old a request may be whose answer others have carried; on this client's own clock."""
+"""Maximum age, by this client's clock, of a request whose answer arrives by relay."""
 
 
 def check_goal(expert: str, have: int, want: int | None, go_back: bool = False) -> None:
-    """A client goes back only if told to. Errors: ReplayError if `want` is older than `have`."""
+    """Check that `want` is not older than `have`, unless `go_back` is set. Errors: ReplayError."""
     if want is not None and want < have and not go_back:
         raise ReplayError(f"{expert} is at version {have} here, asked was for {want}: a client does not go back")
 
 
 def check_statement(statement: pb.SyncStatement, request: pb.SyncRequest, have: int) -> None:
-    """The statement answers this very request, and does not lead back. Errors: ReplayError, WrongBaseError."""
+    """Check that the statement answers this request and offers no older version. Errors: ReplayError, WrongBaseError."""
     if statement.nonce != request.nonce or statement.keyid != request.keyid:
-        raise ReplayError("the aggregator's statement answers another request: somebody may be replaying old answers")
+        raise ReplayError("the aggregator's statement answers another request: it may be a replayed old answer")
     if statement.expert != request.expert:
         raise WrongBaseError(f"the aggregator's statement is of {statement.expert[:40]!a}, asked was for {request.expert!r}")
     if statement.head_version < statement.want_version or (statement.want_version < have and not request.channel):
@@ -42,7 +42,7 @@ def check_statement(statement: pb.SyncStatement, request: pb.SyncRequest, have: 
 
 
 def check_carried(carried: pb.SyncRequest, now: pb.SyncRequest, now_ms: int) -> None:
-    """The request that others have carried is what this client would ask `now`, so its answer is the last word on what is here.
+    """Check that a relayed request equals the one that this client would send `now`, so that its answer is current.
 
     Errors: ReplayError if the client has synced or used a sequence number since; WrongBaseError for another expert; ExpiredError.
     """
@@ -51,7 +51,7 @@ def check_carried(carried: pb.SyncRequest, now: pb.SyncRequest, now_ms: int) -> 
     made, here = (_place(request) for request in (carried, now))
     if made != here:
         raise ReplayError(
-            f"the letter answers a request made at {made}, {now.expert} is at {here} here: somebody may be replaying old answers"
+            f"the letter answers a request made at {made}, {now.expert} is at {here} here: it may be a replayed old answer"
         )
     age_ms = now_ms - carried.issued_at_ms
     if abs(age_ms) > MAX_CARRIED_MS:
@@ -64,7 +64,7 @@ def _place(request: pb.SyncRequest) -> str:
 
 
 def check_channel(statement: pb.SyncStatement, have: int, go_back: bool) -> None:
-    """A client follows a channel back only if told to. Errors: ReplayError, which says whether the operator rolled it back."""
+    """Check that a channel offers no older version, unless `go_back` is set. Errors: ReplayError that names a rollback."""
     if go_back or statement.want_version >= have:
         return
     where = f"{statement.expert} is at version {have} here, its channel {statement.channel} at {statement.want_version}"
@@ -74,14 +74,14 @@ def check_channel(statement: pb.SyncStatement, have: int, go_back: bool) -> None
 
 
 def check_base(origin: Origin, genesis: pb.Genesis) -> None:
-    """The expert belongs to the base model that this client states, if it states one. Errors: WrongBaseError that names both."""
+    """Check that the expert is bound to the base model that this client states, if it states one. Errors: WrongBaseError."""
     used = stated(origin)
     if used is not None:
         check_base_model(used, genesis.expert, base_model_of(genesis))
 
 
 def check_steps(steps: Sequence[Step], statement: pb.SyncStatement) -> None:
-    """The steps are of this expert, none is newer than where they lead, and they are steps. Where they lead is checked in `answer`.
+    """Check that the steps are of this expert and not newer than the version offered. `apply_steps` checks the resulting state.
 
     Errors: WrongBaseError; ConflictError for a package.
     """
@@ -95,7 +95,7 @@ def check_steps(steps: Sequence[Step], statement: pb.SyncStatement) -> None:
 
 
 def genesis_of(steps: Sequence[Step], expert: str) -> pb.Genesis:
-    """What a client that has nothing begins with. Errors: FormatError if the first step is no version 0 with its genesis."""
+    """The genesis in the first step, for a client without a state. Errors: FormatError if that is not version 0 with a genesis."""
     first = steps[0] if steps else pb.VersionManifest()
     if isinstance(first, pb.SnapshotManifest) or first.version != 0 or first.genesis.expert != expert:
         raise FormatError(f"version 0 of {expert} carries no genesis of its own")
@@ -103,7 +103,7 @@ def genesis_of(steps: Sequence[Step], expert: str) -> pb.Genesis:
 
 
 def check_not_older(statement: pb.SyncStatement, known: int, go_back: bool) -> None:
-    """A client that has seen a version is not shown an older one as the newest. Errors: ReplayError."""
+    """Check that the version offered is not older than the known one, unless `go_back` is set. Errors: ReplayError."""
     if statement.want_version < known and not go_back:
         raise ReplayError(
             f"{statement.expert}: version {known} was fetched before, the aggregator offers {statement.want_version}: "
@@ -114,7 +114,8 @@ def check_not_older(statement: pb.SyncStatement, known: int, go_back: bool) -> N
 def package_of(answer: Answer, publisher: PublicKey | None) -> pb.VersionManifest:
     """The version of a package that an answer offers, if its publisher signed it and, if one is given, is `publisher`.
 
-    Errors: ConflictError if it is no package; WrongBaseError if it is another version; UnknownKeyError, SignatureError, FormatError.
+    Errors: ConflictError if the expert is not a package; WrongBaseError if it is another version; UnknownKeyError, SignatureError,
+    FormatError.
     """
     statement = answer.statement
     if not statement.package:
@@ -148,7 +149,7 @@ def _publisher(publication: pb.Publication, expected: PublicKey | None, what: st
 
 
 def check_file(manifest: pb.VersionManifest, data: bytes) -> None:
-    """The bytes are the file that was signed. Errors: ChunkMismatchError."""
+    """Check that the bytes are the file that was signed. Errors: ChunkMismatchError."""
     found = hashlib.sha256(data).digest()
     if found != manifest.state_digest:
         raise ChunkMismatchError(
@@ -157,7 +158,7 @@ def check_file(manifest: pb.VersionManifest, data: bytes) -> None:
 
 
 def check_pushed(manifest: pb.VersionManifest, package: pb.Package) -> None:
-    """The aggregator's answer is for this very file. Errors: ReplayError."""
+    """Check that the aggregator's answer is for this file. Errors: ReplayError."""
     if (manifest.expert, manifest.state_digest) != (package.expert, package.sha256):
         raise ReplayError(
             f"the aggregator answers for {manifest.expert[:40]!a} {manifest.state_digest.hex()[:16]}, not for what was pushed"
@@ -165,13 +166,13 @@ def check_pushed(manifest: pb.VersionManifest, package: pb.Package) -> None:
 
 
 def check_receipt(receipt: pb.Receipt, update_digest: bytes) -> None:
-    """The receipt is for this very update. Errors: ReplayError."""
+    """Check that the receipt is for this update. Errors: ReplayError."""
     if receipt.update_digest != update_digest:
         raise ReplayError(f"receipt is for update {receipt.update_digest.hex()[:16]}, sent was {update_digest.hex()[:16]}")
 
 
 def check_ready(expert: str, have: int, task_version: int, pending: int | None) -> None:
-    """A client may submit: it has the round's version, and nothing under way. Errors: WrongBaseError, ConflictError."""
+    """Check that a client may submit: it has the round's version and no pending update. Errors: WrongBaseError, ConflictError."""
     if have != task_version:
         raise WrongBaseError(f"{expert} is at version {have} here, the round builds on {task_version}: sync first")
     if pending is not None:

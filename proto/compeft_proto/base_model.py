@@ -14,7 +14,7 @@ MAX_ID = 256
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """Which base model. id, such as org/name, and revision are "" where nobody says; weights_digest has 32 bytes."""
+    """Which base model. id, such as org/name, and revision are "" if unknown; weights_digest has 32 bytes."""
 
     id: str
     revision: str
@@ -30,7 +30,7 @@ NO_BASE_MODEL = BaseModel("", "", NOBODY_SAYS)
 
 
 def base_model_of(message: pb.Genesis | pb.UpdateManifest) -> BaseModel:
-    """What a genesis binds its expert to, or an update was trained on. Errors: FormatError if its two digests differ, or names are none."""
+    """The base model of a genesis or an update. Errors: FormatError if its two digests differ, or a name is invalid."""
     said = message.base_model
     check_digest(message.base_model_digest, "base model")
     if said.weights_digest and said.weights_digest != message.base_model_digest:
@@ -44,14 +44,14 @@ def base_model_of(message: pb.Genesis | pb.UpdateManifest) -> BaseModel:
 
 
 def base_model_to_proto(origin: Origin) -> pb.BaseModel | None:
-    """What an origin says of its base model beyond the weights digest, which has a field of its own; None for nothing."""
+    """Id and revision of an origin's base model as a message; None if both are empty. The weights digest has a field of its own."""
     if not (origin.base_model or origin.base_revision):
         return None
     return pb.BaseModel(id=origin.base_model, revision=origin.base_revision)
 
 
 def stated(origin: Origin) -> BaseModel | None:
-    """The base model that an origin states; None if it says nothing."""
+    """The base model that an origin states; None if it states none."""
     if origin.base_model_digest == NOBODY_SAYS:
         return None
     return BaseModel(origin.base_model, origin.base_revision, origin.base_model_digest)

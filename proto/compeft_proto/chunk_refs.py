@@ -48,7 +48,7 @@ def check_refs(refs: Sequence[pb.ChunkRef], max_bytes: int) -> int:
 
 
 def check_chunk(ref: pb.ChunkRef, data: bytes) -> bytes:
-    """`data`, if it is what `ref` says. Errors: ChunkMismatchError."""
+    """`data`, if it has the size and digest of `ref`. Errors: ChunkMismatchError."""
     found = hashlib.sha256(data).digest()
     if found != ref.sha256 or len(data) != ref.size:
         raise ChunkMismatchError(

@@ -1,7 +1,7 @@
-"""Between signed messages and the values of core: conversions both ways, and the checks that a message must pass to become one.
+"""Conversions between signed messages and the values of core, both ways, and between an update and its payload.
 
-What a message claims is never trusted: sizes are capped, digests have 32 bytes, and what a manifest repeats of its payload
-must agree with the payload.
+Invariant: a message is never trusted. Sizes are capped, and the facts that a manifest repeats about its payload must agree with the
+payload. `x_to_proto(x_from_proto(m))` is `m`: each value has one message.
 """
 
 import math
@@ -36,7 +36,7 @@ from compeft_proto.v1 import expert_pb2 as pb
 
 CODECS = get_args(Codec)
 CONTEXT_SIZE = 2**25
-"""Most ternary parameters that travel by `context`, the smallest codec; above, the time it takes outweighs what it saves."""
+"""Most ternary parameters that are coded by `context`, the smallest codec; above, its time outweighs the bytes that it saves."""
 
 
 def layout_to_proto(layout: Layout) -> pb.Layout:
@@ -55,7 +55,7 @@ def layout_to_proto(layout: Layout) -> pb.Layout:
 
 
 def layout_from_proto(message: pb.Layout) -> Layout:
-    """A message as a layout. Errors: FormatError if it is none, or not the one message for it; LimitError."""
+    """A message as a layout. Errors: FormatError if it is invalid, or not the one message for its layout; LimitError."""
     count = len(message.middle)
     if count > MAX_TENSORS:
         raise LimitError(f"manifest's layout has {count} tensors, the cap is {MAX_TENSORS}")
@@ -89,7 +89,7 @@ def compression_from_proto(message: pb.Compression) -> Compression:
 
 
 def compression_of(density: float, scale: str, factor: float, granularity: str = "vector") -> Compression:
-    """Settings from words that come from outside. Errors: InputError if out of range or of an unknown name."""
+    """Compression settings from unchecked strings. Errors: InputError if out of range or of an unknown name."""
     return Compression(density, cast(ScaleRule, scale), factor, cast(Granularity, granularity))
 
 
@@ -112,7 +112,7 @@ def optimizer_to_proto(optimizer: ServerOptimizer) -> pb.ServerOptimizer:
 
 
 def optimizer_from_proto(message: pb.RoundClosing | pb.VersionManifest) -> ServerOptimizer:
-    """The optimizer that a message names; FedAvg at rate 1 if none. Errors: InputError if out of range or of an unknown name."""
+    """The optimizer that a message names; FedAvg at rate 1 if it names none. Errors: InputError if out of range or of an unknown name."""
     if not message.HasField("optimizer"):
         return ServerOptimizer()
     o = message.optimizer
@@ -120,7 +120,7 @@ def optimizer_from_proto(message: pb.RoundClosing | pb.VersionManifest) -> Serve
 
 
 def coding_of(encoded: Encoded, compression: Compression) -> pb.Coding:
-    """What a manifest says of its payload."""
+    """The facts about a payload that its manifest states."""
     return pb.Coding(
         codec=encoded.codec,
         compression=compression_to_proto(compression),
@@ -132,9 +132,9 @@ def coding_of(encoded: Encoded, compression: Compression) -> pb.Coding:
 
 
 def codec_of(name: str) -> Codec:
-    """A codec from a word that comes from outside. Errors: InputError."""
+    """A codec from an unchecked string. Errors: InputError."""
     if name not in CODECS:
-        raise InputError(f"codec is {name[:40]!r}, known are {', '.join(CODECS)}")
+        raise InputError(f"invalid codec {name[:40]!r}: expected one of {', '.join(CODECS)}")
     return cast(Codec, name)
 
 
@@ -150,7 +150,7 @@ def payload_of(layout: Layout, update: Update, codec: Codec = "context", workers
 def coded(
     layout: Layout, vector: Vector, asked: Compression, codec: Codec, workers: int = 1, most_bytes: int = 0
 ) -> tuple[Compression, Encoded]:
-    """What travels of a flat float32 vector, and how it was compressed: as `asked`, or at the highest lower density at which the payload
+    """The payload of a flat float32 vector, and the settings used: as `asked`, or at the highest lower density at which the payload
     takes no more than `most_bytes` (0: no limit). Errors: those of `compeft_core.compress`, and of `compeft_core.budget.filled`.
     """
 
@@ -165,7 +165,7 @@ def coded(
 def read_payload(coding: pb.Coding, blob: bytes, layout: Layout, workers: int = 1) -> Encoded:
     """Decode-check `blob` and hold it against the manifest and the layout.
 
-    Errors: FormatError if malformed or if the manifest says other counts; LayoutMismatchError; NotFiniteError if the manifest
+    Errors: FormatError if malformed, or if the manifest states other counts; LayoutMismatchError; NotFiniteError if the manifest
     names a scale that is NaN or infinite.
     """
     _check_claimed(coding)
@@ -175,7 +175,7 @@ def read_payload(coding: pb.Coding, blob: bytes, layout: Layout, workers: int = 
 
 
 def check_payload(coding: pb.Coding, blob: Blob, layout: Layout) -> None:
-    """The same of bytes that need not be in memory; nothing is kept. Errors: as `read_payload`, and those of `blob`."""
+    """As `read_payload`, for bytes that need not be in memory; none are kept. Errors: as `read_payload`, and those of `blob`."""
     _check_claimed(coding)
     _check_contents(coding, check(blob, max_size=layout.size), layout)
 
@@ -192,7 +192,7 @@ def _check_contents(coding: pb.Coding, contents: Contents, layout: Layout) -> No
     claimed = (coding.codec, coding.ternary_size, coding.dense_size, coding.kept, list(coding.scales))
     actual = (contents.codec, *found, contents.count, contents.scales.tolist())
     if claimed != actual:
-        raise FormatError(f"manifest says coding {_short(claimed)}, its payload {_short(actual)}")
+        raise FormatError(f"manifest states coding {_short(claimed)}, its payload has {_short(actual)}")
 
 
 def metrics_to_proto(metrics: Iterable[tuple[str, float]]) -> list[pb.Metric]:

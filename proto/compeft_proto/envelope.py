@@ -36,7 +36,7 @@ Lookup = Callable[[str], PublicKey | None]
 
 @dataclass(frozen=True, slots=True)
 class PayloadType(Generic[M]):
-    """What a payload is: its media type, which is signed, and the message it parses to.
+    """The type of a payload: its media type, which is signed, and the message it parses to.
 
     most: bytes of the payload.   bounded: whether `message_bounds` is applied to it.
     """
@@ -148,12 +148,12 @@ def open_envelope(envelope: envelope_pb2.Envelope, lookup: Lookup, kind: Payload
 
 
 def only(key: PublicKey) -> Lookup:
-    """A lookup that knows one key: the aggregator's, for its clients."""
+    """A lookup of one key: the aggregator's, for its clients."""
     return lambda keyid: key if keyid == key.keyid else None
 
 
 def any_of(*keys: PublicKey) -> Lookup:
-    """A lookup that knows these keys: the aggregator's newest one and those before it."""
+    """A lookup of these keys: the aggregator's newest one and those before it."""
     return {key.keyid: key for key in keys}.get
 
 

@@ -1,12 +1,12 @@
 """Errors of the exchange, below the root in `compeft_core.errors`, and the one table that maps them to gRPC status codes.
 
 CompeftError
-├── TrustError               who signed it, or what it claims to be, is not acceptable
+├── TrustError               the signer, or the type of the message, is not acceptable
 │   ├── SignatureError       the signature does not fit the bytes
 │   ├── UnknownKeyError      the key is not enrolled, or revoked
-│   ├── PayloadTypeError     a sealed message of another type than this door takes
+│   ├── PayloadTypeError     a sealed message of another type than this call takes
 │   └── ForbiddenError       the key may not do this
-├── RefusedError             genuine, but against the rules: the aggregator's word is final
+├── RefusedError             genuine, but against the rules: retrying does not help
 │   ├── ExpiredError         issued in the future, or too long ago
 │   ├── ReplayError          seen before, in a round that is over
 │   ├── DuplicateError       a second, different update of one client for one round
@@ -17,9 +17,9 @@ CompeftError
 │   └── ConflictError        it exists already, and is different
 └── TransferError            bytes that did not arrive: try again
     ├── TruncatedError       the stream ended before the chunk did
-    ├── ChunkMismatchError   a chunk that is not what its digest says
-    ├── UnreachableError     nobody answers at that address
-    └── WaitError            a share is used up, nothing is wrong with the bytes: come back after `retry_after_ms`
+    ├── ChunkMismatchError   a chunk that does not match its digest
+    ├── UnreachableError     no server answers at that address
+    └── WaitError            a quota is used up, the bytes are valid: retry after `retry_after_ms`
         ├── BusyError        too many calls at once
         ├── ThrottledError   too many calls or bytes in this time
         └── StorageFullError no room on the aggregator's disk
@@ -31,7 +31,7 @@ from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMis
 
 
 class TrustError(CompeftError):
-    """Who signed it, or what it claims to be, is not acceptable."""
+    """The signer, or the type of the message, is not acceptable."""
 
     code = "untrusted"
 
@@ -49,7 +49,7 @@ class UnknownKeyError(TrustError):
 
 
 class PayloadTypeError(TrustError):
-    """A sealed message of another type than this door takes."""
+    """A sealed message of another type than this call takes."""
 
     code = "wrong_payload_type"
 
@@ -127,19 +127,19 @@ class TruncatedError(TransferError):
 
 
 class ChunkMismatchError(TransferError):
-    """A chunk that is not what its digest says."""
+    """A chunk that does not match its digest."""
 
     code = "chunk_mismatch"
 
 
 class UnreachableError(TransferError):
-    """Nobody answers at that address."""
+    """No server answers at that address."""
 
     code = "unreachable"
 
 
 class WaitError(TransferError):
-    """A share is used up. `retry_after_ms`: when to come back; 0 if the aggregator did not say."""
+    """A quota is used up. `retry_after_ms`: milliseconds to wait before a retry; 0 if the aggregator did not say."""
 
     code = "wait"
 
@@ -204,19 +204,19 @@ REQUEST_ID_KEY = "compeft-request-id"
 RETRY_AFTER_KEY = "compeft-retry-after-ms"
 NEVER_CONNECTED = "failed to connect to all addresses; last error: "
 HINTS = {
-    "WRONG_VERSION_NUMBER": "what listens there speaks no TLS: is it the right port?",
+    "WRONG_VERSION_NUMBER": "the server on that port does not use TLS: is it the right port?",
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not one that the authority in --tls-ca, or in the site's ca.crt, vouches for now: "
     "is it another aggregator, or is a clock wrong?",
     "Failed to create security handshaker": "--tls-ca, --tls-cert and --tls-key, or ca.crt and tls.pem of the site, are no PEM files",
     "Socket closed": "it may want TLS, or another certificate: give --site, or --tls-ca, --tls-cert and --tls-key",
-    "Failed parsing HTTP/2": "what listens there is no aggregator: is it the right port?",
+    "Failed parsing HTTP/2": "the server on that port is not an aggregator: is it the right port?",
 }
-"""What gRPC says of a connection that it never made -> the way out."""
+"""Text in gRPC's details of a connection that failed -> the way out."""
 BY_CODE: dict[str, type[CompeftError]] = {cls.code: cls for cls in STATUS}
 
 
 def trailing_metadata(error: CompeftError) -> tuple[tuple[str, str], ...]:
-    """What travels beside the status of a refusal: its code and, if waiting helps, for how long."""
+    """The metadata of a refusal beside its status: the error code and, if waiting helps, after how many milliseconds to retry."""
     code = ((ERROR_CODE_KEY, error.code),)
     if isinstance(error, WaitError) and error.retry_after_ms > 0:
         return (*code, (RETRY_AFTER_KEY, str(error.retry_after_ms)))
@@ -237,7 +237,7 @@ def from_rpc(error: grpc.RpcError, peer: str) -> CompeftError:
         return UnreachableError(f"aggregator {peer} cannot be reached: {_why(call.details() or '')}")
     if call.code() is grpc.StatusCode.UNIMPLEMENTED:
         return TransferError(
-            f"aggregator {peer} knows no such call: is this its port for enrolment, or is it older than this client?"
+            f"aggregator {peer} does not implement this call: is this its port for enrolment, or is it older than this client?"
         )
     request_id = trailing.get(REQUEST_ID_KEY)
     where = f" (request {request_id} in its log)" if isinstance(request_id, str) and request_id.isalnum() else ""
@@ -245,12 +245,12 @@ def from_rpc(error: grpc.RpcError, peer: str) -> CompeftError:
 
 
 def _why(details: str) -> str:
-    """What gRPC says, and the way out."""
+    """The details from gRPC, and the way out."""
     _, never_connected, why = details.partition(NEVER_CONNECTED)
     hints = HINTS.items() if never_connected else ()
     return f"{why or details}; {next((hint for sign, hint in hints if sign in why), 'is `compeft serve` running there?')}"
 
 
 def _milliseconds(text: str | bytes) -> int:
-    """A number of at most nine digits from outside; 0 if it is none."""
+    """The number in a text of at most nine digits; 0 for any other text."""
     return int(text) if isinstance(text, str) and text.isdecimal() and text.isascii() and len(text) < 10 else 0

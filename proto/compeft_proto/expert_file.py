@@ -1,4 +1,4 @@
-"""The expert file, read: docs/expert-file.md. A stream, or bytes in memory, to checked values; it opens no file and writes no tensors.
+"""Reads the expert file: a stream or bytes -> checked values. docs/expert-file.md is normative. It opens no file and writes no tensors.
 
 Every length is checked against a cap, and against the bytes that are there, before it is used.
 """
@@ -32,9 +32,7 @@ AGAIN = "fetch or pack it again"
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a file says before its payloads. `keyids` are those that claim to have signed it; `verified` says that the key asked for
-    did.
-    """
+    """The start of a file, before its payloads. keyids: of the signatures, unchecked. verified: whether the key asked for has signed it."""
 
     manifest: Manifest
     keyids: Sequence[str]
@@ -83,7 +81,7 @@ def check_file(data: bytes, name: str, max_parameters: int) -> Manifest:
 
 
 def check_payload(part: FilePart, payload: bytes) -> None:
-    """Whether the payload is what the manifest says, to the last byte. Errors: FormatError, LayoutMismatchError, NotFiniteError."""
+    """Check that a payload decodes and agrees with its manifest. Errors: FormatError, LayoutMismatchError, NotFiniteError."""
     if part.coding is not None:
         read_payload(part.coding, payload, part.layout)
 
@@ -91,7 +89,7 @@ def check_payload(part: FilePart, payload: bytes) -> None:
 def _envelope_bytes(name: str, head: bytes, stream: BinaryIO, total: int) -> bytes:
     if not head.startswith(MAGIC):
         begins = head[:4].hex() or "with nothing"
-        raise FormatError(f"{name} is no expert file: it begins {begins}, not {MAGIC.hex()}; `compeft pack` makes one")
+        raise FormatError(f"{name} is not an expert file: it begins {begins}, not {MAGIC.hex()}; `compeft pack` makes one")
     if len(head) < HEAD_FORMAT.size:
         raise FormatError(f"{name} is cut off: it has {len(head)} bytes, its head alone {HEAD_FORMAT.size}; {AGAIN}")
     _, version, length, checksum = HEAD_FORMAT.unpack(head)
@@ -118,7 +116,7 @@ def _verified(name: str, envelope: envelope_pb2.Envelope, key: PublicKey) -> dss
 
 
 def _unverified(envelope: envelope_pb2.Envelope) -> dsse.Verified:
-    """The payload of an envelope that nobody asked to verify, in the type that `parse` takes; `keyid` is empty."""
+    """The payload of an envelope whose signature is not checked, in the type that `parse` takes; `keyid` is empty."""
     if len(envelope.payload) > dsse.MAX_PAYLOAD_BYTES or len(envelope.signatures) > dsse.MAX_SIGNATURES:
         raise LimitError(f"manifest of {len(envelope.payload)} bytes with {len(envelope.signatures)} signatures is over the cap")
     return dsse.Verified(envelope.payload, envelope.payload_type, "")

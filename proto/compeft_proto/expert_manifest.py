@@ -1,4 +1,4 @@
-"""What an expert file says of itself: values, and the checks that a message must pass to become them.
+"""The manifest of an expert file: its values, and the checks that a message must pass to become them.
 
 Nothing of it becomes a path: files of tensors are numbers, and `FILES` has their names.
 """
@@ -85,7 +85,7 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a file says of itself. `metadata` by file name; `config` is empty if a checkpoint had none, `card` if there was no README."""
+    """A file's manifest. `metadata` by file name; `config` is empty if a checkpoint had none, `card` if there was no README."""
 
     tool: str
     base_model: str
@@ -187,7 +187,7 @@ def _part_from_proto(message: pb.Part) -> FilePart:
     if coding is None and (part.payload_bytes != part.stored_bytes or initial or layout.ternary_size):
         raise FormatError(f"manifest names {part.payload_bytes} bytes for {part.stored_bytes} bytes of uncoded tensors")
     if coding is not None and not set(part.dtypes) <= set(FLOATS):
-        raise FormatError("manifest has a coded tensor whose type is no float")
+        raise FormatError("manifest has a coded tensor whose type is not a float type")
     return part
 
 
@@ -204,5 +204,5 @@ def _dtypes(message: pb.Part, count: int) -> tuple[str, ...]:
 
 def _file_name(number: int) -> str:
     if number not in FILES:
-        raise FormatError(f"manifest speaks of file {number}, known are 1 to {max(FILES)}")
+        raise FormatError(f"invalid file number {number} in the manifest: expected 1 to {max(FILES)}")
     return FILES[number]

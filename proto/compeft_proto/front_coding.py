@@ -1,6 +1,8 @@
-"""Names coded by what each shares with the one before it: sorted tensor names differ in a digit or a word.
+"""Front coding of sorted names: each name is coded by the prefix and the suffix that it shares with the name before it.
 
-There is one coding of a list of names: of the bytes shared, the prefix is the longest possible, then the suffix is.
+    front_code(["layer.1.weight", "layer.2.weight"])   # (0, 0, b"layer.1.weight"), (6, 7, b"2")
+
+Invariant: a list of names has one coding. The shared prefix is the longest possible, then the shared suffix is.
 """
 
 from collections.abc import Iterable, Sequence

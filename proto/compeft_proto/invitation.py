@@ -1,10 +1,10 @@
-"""An invitation: the one line that an operator hands to a new member, and that lets it in once. Text to value and back, no I/O.
+"""An invitation: one line of text that an operator gives to a new member, valid once. Text to value and back, no I/O.
 
     cpi1_<base64url of: 8 bytes id, 32 bytes secret, 1 byte length of a fingerprint (0 or 32), it, an address in UTF-8, 4 bytes check>
 
-The fingerprint is the SHA-256 of the authority's certificate in DER: a client believes that authority and no other, so it does not say
-the secret to a stranger. Without one the aggregator has no TLS and must be on the same machine. The check is the start of the SHA-256 of
-all before it: it finds slips of the pen, nothing more.
+The fingerprint is the SHA-256 of the authority's certificate in DER: a client trusts that authority only, so it sends the
+secret to no other server. Without one the aggregator has no TLS and must be on the same machine. The check is the start of the SHA-256 of
+all before it: it finds typing errors, and protects against nothing else.
 """
 
 import base64
@@ -22,7 +22,7 @@ MAX_TEXT = 1024
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """`address` is host:port of the aggregator's enrolment, empty if the operator did not say."""
+    """A one-time invitation. address: HOST:PORT of the aggregator's enrolment, empty if the operator gave none."""
 
     number: bytes
     secret: bytes = field(repr=False)
@@ -31,7 +31,7 @@ class Invitation:
 
     @property
     def secret_digest(self) -> bytes:
-        """What the aggregator keeps: SHA-256 of the secret, which has 256 random bits."""
+        """SHA-256 of the secret (256 random bits): the aggregator keeps this and not the secret."""
         return hashlib.sha256(self.secret).digest()
 
 
@@ -39,19 +39,19 @@ def split_address(address: str) -> tuple[str, int]:
     """host:port as its two parts. Errors: InputError."""
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16):
-        raise InputError(f"{address[:80]!a} is no address: write host:port")
+        raise InputError(f"invalid address {address[:80]!a}: expected HOST:PORT, such as aggregator.example:8443")
     return host.strip("[]"), int(port)
 
 
 def new_invitation(fingerprint: bytes, address: str) -> Invitation:
-    """A fresh one from the system's randomness; `address` may be empty. Errors: InputError if it is none."""
+    """A fresh invitation from the system's randomness; `address` may be empty. Errors: InputError on an invalid address."""
     if address:
         split_address(address)
     return Invitation(secrets.token_bytes(ID_BYTES), secrets.token_bytes(SECRET_BYTES), fingerprint, address)
 
 
 def to_text(invitation: Invitation) -> str:
-    """The one line."""
+    """The invitation as one line of text."""
     size = bytes([len(invitation.fingerprint)])
     body = invitation.number + invitation.secret + size + invitation.fingerprint + invitation.address.encode()
     return PREFIX + base64.urlsafe_b64encode(body + _check(body)).decode().rstrip("=")
@@ -61,7 +61,7 @@ def from_text(text: str) -> Invitation:
     """The invitation in one line. Errors: InputError, which never repeats the line: it may hold a secret."""
     text = text.strip()
     if not text.startswith(PREFIX) or len(text) > MAX_TEXT:
-        raise InputError(f"that is no invitation: one starts with {PREFIX} and comes from `compeft clients invite`")
+        raise InputError(f"invalid invitation: expected a line that starts with {PREFIX}, from `compeft clients invite`")
     body = _body(text.removeprefix(PREFIX))
     number, secret, rest = body[:ID_BYTES], body[ID_BYTES : ID_BYTES + SECRET_BYTES], body[ID_BYTES + SECRET_BYTES :]
     if not rest or rest[0] not in (0, FINGERPRINT_BYTES) or len(rest) < 1 + rest[0]:

@@ -1,6 +1,6 @@
-"""The aggregator's changes of key: a statement by the old key that introduces the new one. Made by the one side, followed by the other.
+"""Rotation of the aggregator's key: the old key signs a statement that introduces the new one. The aggregator makes it, clients follow it.
 
-Invariant: a key is believed only if a key believed before it says so. Keys are listed newest first.
+Invariant: a new key is trusted only if a key that was trusted before has signed it. Keys are listed newest first.
 """
 
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ MAX_HANDOVERS = 1024
 
 
 def hand_over(old: SigningKey, new: PublicKey, now_ms: int) -> ep.Introduction:
-    """The statement of `old` that `new` speaks for the aggregator from now on."""
+    """A statement signed by `old`: from now on, `new` signs for the aggregator."""
     handover = ep.Handover(old_keyid=old.keyid, new_public_key=new.raw, issued_at_ms=now_ms)
     return ep.Introduction(public_key=old.public.raw, sealed=dsse.seal(old, dsse.HANDOVER, handover))
 
 
 def follow(trusted: tuple[PublicKey, ...], statements: Iterable[ep.Introduction]) -> tuple[PublicKey, ...]:
-    """The keys to believe, newest first, after those handovers that start from the newest key believed.
+    """The trusted keys, newest first, after the handovers that start from the newest trusted key.
 
     A statement by any other key changes nothing: it is older than what is known here, or a stranger's. Errors: SignatureError,
     FormatError.

@@ -1,4 +1,4 @@
-"""Ed25519 keys: make, name, read and write them as bytes. No files here; the callers own the paths and their permissions.
+"""Ed25519 keys: make, name, read and write them as bytes. The callers read and write the files and check their paths.
 
 A key is named by its keyid: the first 16 bytes of the SHA-256 of its 32 raw public bytes, in lowercase hexadecimal.
 """
@@ -86,7 +86,7 @@ def signing_key_from_pem(pem: bytes, name: str, mode: int) -> SigningKey:
     try:
         key = load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise InputError(f"{name} holds no private key in PEM: make one with `compeft keys new`") from error
+        raise InputError(f"{name} does not hold a private key in PEM: make one with `compeft keys new`") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise InputError(f"{name} holds a {type(key).__name__}, needed is Ed25519: make one with `compeft keys new`")
     check_private(name, mode)
@@ -104,7 +104,9 @@ def public_key_from_pem(pem: bytes, name: str) -> PublicKey:
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise InputError(f"{name} holds no public key in PEM: the file beside the private key, ending in .pub, does") from error
+        raise InputError(
+            f"{name} does not hold a public key in PEM: the file beside the private key, ending in .pub, does"
+        ) from error
     if not isinstance(key, Ed25519PublicKey):
         raise InputError(f"{name} holds a {type(key).__name__}, needed is Ed25519")
     return PublicKey(key.public_bytes(Encoding.Raw, PublicFormat.Raw))

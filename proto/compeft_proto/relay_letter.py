@@ -1,6 +1,6 @@
-"""Letters: a call to the aggregator in one piece, for a client whose messages others carry (docs/protocol.md, "Relay").
+"""Relay letters: a whole call to the aggregator in one message, for a client that reaches it through Flower (docs/protocol.md, "Relay").
 
-A letter from the aggregator holds a whole Sync call; `RecordedSync` plays it to whoever would else hold the call itself.
+A letter from the aggregator holds all replies of a Sync call; `RecordedSync` replays them to code that expects an open call.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from compeft_proto.v1 import exchange_pb2 as xp
 RECORD = "compeft-letter"
 """Name of the record that holds a letter in Flower's message, and of the one array in it, whose bytes are the letter's."""
 KIND = "compeft.letter.v1"
-"""What that array says it is, where others say how numbers were serialised."""
+"""The type of that array, in the field where Flower names the serialisation of numbers."""
 MAX_BYTES = 256 * 2**20
 """Most bytes of payload in one letter. Flower takes more, but each of the five processes on the way holds the message several times."""
 
 
 def check_size(payload_bytes: int, what: str) -> None:
-    """Errors: LimitError, with the way out."""
+    """Check the size of a payload that is to travel in a letter. Errors: LimitError, with the way out."""
     if payload_bytes > MAX_BYTES:
         raise LimitError(
             f"{what} has {payload_bytes} bytes, a letter inside Flower's message takes {MAX_BYTES}: let this client reach the "
@@ -29,7 +29,7 @@ def check_size(payload_bytes: int, what: str) -> None:
 
 
 class RecordedSync:
-    """A Sync call that is over, as one that goes on: its replies in their order, and its chunks as they are wanted."""
+    """Replays a recorded Sync call: returns its replies in order and serves chunks on request."""
 
     def __init__(self, replies: Iterable[xp.SyncReply]) -> None:
         self._told: list[xp.SyncReply] = []
@@ -45,20 +45,20 @@ class RecordedSync:
         self._next: Iterator[xp.SyncReply] = iter(self._told)
 
     def send(self, message: xp.SyncCall) -> None:
-        """Want a chunk. Errors: TruncatedError if it is not in the letter."""
+        """Ask for a chunk. Errors: TruncatedError if it is not in the letter."""
         wanted = message.want.sha256
         if wanted not in self._chunks:
-            raise TruncatedError(f"the letter lacks chunk {wanted.hex()[:16]}, or brings it altered")
+            raise TruncatedError(f"the relay letter does not hold chunk {wanted.hex()[:16]}, or it was altered: sync again")
         self._next = iter([xp.SyncReply(data=self._chunks[wanted])])
 
     def receive(self) -> xp.SyncReply:
         """The next reply. Errors: TruncatedError after the last."""
         reply = next(self._next, None)
         if reply is None:
-            raise TruncatedError("the letter ends before the aggregator's answer does")
+            raise TruncatedError("the relay letter ends before the aggregator's answer does: sync again")
         return reply
 
     def again(self) -> "RecordedSync":
-        """From the start."""
+        """The same call, from its first reply."""
         self._next = iter(self._told)
         return self

@@ -1,4 +1,4 @@
-"""What a conductor asks of a client, as plain values: they travel in Flower's ConfigRecord, or in any other string-keyed message."""
+"""The task of one round for a client, and its form as plain values, which travel in Flower's ConfigRecord or any string-keyed message."""
 
 import hashlib
 import json
@@ -21,17 +21,17 @@ RECORD = "compeft"
 NUM_EXAMPLES = "num-examples"
 """The metric that updates are weighted by unless a task names another, as in Flower."""
 RESTING = "resting"
-"""Name of the record, and of its one value, a list of endings, that tells an app which tensors rest in this round."""
+"""Name of the record, and of its only value, a list of endings: the tensors that are frozen in this round."""
 ORDER = "arrays-order"
-"""Name of a task's value that says, for each array in the order of the app, its place in the layout."""
+"""Name of a task's value: for each array, in the order of the app, its place in the layout."""
 NOBODY_SAYS = hashlib.sha256(b"").digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an expert is trained with: the weights digest of the base model (`compeft_client.checkpoints.base_model_digest`), the
+    """The model that an expert is trained with: the weights digest of the base model (`compeft_client.checkpoints.base_model_digest`), the
     adapter's configuration as
-    canonical JSON (see `canonical_json`), and the base model's id and revision. By default nobody says.
+    canonical JSON (see `canonical_json`), and the base model's id and revision. By default all are unknown.
     """
 
     base_model_digest: bytes = NOBODY_SAYS

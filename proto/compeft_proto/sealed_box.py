@@ -1,6 +1,6 @@
-"""Boxes: what others carry between a client and its aggregator and cannot read. HPKE (RFC 9180), base mode.
+"""Sealed boxes: messages that a relay carries between a client and its aggregator and cannot read. HPKE (RFC 9180), base mode.
 
-A box hides, and says nothing of who closed it: whatever is inside is signed, or named by a digest that is.
+A box encrypts and does not authenticate its sender, so what it holds must be signed, or named by a signed digest.
 """
 
 from dataclasses import dataclass
@@ -43,11 +43,11 @@ def relay_key_of(key: SigningKey) -> RelayKey:
 
 
 def close_box(public: bytes, message: Message) -> bytes:
-    """`message` in a box that only the owner of `public` opens. Errors: FormatError if that is no X25519 key."""
+    """Encrypt `message` in a box that only the owner of `public` can open. Errors: FormatError if that is not an X25519 key."""
     try:
         return SUITE.encrypt(message.SerializeToString(), X25519PublicKey.from_public_bytes(public), info=_info(message))
     except ValueError as error:
-        raise FormatError(f"relay key of {len(public)} bytes is no X25519 key") from error
+        raise FormatError(f"relay key of {len(public)} bytes is not an X25519 key") from error
 
 
 def open_box(key: RelayKey, kind: type[M], box: bytes) -> M:

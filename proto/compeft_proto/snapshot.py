@@ -1,4 +1,4 @@
-"""A whole state as few bytes: docs/protocol.md, "Catching up". Bytes in, values out.
+"""Snapshots: a whole state in few bytes. docs/protocol.md, "Catching up", is normative.
 
 A state is coded against a reference that both sides can compute (the seeded state, or zeros): which parameters differ, and for those
 the distance in units in the last place. Both are exact, so what is decoded has the very bits that were coded.
@@ -22,9 +22,9 @@ _LENGTH = struct.Struct("<I")
 
 
 def reference_of(genesis: pb.Genesis, layout: Layout) -> Vector:
-    """What snapshots of an expert are coded against, float32 of shape (layout.size,): its seeded state, else zeros.
+    """The reference of an expert's snapshots, float32 of shape (layout.size,): its seeded state, else zeros.
 
-    Errors: FormatError if the genesis names a seeded state that is none.
+    Errors: FormatError if seed or bounds in the genesis are invalid.
     """
     if genesis.WhichOneof("initial") != "seeded":
         return np.zeros(layout.size, np.float32)
@@ -46,7 +46,7 @@ def decode_snapshot(data: bytes, reference: Vector) -> Vector:
     mask = np.frombuffer(_inflate(streams[0], (reference.size + 7) // 8), np.uint8)
     changed = np.unpackbits(mask).view(np.bool_)
     if changed[reference.size :].any():
-        raise FormatError(f"snapshot changes parameters beyond the {reference.size} that there are")
+        raise FormatError(f"snapshot changes parameters beyond the {reference.size} of the layout")
     changed = changed[: reference.size]
     count = int(np.count_nonzero(changed))
     planes = np.empty((count, PLANES), np.uint8)
@@ -61,7 +61,7 @@ def decode_snapshot(data: bytes, reference: Vector) -> Vector:
 
 
 def least_bytes(state: Vector, reference: Vector) -> int:
-    """What a snapshot of `state` takes at least, once a few steps have led there: of a changed float32, two bytes are noise."""
+    """Estimated least bytes of a snapshot of `state` after a few steps: two bytes of each changed float32 are noise."""
     return 2 * int(np.count_nonzero(state.view(np.uint32) != reference.view(np.uint32)))
 
 
@@ -86,7 +86,7 @@ def _unzigzag(steps: Words) -> Words:
 
 
 def _deflate(stream: NDArray[np.uint8]) -> bytes:
-    """Raw deflate with runs and Huffman codes only: there are no repeated strings to look for, and it is several times faster."""
+    """Raw deflate with runs and Huffman codes only: the streams have no repeated strings, and it is several times faster."""
     deflater = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_RLE)
     return deflater.compress(stream.data) + deflater.flush()
 

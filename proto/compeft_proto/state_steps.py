@@ -10,7 +10,7 @@ from compeft_proto.v1 import expert_pb2 as pb
 
 
 def initial_state(genesis: pb.Genesis, layout: Layout, snapshot: bytes = b"") -> State:
-    """Version 0: computed from its seed, or read from the bytes of its snapshot.
+    """The state of version 0: computed from its seed, or read from the bytes of its snapshot.
 
     Errors: FormatError if the manifest is wrong; NotFiniteError; WrongBaseError if the state is
     not the one the manifest names.
@@ -25,7 +25,7 @@ def initial_state(genesis: pb.Genesis, layout: Layout, snapshot: bytes = b"") ->
 
 
 def seeded_state_of(genesis: pb.Genesis, layout: Layout) -> Vector:
-    """The seeded state that a genesis names, float32 of shape (layout.size,). Errors: FormatError if it is none."""
+    """The seeded state that a genesis names, float32 of shape (layout.size,). Errors: FormatError if seed or bounds are invalid."""
     try:
         return seeded_state(layout, genesis.seeded.seed, list(genesis.seeded.bounds))
     except InputError as error:

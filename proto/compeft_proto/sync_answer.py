@@ -1,7 +1,11 @@
-"""An aggregator's answer to a sync: what it says, the bytes that go with it, and the state they lead to. For whoever
-follows an expert log: edge clients, readers, a conductor that wants the arrays back.
+"""Read an aggregator's answer to a Sync call, fetch its payloads, and apply its steps to a state. Used by edge clients, readers and the
+conductor.
 
-Nothing is parsed before its signature is checked, and the state at the end is the one that the statement names, or there is none.
+    answer = read_answer(stream, current, ever)
+    payloads = fetch(stream, MemoryCache(), answer.needed)
+    state = apply_steps(answer, payloads, genesis, layout, state)
+
+Invariants: nothing is parsed before its signature is checked; `apply_steps` returns the state that the signed statement names, or raises.
 """
 
 import hashlib
@@ -24,31 +28,31 @@ SyncDialogue = Dialogue[xp.SyncCall, xp.SyncReply]
 Step = pb.VersionManifest | pb.SnapshotManifest
 Tick = Callable[[int], None]
 Progress = Callable[[int], AbstractContextManager[Tick]]
-"""Given the bytes to come: what to tell how many have just come."""
+"""Total bytes -> a context that gives a function to call with the number of bytes of each part received."""
 
 
 class SyncStream(Protocol):
-    """A Sync call: one over a connection, or one that others have carried."""
+    """A Sync call: one over a connection, or a recorded one that arrived by relay."""
 
     def send(self, message: xp.SyncCall) -> None:
-        """Want a chunk."""
+        """Ask for a chunk."""
 
     def receive(self) -> xp.SyncReply:
-        """The next of what the aggregator says."""
+        """The aggregator's next reply."""
 
 
 class ChunkCache(Protocol):
-    """Where chunks wait while a fetch that broke is tried again, by their SHA-256 in hexadecimal."""
+    """Keeps chunks, by their SHA-256 in hexadecimal, while an interrupted fetch is retried."""
 
     def held(self, name: str) -> bytes | None:
-        """The chunk, whole, or None."""
+        """The whole chunk, or None."""
 
     def write(self, data: bytes) -> str:
-        """Keep a chunk; its name."""
+        """Keep a chunk and return its name."""
 
 
 class MemoryCache:
-    """Chunks kept as long as this object."""
+    """A ChunkCache in memory."""
 
     def __init__(self) -> None:
         self._chunks: dict[str, bytes] = {}
@@ -58,7 +62,7 @@ class MemoryCache:
         return self._chunks.get(name)
 
     def write(self, data: bytes) -> str:
-        """Keep a chunk; its name."""
+        """Keep a chunk and return its name."""
         name = hashlib.sha256(data).hexdigest()
         self._chunks[name] = data
         return name
@@ -85,12 +89,12 @@ def needed(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 
 @contextmanager
 def no_progress(_total: int) -> Iterator[Tick]:
-    """Progress that nobody watches."""
+    """Progress that is not reported."""
     yield lambda _done: None
 
 
 def read_answer(dialogue: SyncStream, current: dsse.Lookup, ever: dsse.Lookup) -> Answer:
-    """What the aggregator says, before any chunk. `current` knows its key of today, `ever` also those it had before.
+    """Read the statement and the steps that come before any chunk. `current` finds the newest key, `ever` also earlier ones.
 
     Errors: SignatureError, UnknownKeyError, PayloadTypeError, FormatError; those of the call.
     """
@@ -105,7 +109,7 @@ def read_answer(dialogue: SyncStream, current: dsse.Lookup, ever: dsse.Lookup) -
 
 
 def fetch(dialogue: SyncStream, kept: ChunkCache, steps: Sequence[Step], progress: Progress = no_progress) -> list[bytes]:
-    """The payload of each step. Chunks that an earlier, broken call brought are in `kept`, the others come from the aggregator.
+    """The payload of each step. Chunks in `kept`, from an earlier interrupted call, are not asked for again.
 
     Errors: ChunkMismatchError, FormatError; those of the call.
     """
@@ -117,9 +121,9 @@ def fetch(dialogue: SyncStream, kept: ChunkCache, steps: Sequence[Step], progres
 def apply_steps(
     answer: Answer, payloads: Sequence[bytes], genesis: pb.Genesis, layout: Layout, state: State, workers: int = 1
 ) -> State:
-    """The state that the answer leads to from `state`: the one that the statement names.
+    """Apply the answer's steps to `state` and return the state that the statement names.
 
-    Errors: WrongBaseError if it is another, FormatError, NotFiniteError.
+    Errors: WrongBaseError if the steps lead to another state; FormatError; NotFiniteError.
     """
     seeded = genesis.state_digest if genesis.WhichOneof("initial") == "seeded" else None
     for step, payload in zip(answer.needed, payloads, strict=True):
@@ -146,7 +150,7 @@ def _is_whole(step: Step) -> bool:
 
 
 def _chunk(dialogue: SyncStream, kept: ChunkCache, ref: pb.ChunkRef, one_of_many: bool, tick: Tick) -> bytes:
-    """One chunk; one of many is kept, so that it is not fetched again if the call breaks before the last."""
+    """One chunk; one of many is kept, so that it is not fetched again if the call is interrupted before the last."""
     chunk = kept.held(ref.sha256.hex())
     if chunk is None:
         chunk = _fetched(dialogue, ref)

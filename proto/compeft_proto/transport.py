@@ -1,4 +1,4 @@
-"""The connection to an aggregator: a channel, and one two-way call at a time. Every failure comes out as a typed error.
+"""The connection to an aggregator: a channel, and bidirectional streaming calls. Every failure is raised as a typed error.
 
 gRPC owns the sockets; nothing here opens a file.
 """
@@ -28,7 +28,7 @@ DATA_BYTES = 256 * 2**10
 OUTBOX = 8
 """Messages that may wait to be sent in one call."""
 STALL_S = 120.0
-"""A call that moves nothing for so long is given up."""
+"""Seconds without a message after which a call is cancelled."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 15.0
 MAX_MESSAGE_BYTES = 17 * 2**20
 """The largest manifest and its signature; chunks travel in smaller messages."""
@@ -48,10 +48,10 @@ Tls = ClientTls
 
 
 def open_channel(address: str, tls: ClientTls | None) -> grpc.Channel:
-    """A channel to host:port. Errors: InputError if the address is none, or not loopback and there is no TLS."""
+    """A channel to host:port. Errors: InputError if the address is invalid, or not loopback and without TLS."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        raise InputError(f"{address[:80]!a} is no address: write host:port")
+        raise InputError(f"invalid address {address[:80]!a}: expected HOST:PORT, such as aggregator.example:8443")
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", 30_000),
@@ -67,10 +67,10 @@ def open_channel(address: str, tls: ClientTls | None) -> grpc.Channel:
 
 
 class Dialogue(Generic[Sent, Received]):
-    """One two-way call: send when there is something to say, receive what comes. A context manager; leaving it ends the call.
+    """One bidirectional streaming call: `send` queues a message, `receive` returns the next. A context manager; leaving it ends the call.
 
-    At most OUTBOX messages wait to be sent, so a large transfer needs little memory. There is no limit on how long a call takes,
-    only on how long it may stand still: STALL_S.
+    At most OUTBOX messages wait to be sent, so a large transfer needs little memory. A call may take any time; it is
+    cancelled after STALL_S seconds without a message.
     """
 
     def __init__(self, method: Callable[[Iterator[Sent]], Iterable[Received]], peer: str) -> None:
@@ -150,8 +150,9 @@ def upload(
     payload: bytes,
     tick: Callable[[int], None] = lambda _sent: None,
 ) -> Envelope:
-    """Offer a sealed manifest, send the chunks of `payload` that are asked for, return the sealed answer. `tick` is told how many bytes
-    have just left.
+    """Offer a sealed manifest, send the chunks of `payload` that are asked for, return the sealed answer.
+
+    `tick` is called with the number of bytes of each part sent.
     """
     starts = {ref.sha256: CHUNK_BYTES * number for number, ref in enumerate(refs)}
 

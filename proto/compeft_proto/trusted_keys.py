@@ -1,8 +1,8 @@
-"""Which keys of its aggregator a client believes. When the aggregator has changed its key, the statement by which the old key introduced
-the new one is asked for and followed.
+"""The keys of its aggregator that a client trusts. When the aggregator has rotated its key, the client asks for the statement by which the
+old key introduced the new one, verifies it, and retries.
 
-Invariant: statements and commands' answers must be signed by the newest key; what was signed to last (versions, receipts) may be by an
-earlier one.
+Invariant: a statement and the answer to a command must be signed by the newest key; versions and receipts, which are kept, may be signed by
+an earlier one.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,11 +20,11 @@ from compeft_proto.v1 import enrolment_pb2_grpc as rpc
 T = TypeVar("T")
 WAIT_S = 30.0
 Handovers = Callable[[], Iterable[ep.Introduction]]
-"""Where the aggregator's changes of key are to be had, oldest first; none if it cannot be asked."""
+"""Returns the aggregator's key rotations, oldest first; none if it cannot be reached."""
 
 
 def listed_handovers(channel: grpc.Channel) -> Iterable[ep.Introduction]:
-    """Those that the aggregator itself lists."""
+    """The key rotations that the aggregator lists; none if the call fails."""
     try:
         return rpc.MembershipStub(channel).ListHandovers(ep.HandoversRequest(), timeout=WAIT_S).statements
     except grpc.RpcError:
@@ -32,7 +32,7 @@ def listed_handovers(channel: grpc.Channel) -> Iterable[ep.Introduction]:
 
 
 class TrustedKeys:
-    """The keys believed, newest first. `learned` is told when they become others."""
+    """Trusted keys, newest first. `learned` is called with the new keys after a rotation."""
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class TrustedKeys:
 
     @property
     def newest(self) -> dsse.Lookup:
-        """For answers made just now."""
+        """Looks up the newest key: for answers made just now."""
         return dsse.only(self._keys[0])
 
     @property
     def any(self) -> dsse.Lookup:
-        """For what was signed to last."""
+        """Looks up every trusted key: for messages that are kept."""
         return dsse.any_of(*self._keys)
 
     def with_rotation(self, work: Callable[[], T]) -> T:
-        """`work`, and once more if it met a key that is unknown here and that the newest known key has introduced.
+        """The result of `work`, which is called once more if it met an unknown key that the newest trusted key has introduced.
 
         Errors: those of `work`; SignatureError, FormatError for a wrong introduction.
         """

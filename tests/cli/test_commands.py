@@ -117,9 +117,9 @@ def test_a_port_where_something_else_listens_is_named(capsys: pytest.CaptureFixt
         server.shutdown()
     said = capsys.readouterr().err
     assert f"aggregator {address} cannot be reached" in said
-    assert "what listens there is no aggregator: is it the right port?" in said
+    assert "the server on that port is not an aggregator: is it the right port?" in said
     assert run(["health", "127.0.0.1"]) == 3
-    assert capsys.readouterr().err == "error: '127.0.0.1' is no address: write host:port\n"
+    assert capsys.readouterr().err == "error: invalid address '127.0.0.1': expected HOST:PORT, such as aggregator.example:8443\n"
 
 
 def test_a_remote_aggregator_without_tls_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def test_a_budget_lowers_a_density_and_never_raises_it() -> None:
 def test_a_budget_below_the_dense_part_is_refused_with_both_figures() -> None:
     with pytest.raises(InputError, match=r"budget of 150 bytes is below the least possible, 2[67][0-9]: 200 of it are dense"):
         density_for(1000, 100, 150)
-    with pytest.raises(InputError, match="nothing here is ternary"):
+    with pytest.raises(InputError, match="has no ternary parameters"):
         density_for(0, 3, 100)
 
 

@@ -26,9 +26,9 @@ def test_everything_that_does_not_rest_is_active_the_head_too() -> None:
 
 
 def test_an_ending_of_no_tensor_and_a_round_without_any_are_refused() -> None:
-    with pytest.raises(InputError, match=r"ends in '\.lora_C'"):
+    with pytest.raises(InputError, match=r"invalid ending '\.lora_C'"):
         active_places(LAYOUT, [".lora_C"])
-    with pytest.raises(InputError, match="nothing is left"):
+    with pytest.raises(InputError, match="no tensor is left"):
         active_places(LAYOUT, ["weight", "head"])
 
 

@@ -76,7 +76,7 @@ def test_adam_moves_rare_and_frequent_parameters_alike() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "adam"}, "known are fedavg"),
+        ({"name": "adam"}, "expected one of fedavg"),
         ({"learning_rate": 0.0}, "learning rate is 0.0"),
         ({"learning_rate": math.inf}, "learning rate is inf"),
         ({"momentum": 1.0}, "momentum is 1.0"),

@@ -63,5 +63,5 @@ def test_a_call_in_a_letter_is_heard_in_order_and_gives_only_what_it_holds() -> 
             talk.receive()
         talk.send(xp.SyncCall(want=xp.NeededChunk(sha256=hashlib.sha256(b"chunk").digest())))
         assert talk.receive() == REPLY
-    with pytest.raises(TruncatedError, match="lacks chunk 0101"):
+    with pytest.raises(TruncatedError, match="does not hold chunk 0101"):
         read.send(xp.SyncCall(want=xp.NeededChunk(sha256=b"\x01" * 32)))

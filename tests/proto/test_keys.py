@@ -26,9 +26,9 @@ def test_a_private_key_that_others_may_touch_is_refused(mode: int) -> None:
 
 
 def test_what_is_no_key_is_named() -> None:
-    with pytest.raises(InputError, match=r"edge\.key holds no private key"):
+    with pytest.raises(InputError, match=r"edge\.key does not hold a private key"):
         signing_key_from_pem(b"hello", "edge.key", 0o100600)
-    with pytest.raises(InputError, match=r"edge\.pub holds no public key"):
+    with pytest.raises(InputError, match=r"edge\.pub does not hold a public key"):
         public_key_from_pem(b"hello", "edge.pub")
 
 

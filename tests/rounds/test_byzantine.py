@@ -105,7 +105,7 @@ def test_a_manifest_that_lies_about_the_choice_is_caught(world: World) -> None:
 
 
 def test_a_round_that_is_too_small_for_krum_stays_open_and_can_be_closed_otherwise(world: World) -> None:
-    with pytest.raises(InputError, match="krum needs 5 updates to withstand 1 hostile ones, there are 3"):
+    with pytest.raises(InputError, match="krum needs 5 updates to withstand 1 hostile ones, but got 3"):
         composed(world, [*map(honest, range(2)), poisoned()], "krum", DEFENCES["krum"])
     closed = world.conductor().close_round(EXPERT, RUN, 1, "median", 1.0, DOWNLINK)
     assert (closed.closed, closed.version) == (True, 1)

@@ -199,7 +199,7 @@ def test_a_payload_that_is_not_what_its_manifest_says_is_refused(world: World, s
     def lie(update: pb.UpdateManifest) -> None:
         update.coding.kept += 1
 
-    refused(world, FormatError, "manifest says coding", lambda: sender.submit(task, lie))
+    refused(world, FormatError, "manifest states coding", lambda: sender.submit(task, lie))
 
 
 def test_a_malformed_payload_is_refused(world: World, sender: Sender) -> None:

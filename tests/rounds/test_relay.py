@@ -251,7 +251,7 @@ def test_an_answer_without_a_chunk_is_refused(world: World, far: Far) -> None:
     task, late = world.open_round(2), Far(world, "late")
     came = late.answered(late.request())
     del came.answer[-1]
-    refused(world, TruncatedError, "lacks chunk", lambda: late.train(came, task))
+    refused(world, TruncatedError, "does not hold chunk", lambda: late.train(came, task))
 
 
 def test_an_answer_that_leads_elsewhere_than_the_task_is_refused(world: World, far: Far) -> None:

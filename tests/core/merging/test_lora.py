@@ -8,21 +8,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
-from compeft_core.merging.lora_averages import Factors, average_factors, average_product, low_rank, product_gap, scaling_of, stack
+from compeft_core.merging.lora_averages import (
+    ScaledFactors,
+    average_factors,
+    average_product,
+    low_rank,
+    product_gap,
+    scaling_of,
+    stack,
+)
 
 OUT, INPUTS = 9, 7
 
 
-def update(seed: int, rank: int = 3, scaling: float = 2.0) -> Factors:
+def update(seed: int, rank: int = 3, scaling: float = 2.0) -> ScaledFactors:
     rng = np.random.default_rng(seed)
-    return Factors(rng.normal(size=(OUT, rank)), rng.normal(size=(rank, INPUTS)), scaling)
+    return ScaledFactors(rng.normal(size=(OUT, rank)), rng.normal(size=(rank, INPUTS)), scaling)
 
 
-def dense(factors: Factors) -> np.ndarray:
+def dense(factors: ScaledFactors) -> np.ndarray:
     return factors.scaling * factors.b @ factors.a
 
 
-def mean(updates: list[Factors], weights: list[float]) -> np.ndarray:
+def mean(updates: list[ScaledFactors], weights: list[float]) -> np.ndarray:
     return sum(w * dense(u) for u, w in zip(updates, weights, strict=True)) / sum(weights)
 
 
@@ -57,7 +65,7 @@ def test_at_full_rank_the_product_average_is_exact_and_padding_changes_nothing()
 
 def test_equal_updates_come_back_in_one_split_whoever_made_them() -> None:
     one, turn = update(4), np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
-    other = Factors(-one.b @ turn, -turn.T @ one.a, one.scaling)
+    other = ScaledFactors(-one.b @ turn, -turn.T @ one.a, one.scaling)
     first, second = low_rank(one, 3), low_rank(other, 3)
     np.testing.assert_allclose(first.b, second.b, atol=1e-9)
     np.testing.assert_allclose(first.a, second.a, atol=1e-9)
@@ -80,13 +88,13 @@ def test_factors_averaged_apart_are_off_by_their_covariance() -> None:
 def test_with_one_factor_shared_averaging_the_other_is_exact(seed: int, shared: str) -> None:
     updates = [update(seed + i) for i in range(3)]
     first = updates[0]
-    updates = [Factors(u.b, first.a, 2.0) if shared == "a" else Factors(first.b, u.a, 2.0) for u in updates]
+    updates = [ScaledFactors(u.b, first.a, 2.0) if shared == "a" else ScaledFactors(first.b, u.a, 2.0) for u in updates]
     np.testing.assert_allclose(dense(average_factors(updates, WEIGHTS)), mean(updates, WEIGHTS), atol=1e-10)
     assert product_gap(updates, WEIGHTS) < 1e-10
 
 
 def test_updates_of_nothing_average_to_nothing() -> None:
-    nothing = Factors(np.zeros((OUT, 2)), np.ones((2, INPUTS)), 2.0)
+    nothing = ScaledFactors(np.zeros((OUT, 2)), np.ones((2, INPUTS)), 2.0)
     assert not dense(average_product([nothing, nothing], [1.0, 1.0], 2)).any()
     assert product_gap([nothing], [1.0]) == 0.0
 
@@ -108,7 +116,7 @@ def test_the_scaling_is_what_peft_multiplies_with(changes: dict[str, object], mo
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"peft_type": "LORA", "use_dora": True, "r": 8, "lora_alpha": 8}, "no product of two factors"),
+        ({"peft_type": "LORA", "use_dora": True, "r": 8, "lora_alpha": 8}, "not a product of two factors"),
         ({"peft_type": "IA3"}, "only LORA has factors"),
         ({"peft_type": "LORA", "r": None, "lora_alpha": 8}, "where a rank"),
         ({"peft_type": "LORA", "r": 0, "lora_alpha": 8}, "has rank 0"),
@@ -129,10 +137,10 @@ def test_what_cannot_be_averaged_is_named() -> None:
     with pytest.raises(InputError, match="3 updates and 1 weights"):
         stack(MIXED, [1.0])
     with pytest.raises(LayoutMismatchError, match="different shapes"):
-        stack([update(1), Factors(np.ones((2, 1)), np.ones((1, 2)), 1.0)], [1.0, 1.0])
-    with pytest.raises(LayoutMismatchError, match="needed are"):
-        Factors(np.ones((2, 1)), np.ones((2, 2)), 1.0)
+        stack([update(1), ScaledFactors(np.ones((2, 1)), np.ones((1, 2)), 1.0)], [1.0, 1.0])
+    with pytest.raises(LayoutMismatchError, match="expected"):
+        ScaledFactors(np.ones((2, 1)), np.ones((2, 2)), 1.0)
     with pytest.raises(NotFiniteError):
-        Factors(np.full((2, 1), np.nan), np.ones((1, 2)), 1.0)
+        ScaledFactors(np.full((2, 1), np.nan), np.ones((1, 2)), 1.0)
     with pytest.raises(InputError, match="rank is 0"):
         low_rank(update(1), 0)

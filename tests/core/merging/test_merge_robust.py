@@ -118,9 +118,9 @@ def test_krum_is_the_update_with_the_least_sum_of_distances_to_its_nearest() -> 
 
 
 def test_krum_refuses_a_cohort_that_is_too_small_for_its_promise() -> None:
-    with pytest.raises(InputError, match="needs 5 updates to withstand 1 hostile ones, there are 4"):
+    with pytest.raises(InputError, match="needs 5 updates to withstand 1 hostile ones, but got 4"):
         merge("krum", COHORT[:4], [1.0] * 4)
-    with pytest.raises(InputError, match="keep 9 updates, there are 5"):
+    with pytest.raises(InputError, match="keep 9 updates, but got 5"):
         merge("multi_krum", COHORT[:5], [1.0] * 5, parameters=MergeParameters(keep=9))
     assert merge("krum", COHORT[:2], [1.0, 1.0], parameters=MergeParameters(byzantine=0)).size == LAYOUT.size
 
