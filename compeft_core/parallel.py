@@ -30,7 +30,11 @@ MAGNITUDE = 0x7FFFFFFF
 
 
 def kernel(function: F) -> F:
-    """Compile `function` on first call and cache it beside its file. No fast-math: float steps happen as written."""
+    """Compile `function` on first call and cache it beside its file. No fast-math: float steps happen as written.
+
+    numba's cache names the NamedTuple classes of a kernel's arguments, and reads that before it knows whether the file has changed. So
+    such a class keeps its name and module, or leaves an alias: a machine with an older cache would fail instead of compiling again.
+    """
     return cast(F, njit(cache=True, nogil=True)(function))
 
 

@@ -28,7 +28,7 @@ MAX_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Segment:
+class MatrixSegment:
     """Matrices with int64 `rows` and `columns`, at positions start..stop."""
 
     rows: NDArray[np.int64]
@@ -37,14 +37,14 @@ class Segment:
     stop: int
 
 
-def segments_of(shapes: Sequence[Shape]) -> list[Segment]:
+def segments_of(shapes: Sequence[Shape]) -> list[MatrixSegment]:
     """Matrices in order; each segment ends with the first of them that makes it SEGMENT positions or more."""
-    segments, first, start, stop = list[Segment](), 0, 0, 0
+    segments, first, start, stop = list[MatrixSegment](), 0, 0, 0
     for i, (rows, columns) in enumerate(shapes):
         stop += rows * columns
         if stop - start >= SEGMENT or i == len(shapes) - 1:
             table = np.array(shapes[first : i + 1], np.int64).T.copy()
-            segments.append(Segment(read_only(table[0]), read_only(table[1]), start, stop))
+            segments.append(MatrixSegment(read_only(table[0]), read_only(table[1]), start, stop))
             first, start = i + 1, stop
     return segments
 
@@ -81,7 +81,7 @@ def read_segments(reader: Reader, size: int, workers: int) -> tuple[list[Shape],
 
 
 def _read(
-    segments: list[Segment], counts: list[int], lengths: list[int], streams: NDArray[np.uint8], workers: int
+    segments: list[MatrixSegment], counts: list[int], lengths: list[int], streams: NDArray[np.uint8], workers: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
     bounds, starts = np.cumsum([0, *counts]).tolist(), np.cumsum([0, *lengths]).tolist()
     positions, negative = np.empty(bounds[-1], np.uint32), np.empty(bounds[-1], np.bool_)
@@ -100,7 +100,7 @@ def _read(
     return positions, negative
 
 
-def write_stream(ternary: Ternary, segment: Segment, first: int, last: int) -> bytes:
+def write_stream(ternary: Ternary, segment: MatrixSegment, first: int, last: int) -> bytes:
     """The stream of entries first..last-1. Only the coder knows the length, so it gets room for most segments, then four times as much."""
     if first == last:
         return b""

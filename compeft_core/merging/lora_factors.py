@@ -22,7 +22,7 @@ NOTHING = 2.0**-40
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Factors:
+class LoraFactors:
     """A change of one matrix: `b @ a`, with b (d_out, r) and a (r, d_in); float64."""
 
     b: Doubles
@@ -60,7 +60,7 @@ class Core:
     small: Matrices
 
 
-def merge_factors(method: str, experts: Sequence[Factors], settings: FactorSettings) -> Factors:
+def merge_factors(method: str, experts: Sequence[LoraFactors], settings: FactorSettings) -> LoraFactors:
     """One matrix's experts merged by a method of FACTOR_METHODS, as balanced factors of the least rank that holds the result.
 
     Errors: InputError on an unknown method or weights; LayoutMismatchError if shapes do not fit; NotFiniteError.
@@ -70,27 +70,27 @@ def merge_factors(method: str, experts: Sequence[Factors], settings: FactorSetti
     _check(experts)
     weights = _weights(len(experts), settings.weights)
     merged = FACTOR_METHODS[method](_core(experts), weights, settings)
-    return _thin(Factors(settings.coefficient * merged.b, merged.a), settings.rank)
+    return _thin(LoraFactors(settings.coefficient * merged.b, merged.a), settings.rank)
 
 
-def core_average(core: Core, weights: Sequence[float], _settings: FactorSettings) -> Factors:
+def core_average(core: Core, weights: Sequence[float], _settings: FactorSettings) -> LoraFactors:
     """The weighted mean of the products, exactly: unlike a mean of the factors, which has cross terms."""
     return _in_full(core, _mean(core.small, weights))
 
 
-def core_ties(core: Core, weights: Sequence[float], settings: FactorSettings) -> Factors:
+def core_ties(core: Core, weights: Sequence[float], settings: FactorSettings) -> LoraFactors:
     """TIES in core space (Panariello et al., arXiv 2509.17786): of the small matrices in the common coordinates."""
     return _in_full(core, _ties(core.small, weights, settings.keep))
 
 
-def knots_ties(core: Core, weights: Sequence[float], settings: FactorSettings) -> Factors:
+def knots_ties(core: Core, weights: Sequence[float], settings: FactorSettings) -> LoraFactors:
     """KnOTS (Stoica et al., arXiv 2410.19735): with the side-by-side products U S [V_1' ... V_T'], TIES of the S V_i'."""
     left, values, right = _svd(np.concatenate(core.small, axis=1))
     parts = np.split(values[:, None] * right, len(core.small), axis=1)
-    return Factors(core.u @ left, _ties([part @ core.v.T for part in parts], weights, settings.keep))
+    return LoraFactors(core.u @ left, _ties([part @ core.v.T for part in parts], weights, settings.keep))
 
 
-def tsv_m(core: Core, weights: Sequence[float], _settings: FactorSettings) -> Factors:
+def tsv_m(core: Core, weights: Sequence[float], _settings: FactorSettings) -> LoraFactors:
     """TSV-M (Gargiulo et al., arXiv 2412.00081): singular vectors of all tasks side by side, each side replaced by the nearest orthonormal
     one, and the sum with the singular values as they were. A LoRA's rank is far below the share of 1 / T that each task may keep: all stay.
     """
@@ -99,16 +99,16 @@ def tsv_m(core: Core, weights: Sequence[float], _settings: FactorSettings) -> Fa
     right = np.concatenate([part[2] for part in parts], axis=0)
     share = [w * len(weights) for w in weights]
     values = np.concatenate([w * part[1] for w, part in zip(share, parts, strict=True)])
-    return Factors(core.u @ (_nearest_orthonormal(left) * values), _nearest_orthonormal(right) @ core.v.T)
+    return LoraFactors(core.u @ (_nearest_orthonormal(left) * values), _nearest_orthonormal(right) @ core.v.T)
 
 
-def iso_c(core: Core, weights: Sequence[float], _settings: FactorSettings) -> Factors:
+def iso_c(core: Core, weights: Sequence[float], _settings: FactorSettings) -> LoraFactors:
     """Iso-C (Marczak et al., arXiv 2502.04959): the sum of the products, every singular value that is not zero at their mean."""
     left, values, right = _svd(len(weights) * _mean(core.small, weights))
-    return Factors(core.u @ (left * np.full(values.size, values.mean() if values.size else 0.0)), right @ core.v.T)
+    return LoraFactors(core.u @ (left * np.full(values.size, values.mean() if values.size else 0.0)), right @ core.v.T)
 
 
-FACTOR_METHODS: dict[str, Callable[[Core, Sequence[float], FactorSettings], Factors]] = {
+FACTOR_METHODS: dict[str, Callable[[Core, Sequence[float], FactorSettings], LoraFactors]] = {
     "core_average": core_average,
     "core_ties": core_ties,
     "knots_ties": knots_ties,
@@ -117,7 +117,7 @@ FACTOR_METHODS: dict[str, Callable[[Core, Sequence[float], FactorSettings], Fact
 }
 
 
-def _check(experts: Sequence[Factors]) -> None:
+def _check(experts: Sequence[LoraFactors]) -> None:
     if not experts:
         raise InputError("no experts to merge")
     for expert in experts:
@@ -140,7 +140,7 @@ def _weights(count: int, given: Sequence[float] | None) -> list[float]:
     return [w / total for w in weights]
 
 
-def _core(experts: Sequence[Factors]) -> Core:
+def _core(experts: Sequence[LoraFactors]) -> Core:
     u = _basis(np.concatenate([expert.b for expert in experts], axis=1))
     v = _basis(np.concatenate([expert.a for expert in experts], axis=0).T)
     return Core(u, v, [(u.T @ expert.b) @ (expert.a @ v) for expert in experts])
@@ -202,14 +202,14 @@ def _trimmed(matrix: Doubles, keep: float) -> Doubles:
     return result.reshape(matrix.shape)
 
 
-def _in_full(core: Core, small: Doubles) -> Factors:
-    return Factors(core.u @ small, core.v.T)
+def _in_full(core: Core, small: Doubles) -> LoraFactors:
+    return LoraFactors(core.u @ small, core.v.T)
 
 
-def _thin(factors: Factors, rank: int | None) -> Factors:
+def _thin(factors: LoraFactors, rank: int | None) -> LoraFactors:
     """The same product as balanced factors, without singular values that are zero or beyond `rank`."""
     q_b, r_b = np.linalg.qr(factors.b)
     q_a, r_a = np.linalg.qr(factors.a.T)
     left, values, right = _svd(r_b @ r_a.T)
     root = np.sqrt(values[:rank])
-    return Factors(q_b @ (left[:, :rank] * root), (root[:, None] * right[:rank]) @ q_a.T)
+    return LoraFactors(q_b @ (left[:, :rank] * root), (root[:, None] * right[:rank]) @ q_a.T)

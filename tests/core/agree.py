@@ -11,7 +11,7 @@ import numpy as np
 
 from compeft_core import FormatError, Layout, LimitError, Update, compress, decode, densify, encode, layout_of, parse, shapes_of
 from compeft_core.compress import Compression
-from compeft_core.format.context_body import Segment, segments_of, write_stream
+from compeft_core.format.context_body import MatrixSegment, segments_of, write_stream
 from compeft_core.format.encoding import CODECS
 from tests.core.format import reference_context, reference_decoder
 from tests.core.strategies import rank_one
@@ -83,7 +83,7 @@ def compare_changed(blob: bytes) -> str:
     return "read"
 
 
-def compare_stream(update: Update, segment: Segment) -> str:
+def compare_stream(update: Update, segment: MatrixSegment) -> str:
     ternary = update.ternary
     if ternary.count == 0:
         return "empty stream"

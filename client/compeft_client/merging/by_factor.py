@@ -21,7 +21,7 @@ from compeft_client.checkpoints.lora_modules import (
 from compeft_client.merging.inputs import Candidate, Reading, merged_beside, read_candidates, tensors_of
 from compeft_client.merging.token_rows import ENDING, FIELD, indices_of, merge_rows, merged_field
 from compeft_core.errors import InputError
-from compeft_core.merging.lora_factors import Factors, FactorSettings, merge_factors
+from compeft_core.merging.lora_factors import FactorSettings, LoraFactors, merge_factors
 from compeft_proto.expert_manifest import ADAPTER
 
 Tensors = Mapping[str, Mapping[str, NDArray[np.generic]]]
@@ -63,7 +63,7 @@ def merge_as_factors(
 
 def _products(
     candidates: Sequence[Candidate], read: Sequence[Tensors], method: str, settings: FactorSettings
-) -> list[tuple[LoraModule, list[Factors]]]:
+) -> list[tuple[LoraModule, list[LoraFactors]]]:
     """Each module of the first expert, and the merged factors of each of its products."""
     modules = [_modules(candidate, tensors) for candidate, tensors in _pairs(candidates, read)]
     groups = []
@@ -91,13 +91,13 @@ def _modules(candidate: Candidate, tensors: Tensors) -> dict[str, LoraModule]:
     return modules
 
 
-def _scaled(candidate: Candidate, module: LoraModule, tensors: Mapping[str, NDArray[np.generic]]) -> list[Factors]:
+def _scaled(candidate: Candidate, module: LoraModule, tensors: Mapping[str, NDArray[np.generic]]) -> list[LoraFactors]:
     scaling = scaling_of(candidate.fields, module.name.removeprefix(PREFIX), module.rank)
     a, b = tensors[module.a].astype(np.float64), tensors[module.b].astype(np.float64)
-    return [Factors(scaling * left.astype(np.float64), right.astype(np.float64)) for left, right in factors_of(module, a, b)]
+    return [LoraFactors(scaling * left.astype(np.float64), right.astype(np.float64)) for left, right in factors_of(module, a, b)]
 
 
-def _has_slices(groups: Sequence[tuple[LoraModule, list[Factors]]]) -> bool:
+def _has_slices(groups: Sequence[tuple[LoraModule, list[LoraFactors]]]) -> bool:
     """Whether a parameter of several experts is among them: PEFT matches no pattern of ranks to those, so all get one rank."""
     return any(module.slices > 1 for module, _ in groups)
 

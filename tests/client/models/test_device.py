@@ -202,12 +202,13 @@ def test_the_dense_part_is_rounded_as_by_core(device: str) -> None:
 
 
 @on_each_device
-def test_an_update_by_the_other_codec_is_added_too(device: str) -> None:
+def test_an_update_by_another_codec_is_added_too(device: str) -> None:
     layout = layout_of({"a": (300, 200)})
     update = compress(layout, np.outer(gaussian(300), gaussian(200, seed=1)).reshape(-1), FLAT)
     encoded = parse(encode(update, codec="context", shapes=shapes_of(layout)))
     assert encoded.codec == "context"
     check_apply(encoded, gaussian(layout.size, seed=1), 1.0, device)
+    check_apply(parse(encode(update, codec="rice4")), gaussian(layout.size, seed=1), 1.0, device)
 
 
 @on_each_device

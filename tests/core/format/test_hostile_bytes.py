@@ -6,13 +6,26 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from compeft_core import Compression, FormatError, LimitError, Update, compress, decode, encode, layout_of, parse, shapes_of
+from compeft_core import (
+    Codec,
+    Compression,
+    FormatError,
+    LimitError,
+    Update,
+    compress,
+    decode,
+    encode,
+    layout_of,
+    parse,
+    shapes_of,
+)
 from compeft_core.format.header import varints
 from tests.core.format import reference_decoder
 from tests.core.strategies import codings, gaussian_update, rank_one
 
 HEAD = b"CPFT\x01\x01"
 CONTEXT = b"CPFT\x01\x02"
+RICE4 = b"CPFT\x01\x03"
 FULL_VARINT = b"\xff\xff\xff\xff\x0f"
 CAP = 1_000_000
 
@@ -38,6 +51,7 @@ def is_refused_or_canonical(blob: bytes) -> bool:
 def test_random_bytes_after_the_head(rest: bytes) -> None:
     is_refused_or_canonical(HEAD + rest)
     is_refused_or_canonical(CONTEXT + rest)
+    is_refused_or_canonical(RICE4 + rest)
     assert is_refused_or_canonical(rest)
 
 
@@ -45,6 +59,7 @@ def test_random_bytes_after_the_head(rest: bytes) -> None:
 def test_random_streams_after_a_plausible_header(size: int, kept: int, scale: bytes, rest: bytes) -> None:
     size_bytes = bytes([size & 0x7F | 0x80, size >> 7]) if size > 127 else bytes([size])
     is_refused_or_canonical(HEAD + size_bytes + b"\0\x01" + scale + bytes([kept]) + rest)
+    is_refused_or_canonical(RICE4 + size_bytes + b"\0\x01" + scale + bytes([kept]) + bytes(4) + rest)
 
 
 @given(st.integers(1, 16), st.integers(1, 16), st.integers(1, 256), st.binary(min_size=1, max_size=30))
@@ -70,9 +85,10 @@ def test_every_proper_prefix_and_every_longer_encoding_is_refused(
     assert is_refused_or_canonical(blob + data.draw(st.binary(min_size=1, max_size=9)))
 
 
+@pytest.mark.parametrize("codec", ["rice", "rice4"])
 @pytest.mark.parametrize("density", [0.01, 0.05, 0.4, 0.8])
-def test_flipped_bits_of_a_large_update(density: float) -> None:
-    blob = encode(gaussian_update(70_000, density, dense=2))
+def test_flipped_bits_of_a_large_update(density: float, codec: Codec) -> None:
+    blob = encode(gaussian_update(70_000, density, dense=2), codec=codec)
     for bit in range(0, 8 * len(blob), 8 * len(blob) // 20 + 7):
         changed = bytearray(blob)
         changed[bit // 8] ^= 1 << bit % 8
@@ -84,6 +100,8 @@ CLAIMS = {
     "dense values": HEAD + b"\x01" + b"\xfe\xff\xff\xff\x0f" + b"\x01" + bytes(4) + b"\0\0",
     "groups": HEAD + FULL_VARINT + b"\0" + b"\x80\x80\x04" + bytes(300),
     "too many groups": HEAD + FULL_VARINT + b"\0" + FULL_VARINT,
+    "blocks of four lanes": RICE4 + FULL_VARINT + b"\0\x01" + bytes(4) + bytes(300),
+    "lane": RICE4 + b"\x80\x80\x04\0\x01" + bytes(4) + b"\x80\x80\x02" + b"\0\0\0" + FULL_VARINT,
     "stream": HEAD + b"\x80\x80\x04\0\x01" + bytes(4) + b"\x80\x80\x04" + FULL_VARINT,
     "segments": CONTEXT + FULL_VARINT + b"\0\x01" + bytes(4) + varints(0, 2**20, 1, 1, 4095) + bytes(50),
     "positions": CONTEXT + FULL_VARINT + b"\0\x01" + bytes(4) + varints(0, 65535, 65537) + b"\x01\x08" + bytes(8),

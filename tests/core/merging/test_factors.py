@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
-from compeft_core.merging.lora_factors import FACTOR_METHODS, Factors, FactorSettings, merge_factors
+from compeft_core.merging.lora_factors import FACTOR_METHODS, FactorSettings, LoraFactors, merge_factors
 
 ROWS, COLUMNS = 30, 41
 RANKS = [2, 5, 3]
 WEIGHTS = [1.0, 3.0, 0.5]
 
 
-def experts(ranks: list[int] = RANKS, seed: int = 0) -> list[Factors]:
+def experts(ranks: list[int] = RANKS, seed: int = 0) -> list[LoraFactors]:
     rng = np.random.default_rng(seed)
-    return [Factors(rng.standard_normal((ROWS, r)), rng.standard_normal((r, COLUMNS))) for r in ranks]
+    return [LoraFactors(rng.standard_normal((ROWS, r)), rng.standard_normal((r, COLUMNS))) for r in ranks]
 
 
-def dense(factors: Factors) -> np.ndarray:
+def dense(factors: LoraFactors) -> np.ndarray:
     return factors.b @ factors.a
 
 
@@ -106,9 +106,9 @@ def test_one_expert_is_merged_to_itself(method: str) -> None:
 @pytest.mark.parametrize("method", FACTOR_METHODS)
 def test_experts_that_share_directions_or_are_zero_are_merged_without_warning(method: str) -> None:
     one, _, other = experts()
-    same = [one, one, Factors(np.zeros_like(other.b), other.a)]
+    same = [one, one, LoraFactors(np.zeros_like(other.b), other.a)]
     assert np.isfinite(dense(merge_factors(method, same, FactorSettings()))).all()
-    nothing = Factors(np.zeros((ROWS, 2)), one.a)
+    nothing = LoraFactors(np.zeros((ROWS, 2)), one.a)
     assert not dense(merge_factors(method, [nothing, nothing], FactorSettings())).any()
 
 
@@ -126,11 +126,11 @@ def test_what_cannot_be_merged_is_refused() -> None:
     with pytest.raises(InputError, match="no experts"):
         merge_factors("iso_c", [], FactorSettings())
     with pytest.raises(LayoutMismatchError, match="different shapes"):
-        merge_factors("iso_c", [*experts(), Factors(np.ones((3, 1)), np.ones((1, 4)))], FactorSettings())
+        merge_factors("iso_c", [*experts(), LoraFactors(np.ones((3, 1)), np.ones((1, 4)))], FactorSettings())
     with pytest.raises(LayoutMismatchError, match="no product"):
-        merge_factors("iso_c", [Factors(np.ones((3, 2)), np.ones((1, 4)))], FactorSettings())
+        merge_factors("iso_c", [LoraFactors(np.ones((3, 2)), np.ones((1, 4)))], FactorSettings())
     with pytest.raises(NotFiniteError):
-        merge_factors("iso_c", [Factors(np.full((3, 1), np.nan), np.ones((1, 4)))], FactorSettings())
+        merge_factors("iso_c", [LoraFactors(np.full((3, 1), np.nan), np.ones((1, 4)))], FactorSettings())
     for bad in ({"keep": 0.0}, {"rank": 0}, {"coefficient": math.inf}):
         with pytest.raises(InputError):
             FactorSettings(**bad)
