@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compeft_core.compress import read_only
-from compeft_core.errors import FormatError, LimitError
+from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_core.format.header import MAGIC, Reader, varints
 from compeft_core.parallel import shares, spread
 from compeft_core.product import model
-from compeft_core.product.symbols import MAX_COMPONENTS, ProductLimits, ProductSymbols, Shape, check_shapes
+from compeft_core.product.symbols import ProductLimits, ProductSymbols, Shape, check_shapes
 
 CODEC = 3
 """Codec id in the header."""
@@ -70,8 +70,14 @@ def _segment(first: int, shapes: Sequence[Shape]) -> Segment:
 
 
 def write_product(symbols: ProductSymbols, *, workers: int = 1) -> bytes:
-    """The one encoding of symbols; segments whose streams would be too short for their entries are refused (`is_plausible`)."""
-    segments = segments_of(symbols.shapes)
+    """The one encoding of symbols. Errors: InputError where no encoding stands for them."""
+    segments = segments_of(check_shapes(symbols.shapes))
+    if symbols.ranks.size != len(symbols.shapes) or (symbols.ranks < 0).any() or symbols.scales.size != symbols.ranks.sum():
+        raise InputError(
+            f"{symbols.scales.size} scales for {symbols.ranks.size} ranks and {len(symbols.shapes)} shapes do not fit together"
+        )
+    if symbols.entries.size != symbols.starts[-1]:
+        raise InputError(f"there are {symbols.entries.size} entries, ranks and shapes make {symbols.starts[-1]}")
     bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(symbols.ranks)])
     starts = symbols.starts
 
@@ -80,7 +86,10 @@ def write_product(symbols: ProductSymbols, *, workers: int = 1) -> bytes:
         for s in segments[first:last]:
             scales = symbols.scales[bounds[s.first] : bounds[s.stop]]
             entries = symbols.entries[starts[s.first] : starts[s.stop]].astype(np.int16)
-            made.append(write_stream(s, Part(symbols.ranks[s.first : s.stop].copy(), scales.copy(), entries)))
+            stream = write_stream(s, Part(symbols.ranks[s.first : s.stop].copy(), scales.copy(), entries))
+            if not is_plausible(entries.size, len(stream)):
+                raise InputError(f"{entries.size} entries take {len(stream)} bytes: too few for a decoder to believe")
+            made.append(stream)
         return made
 
     streams = sum(spread(write, shares(len(segments), workers)), list[bytes]()) if segments else []
@@ -93,58 +102,76 @@ def assemble(modules: int, streams: Sequence[bytes]) -> bytes:
 
 
 def write_stream(segment: Segment, part: Part) -> bytes:
-    """The stream of one segment."""
-    room = part.entries.size + 4 * part.scales.size + part.ranks.size + 64
+    """The stream of one segment. Errors: InputError on symbols that no stream stands for."""
+    room = part.entries.size // 2 + 4 * part.scales.size + part.ranks.size + 64
     while True:
         stream = np.empty(room, np.uint8)
-        length = _code(segment, part, stream)
+        length = _write(segment, part, stream)
         if length >= 0:
             return stream[:length].tobytes()
-        if room > 8 * part.entries.size + (1 << 20):
-            raise FormatError("symbols cannot be written: a vector is zero, or an entry or a scale code too large")
+        if length == model.INVALID:
+            raise InputError(
+                "symbols cannot be written: a vector is zero, an entry has the wrong parity, or a number is out of range"
+            )
         room *= 4
 
 
 def is_plausible(entries: int, octets: int) -> bool:
     """Whether a stream of so many bytes may stand for so many entries."""
-    return entries <= ENTRIES_PER_BYTE * (octets + SLACK)
+    return entries <= _most_entries(octets)
 
 
-def _code(segment: Segment, part: Part, stream: NDArray[np.uint8]) -> int:
+def _most_entries(octets: int) -> int:
+    return ENTRIES_PER_BYTE * (octets + SLACK)
+
+
+def _write(segment: Segment, part: Part, stream: NDArray[np.uint8]) -> int:
     logits, ages = model.new_model()
+    sides = segment.rows, segment.columns
     coder = model.start(stream, False)
-    coder = model.code_ranks(part.ranks, segment.same, MAX_COMPONENTS, logits, ages, coder, stream, False)
-    coder = model.code_scales(part.scales, part.ranks, logits, ages, coder, stream, False)
-    coder = model.code_modules(part.entries, part.ranks, segment.rows, segment.columns, logits, ages, coder, stream, False)
+    coder = model.code_ranks(part.ranks, *sides, segment.same, np.iinfo(np.int64).max, logits, ages, coder, stream, False)
+    if coder[3] >= 0:
+        coder = model.code_scales(part.scales, part.ranks, logits, ages, coder, stream, False)
+    if coder[3] >= 0:
+        coder = model.code_modules(part.entries, part.ranks, *sides, logits, ages, coder, stream, False)
     return model.finish(coder, stream)
 
 
-def read_stream(segment: Segment, stream: NDArray[np.uint8], limits: ProductLimits) -> Part:
-    """The symbols of one segment. Errors: FormatError, LimitError; nothing is allocated for a claim that the stream is too short for."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    """A stream whose ranks are read: the model and the coder where they are then, and the entries that it claims."""
+
+    segment: Segment
+    stream: NDArray[np.uint8]
+    ranks: NDArray[np.int64]
+    logits: NDArray[np.int64]
+    ages: NDArray[np.int64]
+    coder: model.Coder
+    entries: int
+
+
+def _open(segment: Segment, stream: NDArray[np.uint8], limits: ProductLimits) -> _Opened:
     logits, ages = model.new_model()
+    ranks, most = np.zeros(segment.rows.size, np.int64), _most_entries(stream.size)
     coder = model.start(stream, True)
-    ranks = np.zeros(segment.rows.size, np.int64)
-    coder = model.code_ranks(ranks, segment.same, MAX_COMPONENTS, logits, ages, coder, stream, True)
+    coder = model.code_ranks(ranks, segment.rows, segment.columns, segment.same, most, logits, ages, coder, stream, True)
     if coder[3] < 0:
         raise FormatError(
-            f"modules from {segment.first} on claim more than {MAX_COMPONENTS} components, or their stream ends early"
+            f"a stream of {stream.size} bytes claims more components than it or the shapes have room for, or ends early"
         )
-    if int(ranks.max(initial=0)) > limits.rank:
-        raise LimitError(f"a module has {int(ranks.max())} components, the cap is {limits.rank}")
-    if (ranks > np.minimum(segment.rows, segment.columns)).any():
-        raise FormatError("a module has more components than rows or columns")
-    entries = int((ranks * (segment.rows + segment.columns)).sum())
-    if not is_plausible(entries, stream.size):
-        raise FormatError(f"a stream of {stream.size} bytes claims {entries} entries")
-    if entries > limits.entries:
-        raise LimitError(f"encoding holds {entries} entries, the cap is {limits.entries}")
-    part = Part(ranks, np.zeros(int(ranks.sum()), np.int64), np.zeros(entries, np.int16))
-    coder = model.code_scales(part.scales, ranks, logits, ages, coder, stream, True)
-    if coder[3] < 0:
-        raise FormatError("a scale code is out of range")
-    coder = model.code_modules(part.entries, ranks, segment.rows, segment.columns, logits, ages, coder, stream, True)
-    if coder[3] < 0 or not model.is_finished(coder, stream):
-        raise FormatError(f"modules {segment.first} to {segment.stop - 1}: not the canonical stream of their symbols")
+    if (rank := int(ranks.max(initial=0))) > limits.rank:
+        raise LimitError(f"a module has {rank} components, the cap is {limits.rank}")
+    return _Opened(segment, stream, ranks, logits, ages, coder, int((ranks * (segment.rows + segment.columns)).sum()))
+
+
+def _read(opened: _Opened) -> Part:
+    o, s = opened, opened.segment
+    part = Part(o.ranks, np.zeros(int(o.ranks.sum()), np.int64), np.zeros(o.entries, np.int16))
+    coder = model.code_scales(part.scales, o.ranks, o.logits, o.ages, o.coder, o.stream, True)
+    if coder[3] >= 0:
+        coder = model.code_modules(part.entries, o.ranks, s.rows, s.columns, o.logits, o.ages, coder, o.stream, True)
+    if coder[3] < 0 or not model.is_finished(coder, o.stream):
+        raise FormatError(f"modules {s.first} to {s.stop - 1}: not the canonical stream of any symbols")
     return part
 
 
@@ -155,17 +182,37 @@ def parse_product(
 
     Errors: FormatError on anything but the encoding of some symbols of such shapes; LimitError above `limits`; InputError on shapes.
     """
+    known, opened = _open_all(blob, shapes, limits)
+
+    def read(first: int, last: int) -> list[Part]:
+        return [_read(o) for o in opened[first:last]]
+
+    return symbols_of(known, sum(spread(read, shares(len(opened), workers)), list[Part]()) if opened else [])
+
+
+def check_product(
+    blob: bytes | memoryview, shapes: Sequence[Shape], limits: ProductLimits = DEFAULT_LIMITS, *, workers: int = 1
+) -> int:
+    """Check every byte as `parse_product`, keep no symbols, and return the number of components. Errors: as there."""
+    _, opened = _open_all(blob, shapes, limits)
+
+    def read(first: int, last: int) -> int:
+        return sum(_read(o).scales.size for o in opened[first:last])
+
+    return sum(spread(read, shares(len(opened), workers))) if opened else 0
+
+
+def _open_all(
+    blob: bytes | memoryview, shapes: Sequence[Shape], limits: ProductLimits
+) -> tuple[tuple[Shape, ...], list[_Opened]]:
+    """Ranks of all segments, before anything is allocated for entries."""
     known = check_shapes(shapes)
     segments = segments_of(known)
     streams = _streams(Reader(bytes(blob)), len(known), len(segments))
-
-    def read(first: int, last: int) -> list[Part]:
-        return [read_stream(segments[i], streams[i], limits) for i in range(first, last)]
-
-    parts = sum(spread(read, shares(len(segments), workers)), list[Part]()) if segments else []
-    if (entries := sum(p.entries.size for p in parts)) > limits.entries:
+    opened = [_open(segment, stream, limits) for segment, stream in zip(segments, streams, strict=True)]
+    if (entries := sum(o.entries for o in opened)) > limits.entries:
         raise LimitError(f"encoding holds {entries} entries, the cap is {limits.entries}")
-    return symbols_of(known, parts)
+    return known, opened
 
 
 def symbols_of(shapes: tuple[Shape, ...], parts: Sequence[Part]) -> ProductSymbols:
@@ -176,27 +223,6 @@ def symbols_of(shapes: tuple[Shape, ...], parts: Sequence[Part]) -> ProductSymbo
     kind = np.int8 if small else np.int16
     entries = np.concatenate([np.zeros(0, kind), *(p.entries.astype(kind) for p in parts)])
     return ProductSymbols(shapes, read_only(ranks), read_only(scales), read_only(entries))
-
-
-def check_product(
-    blob: bytes | memoryview, shapes: Sequence[Shape], limits: ProductLimits = DEFAULT_LIMITS, *, workers: int = 1
-) -> int:
-    """Check every byte as `parse_product`, a segment at a time, and keep nothing; the number of components. Errors: as there."""
-    known = check_shapes(shapes)
-    segments = segments_of(known)
-    streams = _streams(Reader(bytes(blob)), len(known), len(segments))
-
-    def read(first: int, last: int) -> tuple[int, int]:
-        counts, sizes = 0, 0
-        for i in range(first, last):
-            part = read_stream(segments[i], streams[i], limits)
-            counts, sizes = counts + part.scales.size, sizes + part.entries.size
-        return counts, sizes
-
-    done = spread(read, shares(len(segments), workers)) if segments else []
-    if (entries := sum(size for _, size in done)) > limits.entries:
-        raise LimitError(f"encoding holds {entries} entries, the cap is {limits.entries}")
-    return sum(count for count, _ in done)
 
 
 def _streams(reader: Reader, modules: int, segments: int) -> list[NDArray[np.uint8]]:

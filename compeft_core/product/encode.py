@@ -29,7 +29,6 @@ from compeft_core.product.blob import (
 from compeft_core.product.low_rank import LowRank, Matrix, Spectrum, spectrum_of
 from compeft_core.product.quantise import quantise
 from compeft_core.product.symbols import (
-    MAX_COMPONENTS,
     MAX_ENTRY,
     MAX_SCALE,
     MIN_SCALE,
@@ -341,7 +340,7 @@ def _quantise(module: _Module, step: float, tuning: Tuning, max_rank: int) -> _C
     x, w = module.low_rank, module.weight
     (m, _), (_, n) = x.left.shape, x.right.shape
     kept = int((w * module.spectrum.values > tuning.keep * step).sum())
-    kept = min(kept, max_rank, m, n, MAX_COMPONENTS)
+    kept = min(kept, max_rank, m, n)
     if kept == 0:
         return _nothing()
     parts = module.left_parts(kept)

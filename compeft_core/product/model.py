@@ -35,11 +35,13 @@ LEVELS = 14
 """Unary part of a magnitude; what is larger goes on by Exp-Golomb."""
 BINS = 32
 """Bins of a mean magnitude, two for each factor of two; bin 12 begins at 1."""
+INVALID, NO_ROOM = -1, -2
+"""Places that say why coding stopped."""
 NONE = 0
 """The context that is always 0."""
 RANK = 1
-SCALE = RANK + 56
-ZERO_MEAN = SCALE + 192
+SCALE = RANK + 48
+ZERO_MEAN = SCALE + 2 * 36
 ZERO_NEAR = ZERO_MEAN + 2 * BINS
 MORE_MEAN = ZERO_NEAR + 2 * BINS
 MORE_NEAR = MORE_MEAN + LEVELS * BINS
@@ -67,10 +69,10 @@ def start(stream: Octets, decoding: bool) -> Coder:
 
 @kernel
 def finish(coder: Coder, stream: Octets) -> int:
-    """Write the end of a stream; its length, or -1 if there was no room."""
+    """Write the end of a stream; its length, or NO_ROOM, or INVALID if the symbols were."""
     last, at = last_octet(coder[0]), coder[3]
     if at < 0 or (last != 0 and at >= stream.size):
-        return -1
+        return INVALID if at == INVALID else NO_ROOM
     if last != 0:
         stream[at] = last
         return at + 1
@@ -117,12 +119,21 @@ def _decide(
 
 @kernel
 def code_ranks(
-    ranks: Ints, same: Ints, most: int, logits: Ints, ages: Ints, coder: Coder, stream: Octets, decoding: bool
+    ranks: Ints,
+    rows: Ints,
+    columns: Ints,
+    same: Ints,
+    most: int,
+    logits: Ints,
+    ages: Ints,
+    coder: Coder,
+    stream: Octets,
+    decoding: bool,
 ) -> Coder:
-    """Code the number of components of each module, unary. same[i]: the module before i of the same shape, or -1. When more than
-    `most` are claimed, the place becomes negative.
+    """Code the number of components of each module, unary. same[i]: the module before i of the same shape, or -1. INVALID when a module
+    has more components than rows or columns, or all of them more than `most` entries.
     """
-    before = 0
+    before, entries = 0, 0
     for i in range(ranks.size):
         near = ranks[same[i]] if same[i] >= 0 else 0
         count = 0
@@ -134,8 +145,9 @@ def code_ranks(
             if more == 0:
                 break
             count += 1
-            if count > most or (decoding and coder[3] > stream.size):
-                return coder[0], coder[1], coder[2], -1
+            entries += rows[i] + columns[i]
+            if count > min(rows[i], columns[i]) or entries > most or (decoding and coder[3] > stream.size):
+                return coder[0], coder[1], coder[2], INVALID
         ranks[i] = count
         before = count
     return coder
@@ -148,10 +160,13 @@ def code_scales(scales: Ints, ranks: Ints, logits: Ints, ages: Ints, coder: Code
     for i in range(ranks.size):
         before = first
         for j in range(ranks[i]):
-            delta, coder = _code_number(scales[c] - before, SCALE + 96 * int64(j > 0), logits, ages, coder, stream, decoding)
+            base = SCALE + 36 * int64(j > 0)
+            delta, coder = _code_difference(scales[c] - before, base, logits, ages, coder, stream, decoding)
             before += delta
-            if before < MIN_SCALE or before > MAX_SCALE or coder[3] < 0:
-                return coder[0], coder[1], coder[2], -1
+            if before < MIN_SCALE or before > MAX_SCALE or (not decoding and before != scales[c]):
+                return coder[0], coder[1], coder[2], INVALID
+            if coder[3] < 0 or (decoding and coder[3] > stream.size):
+                return coder[0], coder[1], coder[2], NO_ROOM
             scales[c] = before
             c += 1
             if j == 0:
@@ -160,24 +175,27 @@ def code_scales(scales: Ints, ranks: Ints, logits: Ints, ages: Ints, coder: Code
 
 
 @kernel
-def _code_number(
+def _code_difference(
     value: int, base: int, logits: Ints, ages: Ints, coder: Coder, stream: Octets, decoding: bool
 ) -> tuple[int, Coder]:
-    """A signed number: how many bits |value| has, unary; the bits below the highest, the upper one in a context; the sign."""
+    """A number in -2047..2047: how many bits |value| has, unary; those below the highest; the sign, if it is not 0.
+
+    Example: -6 has 3 bits: "more" in the contexts 0, 1, 2, "no more" in 3, then the bits 1 (in context 12 + 3) and 0, then "negative".
+    """
     size, magnitude = 0, abs(value)
-    while True:
+    while size < 11:
         more, coder = _decide(int64(magnitude >> size != 0), base + size, NONE, logits, ages, coder, stream, decoding)
-        if more == 0 or size == 12:
+        if more == 0:
             break
         size += 1
-    got = 1 if size else 0
-    for i in range(size - 2, -1, -1):
-        context = base + 32 + size if i == size - 2 else NONE
-        low, coder = _decide((magnitude >> i) & 1, context, NONE, logits, ages, coder, stream, decoding)
-        got = got << 1 | low
-    if got == 0:
+    if size == 0:
         return 0, coder
-    negative, coder = _decide(int64(value < 0), base + 64 + size, NONE, logits, ages, coder, stream, decoding)
+    got = 1
+    for i in range(size - 2, -1, -1):
+        context = base + 12 + size if i == size - 2 else NONE
+        bit, coder = _decide((magnitude >> i) & 1, context, NONE, logits, ages, coder, stream, decoding)
+        got = got << 1 | bit
+    negative, coder = _decide(int64(value < 0), base + 24 + size, NONE, logits, ages, coder, stream, decoding)
     return (-got if negative else got), coder
 
 
@@ -193,7 +211,7 @@ def code_modules(
     stream: Octets,
     decoding: bool,
 ) -> Coder:
-    """Code the entries of all components. The place becomes negative when there is no room, a vector is zero or an entry too large."""
+    """Code the entries of all components. INVALID where a vector is zero or an entry too large or not of its state's parity."""
     at, first = 0, ONE >> 2
     for i in range(ranks.size):
         left = first
@@ -230,7 +248,7 @@ def bin_of(mean: int) -> int:
 def _code_vector(
     entries: Entries, mean: int, logits: Ints, ages: Ints, coder: Coder, stream: Octets, decoding: bool
 ) -> tuple[int, Coder]:
-    """Code one vector under the dependent quantiser, beginning with the running mean of the vector before; its own running mean."""
+    """Code one vector (of zeros when decoding) under the dependent quantiser, beginning with the running mean of another; its own."""
     for q in range(2):
         logits[VECTOR + q], ages[VECTOR + q] = 0, 0
     near, state, some = mean, 0, 0
@@ -252,20 +270,20 @@ def _code_vector(
             level, coder = _code_level(magnitude, a, b, logits, ages, (low, high, word, at), stream, decoding)
             sign, (low, high, word, at) = code_bit(int64(value < 0), ONE >> 1, coder, stream, decoding)
             size = 2 * level - q
-            if size >= MAX_ENTRY:
-                return mean, (low, high, word, -1)
-            entries[t] = -size if sign else size
+            if size >= MAX_ENTRY or (not decoding and size != abs(value)):
+                return mean, (low, high, word, INVALID)
+            if decoding:
+                entries[t] = -size if sign else size
             mean += (((size << 16) - mean) * MEAN_RATES[min(t, AGES - 1)]) >> 16
             near += ((size << 16) - near) >> 3
             some = 1
         else:
-            entries[t] = 0
             mean += (-mean * MEAN_RATES[min(t, AGES - 1)]) >> 16
             near += -near >> 3
         state = NEXT[state, level & 1]
         if at < 0 or (decoding and at > stream.size):
-            return mean, (low, high, word, -1)
-    return mean, (low, high, word, at if some else -1)
+            return mean, (low, high, word, NO_ROOM)
+    return mean, (low, high, word, at if some else INVALID)
 
 
 @kernel

@@ -27,8 +27,6 @@ MAX_ENTRY = 1 << 15
 """Entries lie in -MAX_ENTRY + 1..MAX_ENTRY - 1."""
 MAX_SIDE = 1 << 24
 MAX_MODULES = 1 << 16
-MAX_COMPONENTS = 1 << 12
-"""Of one module, whatever its shape and the caller's limits say."""
 
 
 class Factors(NamedTuple):
@@ -43,7 +41,7 @@ class ProductLimits:
     """What a decoder accepts: components of one module, and entries (components times m + n) of all of them together."""
 
     rank: int = 256
-    entries: int = 1 << 30
+    entries: int = 1 << 28
 
 
 @dataclass(frozen=True, slots=True, eq=False)
