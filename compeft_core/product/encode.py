@@ -374,7 +374,7 @@ def _quantise(module: _Module, step: float, tuning: Tuning, max_rank: int) -> _C
 def _rounded(vectors: Matrix, tuning: Tuning) -> NDArray[np.int16]:
     entries = np.zeros(vectors.shape[::-1], np.int16)
     columns = np.ascontiguousarray(vectors.T, np.float64)
-    np.clip(columns, 1 - MAX_ENTRY, MAX_ENTRY - 1, out=columns)
+    np.clip(columns, 5 - MAX_ENTRY, MAX_ENTRY - 5, out=columns)  # so that the level above is one too
     for j in range(len(columns)):
         if not quantise(columns[j], tuning.price, tuning.rounds, entries[j]):
             entries[j] = 0

@@ -112,6 +112,12 @@ def decode(blob: bytes, shapes: list[tuple[int, int]]) -> list[list[Component]]:
 
 def decode_segment(octets: bytes, shapes: list[tuple[int, int]]) -> list[list[Component]]:
     s = Stream(octets)
+    modules = read_segment(s, shapes)
+    s.end()
+    return modules
+
+
+def read_segment(s: Stream, shapes: list[tuple[int, int]]) -> list[list[Component]]:
     ranks = read_ranks(s, shapes)
     modules, first = [], 0
     for rank in ranks:
@@ -124,7 +130,6 @@ def decode_segment(octets: bytes, shapes: list[tuple[int, int]]) -> list[list[Co
             component.left, mean = read_vector(s, m, mean)
             component.right, _ = read_vector(s, n, mean)
             first_mean = mean if j == 0 else first_mean
-    s.end()
     return modules
 
 
