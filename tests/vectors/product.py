@@ -146,7 +146,9 @@ def _other_end(shapes: Shapes) -> bytes:
         blob = _expert(budget)
         other = blob[:-1] + bytes([blob[-1] + 1 & 255])
         with suppress(reference.Malformed):
-            if reference.read_segment(reference.Stream(other[7:]), shapes) == reference.read_segment(reference.Stream(blob[7:]), shapes):
+            if reference.read_segment(reference.Stream(other[7:]), shapes) == reference.read_segment(
+                reference.Stream(blob[7:]), shapes
+            ):
                 return other
     raise AssertionError("no encoding of these has a spare last byte")
 
