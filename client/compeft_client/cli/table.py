@@ -52,6 +52,7 @@ COMMANDS = tuple(
         ("experts", AGGREGATOR, "compeft_server.cli.versions", "server", "List, promote, roll back and retire experts."),
         ("forget", AGGREGATOR, "compeft_server.cli.versions", "server", "Merge an expert again without one client."),
         ("rotate-key", AGGREGATOR, "compeft_server.cli.clients", "server", "Make the aggregator's next signing key."),
+        ("kpi", AGGREGATOR, "compeft_server.cli.kpi", "server", "Add business metrics beside an expert's bytes."),
         ("gc", AGGREGATOR, "compeft_server.cli.storage", "server", "Remove chunks and uploads that nothing refers to."),
         ("backup", AGGREGATOR, "compeft_server.cli.storage", "server", "Write ledger, keys and chunks to one file."),
         ("restore", AGGREGATOR, "compeft_server.cli.storage", "server", "Make a data directory from a backup."),

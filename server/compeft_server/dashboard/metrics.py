@@ -39,7 +39,7 @@ class Registry:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.registry.register(LedgerCollector(Summaries(ledger)))
+        self.registry.register(LedgerCollector(ledger))
         self.registry.register(DiskCollector(data))
 
     def text(self) -> bytes:
@@ -50,8 +50,8 @@ class Registry:
 class LedgerCollector(Collector):
     """What the ledger adds up to."""
 
-    def __init__(self, summaries: Summaries) -> None:
-        self._summaries = summaries
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger, self._summaries = ledger, Summaries(ledger)
 
     def describe(self) -> list[Metric]:
         """Nothing: registering must not read the ledger."""
@@ -76,6 +76,7 @@ class LedgerCollector(Collector):
             "compeft_refusals", "Submissions and syncs refused", ("code",), _by(ALARMING | self._summaries.refused_by_code())
         )
         yield from self._quality(shown)
+        yield _gauge("compeft_kpi", "Newest value of a business metric", ("expert", "name"), self._kpis(shown))
         members: Samples = {}
         for client in self._summaries.clients():
             key = (client.role, "enrolled" if client.revoked_at_ms is None else "revoked")
@@ -94,6 +95,10 @@ class LedgerCollector(Collector):
         yield _counter("compeft_merge_seconds", "Time spent merging", ("expert",), _by({n: m[1] for n, m in merged.items()}))
         accepted = {name: number for name, number in self._summaries.accepted().items() if name in shown}
         yield _counter("compeft_updates_accepted", "Updates accepted", ("expert",), _by(accepted))
+
+    def _kpis(self, shown: set[str]) -> Samples:
+        newest = {n: self._ledger.kpis.series(n) for n in sorted(shown)}
+        return {(n, s.kpi.name): s.values[-1].value for n, found in newest.items() for s in found if s.values}
 
     def _quality(self, shown: set[str]) -> Iterator[Metric]:
         values: Samples = {}

@@ -1,6 +1,6 @@
 """The live page's pages: each reads what it shows and renders its template. No route, no arithmetic on bytes here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from compeft_server.dashboard import figures
 from compeft_server.dashboard.figures import Card
 from compeft_server.dashboard.over_time import RANGES, TimeRange, over_time
 from compeft_server.dashboard.security import Gate
+from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.price import Price
 from compeft_server.domain.traffic import why_row_silent
 from compeft_server.ledger.ledger import Ledger
@@ -22,6 +23,7 @@ from compeft_server.ledger.totals import Moved, Summaries
 from compeft_server.reports import text
 from compeft_server.reports.chart import NARROW, WIDE, Curves, describe, draw, without_start
 from compeft_server.reports.html import TEMPLATES, environment
+from compeft_server.reports.kpi_chart import KpiChart, draw_kpi, human_value
 from compeft_server.reports.language import ENGLISH
 from compeft_server.reports.provenance import read_origin
 from compeft_server.reports.timeline import NARROW_PANELS, WIDE_PANELS, describe_timeline, draw_timeline
@@ -121,6 +123,8 @@ class Pages:
             row_savings=figures.row_savings,
             total=total,
             page=page,
+            kpis=self._kpis(name, [(v.version, v.created_at_ms) for v in reversed(shown)]),
+            kpi_value=human_value,
             **self._picture(card),
         )
 
@@ -197,6 +201,10 @@ class Pages:
         if not found:
             raise UnknownExpertError(f"there is no expert {name[:40]!a} here")
         return found[0]
+
+    def _kpis(self, name: str, versions: Sequence[tuple[int, int]]) -> list[tuple[KpiSeries, KpiChart]]:
+        series = self._site.ledger.kpis.series(name)
+        return [(s, chart) for s in series if (chart := draw_kpi(s, versions)) is not None]
 
     def _names(self) -> dict[str, str]:
         return {m.public.keyid: m.name for m in self._site.ledger.members()}

@@ -38,6 +38,7 @@ from compeft_server.ledger import audit, schema, submission_queries
 from compeft_server.ledger.audit import Entry, Event
 from compeft_server.ledger.database import open_engine, take_turn
 from compeft_server.ledger.group_commit import GroupCommit
+from compeft_server.ledger.kpis import Kpis
 from compeft_server.ledger.members import Membership, withdraw
 from compeft_server.ledger.policy_records import Terms
 
@@ -60,6 +61,7 @@ class Ledger:
         """For the readers of this folder: `totals.py`, `pages.py`."""
         self.membership = Membership(self._engine)
         self.terms = Terms(self._engine)
+        self.kpis = Kpis(self._engine)
         self._writes = GroupCommit(self._engine)
         weakref.finalize(self, _let_go, self._writes, self._engine)  # a command that opens a ledger and ends need not close it
 

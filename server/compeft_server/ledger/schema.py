@@ -183,6 +183,26 @@ quality = sa.Table(
 )
 
 
+kpis = sa.Table(
+    "kpis",
+    metadata,
+    sa.Column("expert", sa.ForeignKey("experts.expert"), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("unit", sa.String(16), nullable=False),
+    sa.Column("goal", sa.Float),
+    sa.Column("baseline", sa.Float),
+)
+
+kpi_values = sa.Table(
+    "kpi_values",
+    metadata,
+    sa.Column("expert", sa.String(128), primary_key=True),
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("value", sa.Float, nullable=False),
+    sa.ForeignKeyConstraint(["expert", "name"], ["kpis.expert", "kpis.name"]),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

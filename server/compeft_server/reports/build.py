@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
+from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.records import Arm, Expert, Member, Quality, Refusal, Round, Transfer
 from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.ledger.ledger import Ledger
@@ -34,6 +35,7 @@ class Records:
     refusals: Sequence[Refusal]
     quality: Sequence[Quality]
     since_ms: int | None = None
+    kpis: Sequence[KpiSeries] = ()
 
 
 def read_report(
@@ -58,6 +60,7 @@ def read_report(
         refusals=sorted((r for r in refusals if r.at_ms >= first), key=lambda refusal: refusal.at_ms),
         quality=[q for q in ledger.quality(expert) if math.isfinite(q.value)],
         since_ms=since_ms,
+        kpis=[_since(series, first) for series in ledger.kpis.series(expert)],
     )
     return build_report(records, dense, seconds)
 
@@ -92,9 +95,14 @@ def build_report(records: Records, dense: DenseArm | None = None, seconds: float
         since_ms=records.since_ms,
         uncompressed=_newest(_of_arm(quality, "dense")),
         kind=records.expert.kind,
+        kpis=tuple(records.kpis),
         first_ms=min((t.at_ms for t in ours), default=None),
         last_ms=max((t.at_ms for t in ours), default=None),
     )
+
+
+def _since(series: KpiSeries, first_ms: int) -> KpiSeries:
+    return KpiSeries(series.kpi, tuple(v for v in series.values if v.at_ms >= first_ms))
 
 
 def _sum(transfers: Iterable[Transfer]) -> Traffic:
@@ -143,6 +151,7 @@ def _version_rows(records: Records, transfers: Sequence[Transfer], synced: Seque
             participants=facts.participants if facts else 0,
             refused=refused[number],
             merge_seconds=facts.merge_seconds if facts else 0.0,
+            created_at_ms=facts.created_at_ms if facts else None,
         )
         rows.append(row)
     return rows

@@ -70,6 +70,10 @@ JAPANESE = {
     "measured upload rate, {rate} Mbit/s": "測定した送信速度 {rate} Mbit/s",
     "What other ways would have moved": "ほかの方式の場合の通信量",
     "Effect on {metric}": "{metric}への影響",
+    "Business metrics": "業務指標",
+    "{name}: {newest}; goal {goal}, baseline {baseline}. Marks under the axis are versions.": (
+        "{name}：{newest}、目標 {goal}、導入前 {baseline}。軸の下の印は版です。"
+    ),
     "Money": "費用",
     "At other densities": "ほかの密度の場合",
     "GPU use": "GPU の利用",

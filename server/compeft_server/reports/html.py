@@ -17,6 +17,7 @@ from compeft_server.reports import text
 from compeft_server.reports.card_tables import labelled
 from compeft_server.reports.chart import NARROW, WIDE, curves_of, describe, draw
 from compeft_server.reports.extras import Extras
+from compeft_server.reports.kpi_chart import draw_kpi, human_value
 from compeft_server.reports.language import ENGLISH, Language
 from compeft_server.reports.other_ways import other_costs
 from compeft_server.reports.report import Report
@@ -75,6 +76,8 @@ def to_html(report: Report, extras: Extras = Extras(), say: Language = ENGLISH) 
             methods=text.METHODS,
             links=rp.link_times(report),
             rate=rp.measured_rate(report),
+            kpis=[(s, c) for s in report.kpis if (c := draw_kpi(s, report.publications)) is not None],
+            kpi_value=human_value,
             other_costs=other_costs(report),
             other_ways_note=text.OTHER_WAYS_NOTE,
             quality_of=text.quality_of(report, say),

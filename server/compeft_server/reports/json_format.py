@@ -91,6 +91,7 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
         f"deviation_{report.metric}": report.deviation,
         "runs": [{"run": r.run, "version": r.version, report.metric: r.score.mean} for r in report.runs],
         "cost": _cost_json(report, extras.price) if extras.price else None,
+        "kpis": [{**asdict(s.kpi), "values": [{"at_ms": v.at_ms, "value": v.value} for v in s.values]} for s in report.kpis],
         "other_ways": [
             {"name": c.way.name, "payload_bytes": c.payload_bytes, "bits_per_parameter": c.way.bits, "how": c.way.how}
             for c in other_costs(report)

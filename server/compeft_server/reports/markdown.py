@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from compeft_server.reports import text
 from compeft_server.reports.extras import Extras
+from compeft_server.reports.kpi_chart import human_value
 from compeft_server.reports.other_ways import other_costs
 from compeft_server.reports.report import Report, link_times, measured_rate, row_savings
 from compeft_server.reports.text import human_bytes, human_metric, human_score, human_seconds, human_times
@@ -13,7 +14,15 @@ def to_markdown(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008
     """The text; ends with a newline."""
     name = _cell(report.expert)
     parts = [f"# Bandwidth report: {name}", text.verdict(report), *_since(report), *_quality(report), *_versions(report)]
-    parts += [*_time(report), *_other_ways(report), *_money(report, extras), *_densities(report, extras), *_pool(extras), *_how()]
+    parts += [
+        *_kpis(report),
+        *_time(report),
+        *_other_ways(report),
+        *_money(report, extras),
+        *_densities(report, extras),
+        *_pool(extras),
+        *_how(),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -82,6 +91,19 @@ def _time(report: Report) -> list[str]:
         sizes = (led.dense_fp32_bytes, led.dense_bf16_bytes, led.wire_bytes)
         rows.append((text.rate_name(rate), *(human_seconds(8 * size / rate / clients) for size in sizes)))
     return ["## Transfer time of one client", _table(("link", "dense fp32", "dense bf16", "wire"), rows)]
+
+
+def _kpis(report: Report) -> list[str]:
+    rows = [
+        (
+            s.kpi.name,
+            *(human_value(v, s.kpi.unit) for v in (s.values[-1].value, s.kpi.goal, s.kpi.baseline)),
+            text.iso(s.values[-1].at_ms),
+        )
+        for s in report.kpis
+        if s.values
+    ]
+    return ["## Business metrics", _table(("", "newest", "goal", "baseline", "at"), rows)] if rows else []
 
 
 def _other_ways(report: Report) -> list[str]:

@@ -7,6 +7,7 @@ the bytes that led to a version of known quality, beside that quality; where the
 
 from dataclasses import dataclass
 
+from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.records import Kind, Refusal
 from compeft_server.domain.traffic import LinkTime, Score, Traffic, add, times_of, why_row_silent, why_silent
 
@@ -27,6 +28,7 @@ class VersionRow:
     participants: int
     refused: int
     merge_seconds: float
+    created_at_ms: int | None = None
 
     @property
     def traffic(self) -> Traffic:
@@ -116,11 +118,17 @@ class Report:
     kind: Kind = "composed"
     first_ms: int | None = None
     last_ms: int | None = None
+    kpis: tuple[KpiSeries, ...] = ()
 
     @property
     def traffic(self) -> Traffic:
         """Both directions."""
         return add((self.up, self.down))
+
+    @property
+    def publications(self) -> list[tuple[int, int]]:
+        """(version, publication in ms) of every published version of the report."""
+        return [(row.version, row.created_at_ms) for row in self.versions if row.created_at_ms is not None]
 
     @property
     def final(self) -> VersionRow | None:

@@ -242,6 +242,9 @@ def _lines(report: Report) -> list[str]:
         *_relayed(traffic),
         verdict(report),
     ]
+    lines += [
+        f"{printable(s.kpi.name)}: {s.values[-1].value:g} {printable(s.kpi.unit)}".rstrip() for s in report.kpis if s.values
+    ]
     return [*lines, dense_verdict(report)] if report.dense else lines
 
 
