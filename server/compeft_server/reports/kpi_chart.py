@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from compeft_server.domain.kpi import KpiSeries
 from compeft_server.reports.chart import Tick, metric_steps
 
+DAY_MS = 24 * 3600 * 1000
 MAX_MARKS = 60
 """Versions that are marked on the axis; of more, the newest."""
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960.0, 220.0, 74.0, 16.0, 14.0, 40.0
@@ -50,6 +51,6 @@ def draw_kpi(series: KpiSeries, versions: Sequence[tuple[int, int]]) -> KpiChart
         goal=None if kpi.goal is None else y(kpi.goal),
         baseline=None if kpi.baseline is None else y(kpi.baseline),
         value_ticks=tuple(Tick(y(s), f"{s:g}") for s in steps),
-        time_ticks=tuple(Tick(x(at), datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%d")) for at in places),
+        time_ticks=tuple(Tick(x(at), datetime.fromtimestamp(at / 1000, UTC).strftime("%H:%M" if last - first < 2 * DAY_MS else "%Y-%m-%d")) for at in places),
         versions=tuple(Tick(x(at), f"v{number}") for number, at in versions[-MAX_MARKS:]),
     )
