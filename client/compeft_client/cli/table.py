@@ -71,7 +71,7 @@ COMMANDS = tuple(
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "client": ("cmaes", "flwr", "peft", "safetensors", "torch", "transformers"),
-    "server": ("alembic", "flwr", "grpc_reflection", "jinja2", "sqlalchemy", "structlog"),
+    "server": ("alembic", "babel", "flwr", "grpc_reflection", "jinja2", "sqlalchemy", "structlog"),
     "web": ("fastapi", "prometheus_client", "python_multipart", "uvicorn"),
     "postgres": ("psycopg",),
     "object-store": ("obstore",),

@@ -1,4 +1,4 @@
-"""One thread that writes for all: whatever waits goes into one transaction, so that one fsync pays for many.
+"""One thread that writes for all: what waits goes into one transaction, so one fsync pays for many. And what reads and writes through it.
 
 Promises: a write is durable when its future has a result; one that fails leaves nothing and spoils no other; they happen in the
 order in which they were asked for. A write is a function of the connection alone, since it may run twice.
@@ -6,13 +6,20 @@ order in which they were asked for. A write is a function of the connection alon
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import sqlalchemy as sa
 
-from compeft_server.ledger.database import take_turn
+from compeft_server.ledger import audit, schema
+from compeft_server.ledger.audit import Event
+from compeft_server.ledger.database import read, take_turn
+
+T = TypeVar("T")
+INSERTS = {table.name: sa.insert(table) for table in schema.metadata.tables.values()}
+"""Built once: building a statement takes longer than running it."""
 
 Write = Callable[[sa.Connection], None]
 MAX_TOGETHER = 256
@@ -84,3 +91,32 @@ class GroupCommit:
             return
         for waiting in together:
             waiting.done.set_result(None)
+
+
+class Tables:
+    """Reading and writing the tables of one subject; its subclasses are what a Ledger is made of."""
+
+    def __init__(self, engine: sa.Engine, writes: GroupCommit) -> None:
+        self._engine, self._writes = engine, writes
+
+    def _insert(self, table: sa.Table, row: dict[str, object], happened: Event | None = None) -> None:
+        self._writes.write(lambda connection: add_row(connection, table, row, happened))
+
+    def _column(self, query: sa.Select[bytes]) -> Iterator[bytes]:
+        with self._engine.connect() as connection:
+            yield from connection.execution_options(yield_per=1000).execute(query).scalars()
+
+    def _rows(self, query: sa.Select[tuple[object, ...]]) -> Sequence[sa.Row[tuple[object, ...]]]:
+        return read(self._engine, query)
+
+
+def add_row(connection: sa.Connection, table: sa.Table, row: dict[str, object], happened: Event | None) -> None:
+    """Insert one row, after the audit entry of what it is about if there is one."""
+    if happened is not None:
+        audit.append(connection, happened)
+    connection.execute(INSERTS[table.name], row)
+
+
+def first(rows: list[T]) -> T | None:
+    """The first of these, None of none."""
+    return rows[0] if rows else None

@@ -9,10 +9,60 @@ from typing import cast
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from compeft_core.errors import InputError
 from compeft_proto.errors import ConflictError, UnknownKeyError
 from compeft_proto.keys import PublicKey
+from compeft_server.domain.policy import ROLE
 from compeft_server.domain.records import Certified, Enrolled, Invited, Member, Role
 from compeft_server.ledger import audit, schema
+from compeft_server.ledger.database import take_turn
+from compeft_server.ledger.group_commit import Tables, first
+
+
+class KeyRows(Tables):
+    """Who is enrolled, by key."""
+
+    def enrol(self, name: str, public: PublicKey, role: Role, now_ms: int) -> None:
+        """Add a key. The same again is nothing; another name, role or key under one of them is a ConflictError.
+
+        A name that begins like a role of the policy is an InputError.
+        """
+        if name.startswith(ROLE):
+            raise InputError(f"member name {name[:40]!a} begins like a role of the policy: choose another")
+        known = [m for m in self.members() if (m.name == name and not m.revoked) or m.public == public]
+        if known == [Member(name, public, role, revoked=False)]:
+            return
+        if known:
+            raise ConflictError(
+                f"{known[0].name!r} is enrolled with key {known[0].public.keyid} as {known[0].role}: revoke it first"
+            )
+        row = {"keyid": public.keyid, "public": public.raw, "name": name, "role": role, "enrolled_at_ms": now_ms}
+        try:
+            self._insert(schema.keys, row, audit.event(now_ms, "enrol", name, keyid=public.keyid, role=role))
+        except sa.exc.IntegrityError as error:
+            raise ConflictError(f"{name!r} or key {public.keyid} was enrolled by somebody else just now") from error
+
+    def revoke(self, name: str, now_ms: int) -> bool:
+        """Refuse a member from now on, and whom its name was invited for. False if there is neither."""
+        with self._engine.begin() as connection:
+            take_turn(connection)
+            found = connection.execute(
+                sa.update(schema.keys).where(schema.keys.c.name == name, schema.keys.c.revoked_at_ms.is_(None)),
+                {"revoked_at_ms": now_ms},
+            )
+            changed = found.rowcount + withdraw(connection, name, now_ms)
+            if changed:
+                audit.append(connection, audit.event(now_ms, "revoke", name))
+            return bool(changed)
+
+    def members(self) -> list[Member]:
+        """Everybody enrolled, by name; a member that changed its key has one entry for each, the newest first."""
+        newest_first = self._rows(sa.select(schema.keys).order_by(schema.keys.c.enrolled_at_ms.desc()))
+        return sorted((_member(row) for row in newest_first), key=lambda member: member.name)
+
+    def member(self, keyid: str) -> Member | None:
+        """The member with this key, revoked or not."""
+        return first([_member(row) for row in self._rows(sa.select(schema.keys).where(schema.keys.c.keyid == keyid))])
 
 
 class Membership:
@@ -142,3 +192,7 @@ def _note(connection: sa.Connection, keyid: str, certified: Certified | None, no
     if certified is not None:
         row = {"serial": certified.serial, "keyid": keyid, "issued_at_ms": now_ms, "expires_at_ms": certified.expires_at_ms}
         connection.execute(sa.insert(schema.certificates), row)
+
+
+def _member(row: sa.Row[tuple[object, ...]]) -> Member:
+    return Member(row.name, PublicKey(row.public), row.role, revoked=row.revoked_at_ms is not None)

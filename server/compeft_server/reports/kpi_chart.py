@@ -51,6 +51,9 @@ def draw_kpi(series: KpiSeries, versions: Sequence[tuple[int, int]]) -> KpiChart
         goal=None if kpi.goal is None else y(kpi.goal),
         baseline=None if kpi.baseline is None else y(kpi.baseline),
         value_ticks=tuple(Tick(y(s), f"{s:g}") for s in steps),
-        time_ticks=tuple(Tick(x(at), datetime.fromtimestamp(at / 1000, UTC).strftime("%H:%M" if last - first < 2 * DAY_MS else "%Y-%m-%d")) for at in places),
+        time_ticks=tuple(
+            Tick(x(at), datetime.fromtimestamp(at / 1000, UTC).strftime("%H:%M" if last - first < 2 * DAY_MS else "%Y-%m-%d"))
+            for at in places
+        ),
         versions=tuple(Tick(x(at), f"v{number}") for number, at in versions[-MAX_MARKS:]),
     )

@@ -1,0 +1,56 @@
+"""What calls moved, what was refused, and the task metrics that were measured, as rows. Promises: those of ledger.py."""
+
+from dataclasses import asdict
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from compeft_server.domain.records import Quality, Refusal, Transfer
+from compeft_server.ledger import audit, schema
+from compeft_server.ledger.group_commit import Tables, add_row
+
+T = TypeVar("T")
+
+
+class CallRows(Tables):
+    """Transfers, refusals and task metrics: what the reports add up."""
+
+    def record_transfer(self, transfer: Transfer) -> None:
+        """Bytes that one call moved."""
+        self._insert(schema.transfers, asdict(transfer))
+
+    def note_transfer(self, transfer: Transfer) -> None:
+        """The same without waiting: it is durable a moment later, and lost if the process is killed in that moment."""
+        row = asdict(transfer)
+        self._writes.ask(lambda connection: add_row(connection, schema.transfers, row, None))
+
+    def record_refusal(self, refusal: Refusal) -> None:
+        """A submission that was not taken."""
+        happened = audit.event(
+            refusal.at_ms, "refuse", refusal.expert, peer=refusal.peer, code=refusal.code, reason=refusal.reason
+        )
+        self._insert(schema.refusals, asdict(refusal), happened)
+
+    def record_quality(self, quality: Quality) -> None:
+        """A task metric. The same arm, client and metric at the same version again is nothing: the first report stands."""
+        try:
+            self._insert(schema.quality, asdict(quality))
+        except sa.exc.IntegrityError:
+            return
+
+    def transfers(self, expert: str) -> list[Transfer]:
+        """All transfers of an expert in the order of recording."""
+        return self._facts(schema.transfers, Transfer, expert)
+
+    def refusals(self, expert: str) -> list[Refusal]:
+        """All refusals that named this expert in the order of recording."""
+        return self._facts(schema.refusals, Refusal, expert)
+
+    def quality(self, expert: str) -> list[Quality]:
+        """All task metrics of an expert in the order of recording."""
+        return self._facts(schema.quality, Quality, expert)
+
+    def _facts(self, table: sa.Table, fact: type[T], expert: str) -> list[T]:
+        columns = [c for c in table.c if c.name != "id"]
+        query = sa.select(*columns).where(table.c.expert == expert).order_by(table.c.id)
+        return [fact(**row._mapping) for row in self._rows(query)]
