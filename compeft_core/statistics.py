@@ -70,11 +70,12 @@ def kept_in_range(layout: Layout, state: Vector, step: Vector) -> Vector:
     """
     first = layout.ternary_size
     held, wanted = state[first:], step[first:]
-    towards_zero = held * wanted < 0
+    with np.errstate(over="ignore"):  # an overflow keeps its sign, and that is all that is asked of these
+        towards_zero, after = held * wanted < 0, held * (held + wanted) > 0
     limit = -held * np.float32(1 - LEAST_LEFT)
     beyond = towards_zero & (np.abs(wanted) > np.abs(limit))
     variance = variance_places(layout)[first:]
-    keeps_sign = (held * (held + wanted) > 0) & ~variance
+    keeps_sign = after & ~variance
     limited = (beyond & (keeps_sign | (variance & (held > 0)))) | (variance & (held == 0) & (wanted < 0))
     if not limited.any():
         return step

@@ -19,6 +19,7 @@ CompeftError
     ├── TruncatedError       the stream ended before the chunk did
     ├── ChunkMismatchError   a chunk that does not match its digest
     ├── UnreachableError     no server answers at that address
+    ├── StalledError         a call sent no message for too long
     └── WaitError            a quota is used up, the bytes are valid: retry after `retry_after_ms`
         ├── BusyError        too many calls at once
         ├── ThrottledError   too many calls or bytes in this time
@@ -138,6 +139,12 @@ class UnreachableError(TransferError):
     code = "unreachable"
 
 
+class StalledError(TransferError):
+    """A call said nothing for too long."""
+
+    code = "stalled"
+
+
 class WaitError(TransferError):
     """A quota is used up. `retry_after_ms`: milliseconds to wait before a retry; 0 if the aggregator did not say."""
 
@@ -195,6 +202,7 @@ STATUS: dict[type[CompeftError], grpc.StatusCode] = {
     ThrottledError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StorageFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnreachableError: grpc.StatusCode.UNAVAILABLE,
+    StalledError: grpc.StatusCode.CANCELLED,
 }
 """Every class of the tree and its gRPC status. The class itself travels as `ERROR_CODE_KEY` in the trailing metadata."""
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from compeft_client.identity.edge_config import edge_of
 from compeft_client.identity.enrol import enrol
 from compeft_proto import envelope as dsse
 from compeft_proto.clock import now_ms
+from compeft_proto.errors import BusyError
 from compeft_proto.invitation import new_invitation
 from compeft_proto.keys import SigningKey
 from compeft_proto.v1 import exchange_pb2 as xp
@@ -65,8 +66,12 @@ class Site:
         made, ledger = new_invitation(mark, f"localhost:{self.door}"), open_ledger(self.data)
         ledger.membership.invite(Invited(made.number.hex(), made.secret_digest, name, role, now_ms() + 3_600_000), now_ms())
         ledger.close()
-        enrol(made, f"localhost:{self.door}", target)
-        return target
+        for _ in range(30):  # ten attempts a minute are heard
+            with suppress(BusyError):
+                enrol(made, f"localhost:{self.door}", target)
+                return target
+            time.sleep(3)
+        raise TimeoutError(f"{name} is not heard at the enrolment port")
 
     def channel(self, site: Path) -> grpc.Channel:
         """A connection of its own with this member's certificate."""

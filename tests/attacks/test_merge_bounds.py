@@ -30,9 +30,10 @@ from compeft_core.merging.size_bounds import bounded
 from compeft_core.server_optimizer import OPTIMIZERS, ServerOptimizer, descend, no_moments
 from compeft_proto.convert import parameters_to_proto
 from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.aggregation import rounds
 from compeft_server.aggregation.expert_log import Carried, compose
 from compeft_server.aggregation.rounds import _parameters_of
-from compeft_server.domain.client_weights import COHORT, MAX_SIZE, bounded_weights
+from compeft_server.domain.client_weights import COHORT, MAX_SIZE, bounded_weights, capped_weights
 from compeft_server.domain.limits import Limits
 
 LAYOUT = layout_of({"a": (10, 20), "b": (20, 10), "head": (8,)}, dense=["head"])
@@ -93,8 +94,9 @@ def merged_step(
 ) -> Carried:
     """What a round of these clients leads to, by the functions that the aggregator closes a round with."""
     updates = [c.update for c in clients]
+    claimed, scales = [c.examples for c in clients], [float(u.scales.max()) for u in updates]
     norms = [float(np.linalg.norm(u.dense.astype(np.float64))) for u in updates]
-    weights = bounded_weights([c.examples for c in clients], [float(u.scales.max()) for u in updates], norms)
+    weights = capped_weights(claimed) if method in rounds.SUMS else bounded_weights(claimed, scales, norms)
     closing = pb.RoundClosing(merge_method=method)
     parameters = _parameters_of(closing, len(clients))
     cut = bounded(updates, MAX_SIZE if len(clients) >= COHORT else 0.0)

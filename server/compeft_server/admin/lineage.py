@@ -9,15 +9,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compeft_core import METHODS, Compression, State
+from compeft_core import METHODS, Compression, State, state_of
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import envelope as dsse
+from compeft_proto.answer_checks import check_file, package_of
 from compeft_proto.chunk_refs import chunks, refs_of
 from compeft_proto.convert import compression_from_proto, optimizer_from_proto, parameters_from_proto
 from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
 from compeft_proto.keys import PublicKey, SigningKey
-from compeft_proto.state_steps import initial_state
+from compeft_proto.snapshot import decode_snapshot, reference_of
+from compeft_proto.state_steps import check_state, initial_state, next_state
+from compeft_proto.sync_answer import Answer
 from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.expert_log import Carried, ExpertLog, compose, kept_bytes
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain.records import Contribution, Expert, Version
@@ -61,14 +65,17 @@ class Versions:
         return [self._origin(version, names) for version in self._ledger.versions(expert.name, -1, self._head(expert))]
 
     def verify(self, name: str, number: int) -> None:
-        """Recompute one version from its stored inputs and hold it against what was signed, bit for bit.
+        """Recompute one version from its stored inputs and hold it against what was signed, bit for bit; then do what a client does that
+        fetches it, with the same bytes.
 
-        Errors: WrongBaseError that names the version and both digests; UnknownExpertError if an input is gone.
+        Errors: WrongBaseError that names the version and both digests; UnknownExpertError if an input or a chunk is gone;
+        ChunkMismatchError; for a package also those of `package_of`.
         """
         expert = self._log.expert(name)
         manifest, after = self._manifest(expert, number), None
+        self._check_row(expert, number, manifest)
         if expert.kind == "package":
-            self._log.blob(manifest.chunks)
+            _check_package(manifest, self._log.blob(manifest.chunks))
             return
         if number == 0:
             initial_state(manifest.genesis, expert.layout, self._log.blob(manifest.chunks))
@@ -85,6 +92,33 @@ class Versions:
             )
         if after is not None:
             self._replayed[name] = (number, after)
+        self._check_as_a_client(expert, number, manifest)
+
+    def _check_row(self, expert: Expert, number: int, manifest: pb.VersionManifest) -> None:
+        """What the ledger says beside the signed manifest is what that says. Errors: WrongBaseError."""
+        row = self._log.version(expert.name, number)
+        told, signed = (expert.name, number, row.state_digest), (manifest.expert, manifest.version, manifest.state_digest)
+        if told != signed:
+            raise WrongBaseError(
+                f"{told[0]} version {told[1]} is state {told[2].hex()[:16]} in the ledger, signed is {signed[0]} version {signed[1]}, "
+                f"state {signed[2].hex()[:16]}"
+            )
+
+    def _check_as_a_client(self, expert: Expert, number: int, manifest: pb.VersionManifest) -> None:
+        """The chunks that clients are sent, of the step and of the whole state if there is one, lead to the signed state. Errors:
+        WrongBaseError, UnknownExpertError, ChunkMismatchError, FormatError.
+        """
+        if number:
+            next_state(manifest, expert.layout, self._log.state(expert, number - 1), self._log.blob(manifest.chunks))
+        kept = self._ledger.snapshot(expert.name, number)
+        if kept is None:
+            return
+        whole = pb.SnapshotManifest.FromString(Envelope.FromString(kept.envelope).payload)
+        if not all(self._store.has(ref.sha256) for ref in whole.chunks):
+            return  # it is made again when somebody needs it
+        reference = reference_of(self._log.first(expert.name).genesis, expert.layout)
+        made = state_of(expert.layout, decode_snapshot(self._log.blob(whole.chunks), reference))
+        check_state(expert.name, number, manifest.state_digest, made)
 
     def _carried(self, expert: Expert, number: int) -> Carried:
         """What went on from one version as it was published: as stored, or from the newest one before it that still is."""
@@ -248,6 +282,14 @@ class Versions:
 
     def _head(self, expert: Expert) -> int:
         return self._ledger.head(expert.name)
+
+
+def _check_package(manifest: pb.VersionManifest, data: bytes) -> None:
+    """What a client checks of a package's version. Errors: as `package_of` and `check_file`."""
+    statement = pb.SyncStatement(
+        expert=manifest.expert, want_version=manifest.version, state_digest=manifest.state_digest, package=True
+    )
+    check_file(package_of(Answer(statement, (manifest,)), None), data)
 
 
 def _parameters_of(manifest: pb.VersionManifest) -> dict[str, float]:

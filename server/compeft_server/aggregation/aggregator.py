@@ -47,6 +47,14 @@ CHECKERS = {False: 2, True: 1}
 """Payloads that are decoded at the same time, above `admission.LARGE_BYTES` and below: each needs a few times its size in memory."""
 
 
+Rate = Callable[[str], None]
+"""Told the keyid of each message whose signature holds; raises ThrottledError if there are too many."""
+
+
+def _any_rate(keyid: str) -> None:
+    """Let every call in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A manifest that is genuine and parses; whether it gets in is another matter. `digest` names it, `envelope` is it, sealed."""
@@ -111,9 +119,9 @@ class Aggregator:
 
     # Submitting: open, admit, receive each needed chunk, finish
 
-    def open(self, envelope: Envelope) -> Offer:
-        """Steps 1 to 4 for a sealed UpdateManifest, Genesis or Package."""
-        verified, member = self._verified(envelope)
+    def open(self, envelope: Envelope, rate: Rate = _any_rate) -> Offer:
+        """Steps 1 to 4 for a sealed UpdateManifest, Genesis or Package. Errors: also those of `rate`, before anything is parsed."""
+        verified, member = self._verified(envelope, rate)
         kind = OFFERS.get(verified.payload_type, dsse.UPDATE)
         message: Message = dsse.parse(verified, kind)
         return Offer(member, message, verified.digest, envelope.SerializeToString())
@@ -127,9 +135,17 @@ class Aggregator:
         known = self._known(offer)
         if isinstance(known, Envelope):
             return known
-        sender = offer.member.public.keyid
-        once = {ref.sha256: ref for ref in offer.refs if not self._store.has(ref.sha256)}
+        sender, own = offer.member.public.keyid, self._own_chunks(offer)
+        once = {ref.sha256: ref for ref in offer.refs if ref.sha256 not in own or not self._store.has(ref.sha256)}
         return Upload(offer, tuple((ref, self._store.received(sender, ref.sha256)) for ref in once.values()))
+
+    def _own_chunks(self, offer: Offer) -> frozenset[bytes]:
+        """Chunks that need not be sent again: of a package, those of earlier versions that this member may fetch. Whoever names another
+        chunk must have its bytes: knowing a digest proves nothing, and the answer must not tell whether a chunk is here.
+        """
+        return (
+            self._packages.readable_chunks(offer.message, offer.member) if isinstance(offer.message, pb.Package) else frozenset()
+        )
 
     def make_room(self, keyid: str, missing_bytes: int) -> None:
         """Whether so many bytes may come from this client now. Errors: StorageFullError."""
@@ -181,9 +197,9 @@ class Aggregator:
 
     # Syncing
 
-    def sync(self, envelope: Envelope) -> SyncAnswer:
+    def sync(self, envelope: Envelope, rate: Rate = _any_rate) -> SyncAnswer:
         """Answer a sealed SyncRequest. Errors: UnknownExpertError, ForbiddenError, ExpiredError, FormatError."""
-        verified, member = self._verified(envelope)
+        verified, member = self._verified(envelope, rate)
         request = dsse.parse(verified, dsse.SYNC_REQUEST)
         admission.admit_time(request.issued_at_ms, request.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
         member = admission.admit_member(member, request.keyid, "edge", "conductor", "reader")
@@ -199,14 +215,14 @@ class Aggregator:
 
     # Conducting
 
-    def conduct(self, envelope: Envelope) -> Envelope:
+    def conduct(self, envelope: Envelope, rate: Rate = _any_rate) -> Envelope:
         """Obey a sealed RoundOpening, RoundClosing or QualityReport of a conductor; a sealed statement back."""
-        verified, member = self._verified(envelope)
+        verified, member = self._verified(envelope, rate)
         with self._gate.alone():
             return self._rounds.conduct(verified, member)
 
-    def _verified(self, envelope: Envelope) -> tuple[dsse.Verified, Member]:
-        """Steps 1 and 2, and whose key it is."""
+    def _verified(self, envelope: Envelope, rate: Rate) -> tuple[dsse.Verified, Member]:
+        """Steps 1 and 2, and whose key it is; then `rate` may refuse that key."""
         found: dict[str, Member] = {}
 
         def lookup(keyid: str) -> PublicKey | None:
@@ -217,6 +233,7 @@ class Aggregator:
             return member.public
 
         verified = dsse.verify(envelope, lookup)
+        rate(verified.keyid)
         return verified, found[verified.keyid]
 
     def _known(self, offer: Offer) -> Envelope | Round | None:

@@ -42,7 +42,7 @@ from compeft_proto.state_steps import initial_state, next_state
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.chunks.store import ChunkStore
-from compeft_server.domain.client_weights import bounded_weights, late_weight
+from compeft_server.domain.client_weights import bounded_weights, capped_weights, late_weight
 from compeft_server.domain.records import Contribution, Expert, Submission, Version
 from compeft_server.ledger.ledger import Ledger
 
@@ -230,15 +230,17 @@ class ExpertLog:
             optimizer=optimizer_from_proto(self.manifest(version)).name if version.moments else "",
         )
 
-    def contributions(self, expert: Expert, accepted: Sequence[Submission], base_version: int) -> list[Contribution]:
+    def contributions(
+        self, expert: Expert, accepted: Sequence[Submission], base_version: int, voting: bool = True
+    ) -> list[Contribution]:
         """The updates of a round on `base_version` with their weights: as claimed, bounded against the cohort, less for those that
-        come late (`client_weights`).
+        come late (`client_weights`). voting: the weights decide more than the share of a sum, so large updates weigh less.
         """
         updates = [self._update(s.update_digest) for s in accepted]
         staleness = [base_version - update.base_version for update in updates]
-        scales = [max(update.coding.scales, default=0.0) for update in updates]
+        claimed, scales = [s.weight for s in accepted], [max(update.coding.scales, default=0.0) for update in updates]
         norms = [self._dense_norm(expert, update) for update in updates]
-        weights = bounded_weights([s.weight for s in accepted], scales, norms)
+        weights = bounded_weights(claimed, scales, norms) if voting else capped_weights(claimed)
         return [
             Contribution(s.update_digest, s.keyid, s.sequence, late_weight(weight, late), late)
             for s, weight, late in zip(accepted, weights, staleness, strict=True)
@@ -261,8 +263,10 @@ class ExpertLog:
         def read(first: int, last: int) -> list[Encoded]:
             return [self._encoded(expert, digest) for digest in digests[first:last]]
 
-        encoded = bounded(sum(spread(read, shares(len(digests), workers)), list[Encoded]()), size_bound)
         weights = [contribution.weight for contribution in inputs]
+        encoded = sum(spread(read, shares(len(digests), workers)), list[Encoded]())
+        cut = iter(bounded([e for e, weight in zip(encoded, weights, strict=True) if weight], size_bound))
+        encoded = [next(cut) if weight else e for e, weight in zip(encoded, weights, strict=True)]
         return choose_and_merge(method, encoded, weights, coefficient=coefficient, parameters=parameters, workers=workers)
 
     def keep(self, update_digest: bytes, encoded: Encoded) -> None:

@@ -28,6 +28,9 @@ from compeft_server.domain.policy import EVERY
 from compeft_server.domain.records import Expert, Member, Quality, Version
 from compeft_server.ledger.ledger import Ledger
 
+LOOKED_AT = 8
+"""Newest versions of a package whose chunks a publisher need not send again."""
+
 
 class Packages:
     """The packages of one aggregator. The caller lets nobody else publish meanwhile."""
@@ -95,6 +98,15 @@ class Packages:
         version = self._log.version(expert.name, want)
         chunks = frozenset(ref.sha256 for ref in self._log.manifest(version).chunks)
         return Way(versions=(Envelope.FromString(version.envelope),), chunks=chunks)
+
+    def readable_chunks(self, package: pb.Package, member: Member) -> frozenset[bytes]:
+        """The chunks of the newest LOOKED_AT versions of the package's name that this member may fetch."""
+        if self._ledger.expert(package.expert) is None:
+            return frozenset()
+        head = self._ledger.head(package.expert)
+        versions = self._ledger.versions(package.expert, head - LOOKED_AT, head)
+        may = [v for v in versions if self._access.decide(member.name, member.role, v.expert, "fetch", v.version).allowed]
+        return frozenset(ref.sha256 for version in may for ref in self._log.manifest(version).chunks)
 
     def parameters(self, version: Version) -> int:
         """How many parameters the file of a version unpacks to."""

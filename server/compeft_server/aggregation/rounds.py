@@ -41,6 +41,8 @@ from compeft_server.ledger.ledger import Ledger
 
 Command = TypeVar("Command", pb.RoundOpening, pb.RoundClosing, pb.QualityReport)
 NONCE_BYTES = 16
+SUMS = frozenset({"average", "task_arithmetic", "dare", "consensus"})
+"""Methods in which a weight is a share of a sum of cut values; in the others it is a vote, or a rank."""
 
 
 class Rounds:
@@ -122,7 +124,8 @@ class Rounds:
         """Merge, compress, store and describe the next step, and what goes on from there; the ledger does not know of it yet."""
         started = time.monotonic()
         expert, compression = self._log.expert(found.expert), compression_from_proto(closing.compression)
-        inputs = self._log.contributions(expert, accepted, found.base_version)
+        voting = closing.merge_method not in SUMS
+        inputs = self._log.contributions(expert, accepted, found.base_version, voting)
         parameters, bound = _parameters_of(closing, len(inputs)), MAX_SIZE if len(inputs) >= COHORT else 0.0
         merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, parameters, bound)
         inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]

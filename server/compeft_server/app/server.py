@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import grpc
 import numpy as np
 import structlog
+from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -29,6 +29,9 @@ from compeft_server.identity.authority_files import has_authority
 from compeft_server.identity.registrar import Registrar
 from compeft_server.identity.tls_credentials import Tls, from_authority, from_files, server_credentials
 from compeft_server.ledger.ledger import Ledger
+from compeft_server.rpc.background_server import BackgroundServer, on_loop
+from compeft_server.rpc.call_guard import CallGuard
+from compeft_server.rpc.connection_guard import Connections, most_connections
 from compeft_server.rpc.enrolment_servicer import MembershipService, enrolment_server
 from compeft_server.rpc.exchange_servicer import ExchangeService
 
@@ -36,8 +39,6 @@ log = structlog.get_logger()
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MAX_MESSAGE_BYTES = 17 * 2**20
 """The largest manifest and its signature; chunks arrive in smaller messages."""
-SPARE_WORKERS = 32
-"""Threads beyond those of open transfers: for commands, health, and calls that are about to be told to wait."""
 SERVICE = exchange_pb2.DESCRIPTOR.services_by_name["ExpertExchange"].full_name
 
 
@@ -60,8 +61,8 @@ def start(
     settings: Settings,
     ledger: Ledger,
     clock: Callable[[], int] = now_ms,
-    interceptors: "Sequence[grpc.ServerInterceptor[Any, Any]]" = (),
-) -> tuple[grpc.Server, int]:
+    interceptors: "Sequence[aio.ServerInterceptor[Any, Any]]" = (),
+) -> tuple[BackgroundServer, int]:
     """Listen; returns the running server and its port. Errors: InputError if the address is taken, or not loopback without TLS."""
     if settings.tls is not None and settings.enroll_port is not None:
         raise InputError("--enroll-port needs the aggregator's own authority: leave the TLS options out, after `compeft ca init`")
@@ -72,29 +73,36 @@ def start(
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_allowed_incoming_connections", most_connections()),
     ]
-    server = grpc.server(
-        ThreadPoolExecutor(settings.limits.max_calls + SPARE_WORKERS),
-        interceptors=list(interceptors),
-        options=options,
-        compression=grpc.Compression.NoCompression,
-    )
+    connections = Connections(lambda: revoked_names(ledger))
+    server = BackgroundServer(options, [*interceptors, CallGuard(settings.limits.stall_s, connections)], connections)
     service = ExchangeService(aggregator, ledger, settings.limits, clock, handovers(settings.data))
-    exchange_pb2_grpc.add_ExpertExchangeServicer_to_server(service, server)
-    checks = health.HealthServicer()
-    checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    server.add(lambda made: exchange_pb2_grpc.add_ExpertExchangeServicer_to_server(service, made))
+    checks = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs leave it out
+    on_loop(checks.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)).result()
+    server.add(lambda made: health_pb2_grpc.add_HealthServicer_to_server(checks, made))
+    named = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    server.add(lambda made: reflection.enable_server_reflection(named, made))
     port = _listen(server, settings, settings.port, clock, ask_clients=True)
-    registrar = Registrar(settings.data, key, ledger, port, settings.limits, clock)
-    enrolment_pb2_grpc.add_MembershipServicer_to_server(MembershipService(registrar), server)
+    membership = MembershipService(
+        Registrar(settings.data, key, ledger, port, settings.limits, clock), ThreadPoolExecutor(2, "membership")
+    )
+    server.add(lambda made: enrolment_pb2_grpc.add_MembershipServicer_to_server(membership, made))
     server.start()
     return server, port
 
 
+def revoked_names(ledger: Ledger) -> frozenset[str]:
+    """The names of members all of whose keys are revoked."""
+    members = ledger.members()
+    return frozenset(m.name for m in members) - {m.name for m in members if not m.revoked}
+
+
 def start_enrolment(
     settings: Settings, ledger: Ledger, exchange_port: int, clock: Callable[[], int] = now_ms
-) -> tuple[grpc.Server, int]:
+) -> tuple[BackgroundServer, int]:
     """Let new members in at `enroll_port`; the running server and its port. Errors: InputError, as `start`."""
     server = enrolment_server(Registrar(settings.data, own_key(settings.data), ledger, exchange_port, settings.limits, clock))
     port = _listen(server, settings, settings.enroll_port or 0, clock, ask_clients=False)
@@ -102,7 +110,7 @@ def start_enrolment(
     return server, port
 
 
-def _listen(server: grpc.Server, settings: Settings, port: int, clock: Callable[[], int], *, ask_clients: bool) -> int:
+def _listen(server: BackgroundServer, settings: Settings, port: int, clock: Callable[[], int], *, ask_clients: bool) -> int:
     """Bind a port with the TLS there is."""
     tls, address = settings.tls, f"{settings.host}:{port}"
     try:
@@ -136,7 +144,7 @@ def serve(
     settings: Settings,
     on_ready: Callable[[int, int | None], None],
     grace_s: float = 5.0,
-    interceptors: "Sequence[grpc.ServerInterceptor[Any, Any]]" = (),
+    interceptors: "Sequence[aio.ServerInterceptor[Any, Any]]" = (),
     beside: Beside = lambda _: nullcontext(),
 ) -> None:
     """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first."""

@@ -1,8 +1,9 @@
 """How much one client may sway a merge: its weight and its scale are held against those of its cohort. Arithmetic only.
 
 A client says itself what its weight is (its number of examples, or another number of 0 or more), how large its scale is and what its
-dense tensors hold, and all of them multiply its update. So a client's weight is capped at MAX_WEIGHT times the cohort's median, and
-lowered again by as much as its scale, or the norm of its dense part, exceeds MAX_SIZE times the cohort's median. The cohort are the
+dense tensors hold, and all of them multiply its update. So a client's weight is capped at MAX_WEIGHT times the cohort's median, and its
+values are cut at MAX_SIZE times theirs (`compeft_core.merging.size_bounds`); where weights vote, a weight is lowered besides by as much as
+the update's scale, or the norm of its dense part, exceeds MAX_SIZE times the cohort's median. The cohort are the
 clients with a weight above 0; with fewer than three of them nothing is bounded.
 """
 
@@ -15,9 +16,17 @@ MAX_SIZE = 3.0
 COHORT = 3
 
 
+def capped_weights(claimed: Sequence[float]) -> list[float]:
+    """Weights of one round's updates for a sum of values that are cut at MAX_SIZE times the cohort's median: what they claim, at most
+    MAX_WEIGHT times the cohort's median; one each, in the same order.
+    """
+    alike = [1.0] * len(claimed)
+    return bounded_weights(claimed, alike, alike)
+
+
 def bounded_weights(claimed: Sequence[float], scales: Sequence[float], dense_norms: Sequence[float]) -> list[float]:
-    """Weights of one round's updates, from the weights that they claim, their largest scales and the norms of their dense parts; one each,
-    in the same order.
+    """Weights of one round's updates that vote, from the weights that they claim, their largest scales and the norms of their dense
+    parts; one each, in the same order.
     """
     counted = [i for i, weight in enumerate(claimed) if weight > 0]
     bounded = [float(weight) for weight in claimed]

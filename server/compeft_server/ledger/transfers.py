@@ -1,5 +1,6 @@
 """What calls moved, what was refused, and the task metrics that were measured, as rows. Promises: those of ledger.py."""
 
+from concurrent.futures import Future
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -19,10 +20,10 @@ class CallRows(Tables):
         """Bytes that one call moved."""
         self._insert(schema.transfers, asdict(transfer))
 
-    def note_transfer(self, transfer: Transfer) -> None:
+    def note_transfer(self, transfer: Transfer) -> Future[None]:
         """The same without waiting: it is durable a moment later, and lost if the process is killed in that moment."""
         row = asdict(transfer)
-        self._writes.ask(lambda connection: add_row(connection, schema.transfers, row, None))
+        return self._writes.ask(lambda connection: add_row(connection, schema.transfers, row, None))
 
     def record_refusal(self, refusal: Refusal) -> None:
         """A submission that was not taken."""

@@ -4,23 +4,26 @@ The interceptor changes nothing of a call but its trailing metadata, where the r
 is written during the call carries it too. Metric names are those of the gRPC ecosystem, so that existing dashboards fit.
 """
 
+import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 import structlog
+from grpc import aio
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from compeft_proto.errors import REQUEST_ID_KEY
+from compeft_server.rpc.call_guard import Context, Handler
 
 if TYPE_CHECKING:
-    Interceptor = grpc.ServerInterceptor[Any, Any]
-    Method = grpc.RpcMethodHandler[Any, Any]
+    Interceptor = aio.ServerInterceptor[Any, Any]
 else:  # generic to type checkers only
-    Interceptor, Method = grpc.ServerInterceptor, grpc.RpcMethodHandler
+    Interceptor = aio.ServerInterceptor
 
 log = structlog.get_logger()
 BUCKETS = (0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0)
@@ -71,31 +74,35 @@ class Observer(Interceptor):
     def __init__(self, metrics: CallMetrics, tracer: Tracer | None = None) -> None:
         self._metrics, self._tracer = metrics, tracer
 
-    def intercept_service(
-        self, continuation: Callable[[grpc.HandlerCallDetails], Method | None], details: grpc.HandlerCallDetails
-    ) -> Method | None:
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
         """The handler of a call, watched; unknown methods stay unknown."""
-        handler = continuation(details)
-        return None if handler is None else _replaced(handler, self._watched(handler, details))
+        handler = await continuation(details)
+        return None if handler is None else self._watched(handler, details)
 
-    def _watched(self, handler: Any, details: grpc.HandlerCallDetails) -> Callable[[Any, grpc.ServicerContext], Any]:
+    def _watched(self, handler: Handler, details: grpc.HandlerCallDetails) -> Handler:
         _, service, method = details.method.split("/")
-        labels = (TYPES[handler.request_streaming, handler.response_streaming], service, method)
+        labels = (TYPES[handler.kind], service, method)
         metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
-        behaviour = _behaviour(handler)
+        behaviour = handler.stream_stream or handler.stream_unary
 
-        def stream(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        async def watched(requests: Any, context: Context) -> Any:
             with self._around(labels, metadata, context):
-                yield from behaviour(request, context)
+                try:
+                    return await behaviour(requests, context)
+                except aio.AbortError:
+                    raise
+                except Exception as error:  # whatever it is, a client hears no SQL, host or path of it
+                    log.error("call failed", error=repr(error), exc_info=True)
+                    await context.abort(grpc.StatusCode.INTERNAL, "the aggregator failed: its log says why")
 
-        def unary(request: Any, context: grpc.ServicerContext) -> Any:
-            with self._around(labels, metadata, context):
-                return behaviour(request, context)
-
-        return stream if handler.response_streaming else unary
+        if handler.response_streaming:
+            return replace(handler, stream_stream=watched)
+        return replace(handler, stream_unary=watched)
 
     @contextmanager
-    def _around(self, labels: tuple[str, str, str], metadata: dict[str, str], context: grpc.ServicerContext) -> Iterator[None]:
+    def _around(self, labels: tuple[str, str, str], metadata: dict[str, str], context: Context) -> Iterator[None]:
         request_id, started = secrets.token_hex(8), time.monotonic()
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         span = self._tracer.start(f"{labels[1]}/{labels[2]}", request_id, metadata) if self._tracer else None
@@ -104,37 +111,20 @@ class Observer(Interceptor):
         with structlog.contextvars.bound_contextvars(request_id=request_id, method=labels[2]):
             try:
                 yield
-            except GeneratorExit:  # the client is gone, or does not want the rest
+            except asyncio.CancelledError:  # the client is gone, or does not want the rest
                 code = "CANCELLED"
                 raise
-            except BaseException as error:
+            except BaseException:
                 code = _code(context)
-                if code == "UNKNOWN":
-                    log.error("call failed", error=repr(error), exc_info=True)
                 raise
             finally:
-                code = code if context.is_active() or code != "OK" else "CANCELLED"
                 self._metrics.ended(labels, code, time.monotonic() - started)
                 if span is not None:
                     span.end(code)
 
 
-def _behaviour(handler: Any) -> Any:
-    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
-
-
-def _replaced(handler: Any, behaviour: Callable[[Any, grpc.ServicerContext], Any]) -> Method:
-    kinds = {
-        "unary": grpc.unary_unary_rpc_method_handler,
-        "client_stream": grpc.stream_unary_rpc_method_handler,
-        "server_stream": grpc.unary_stream_rpc_method_handler,
-        "bidi_stream": grpc.stream_stream_rpc_method_handler,
-    }
-    make = kinds[TYPES[handler.request_streaming, handler.response_streaming]]
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
-
-
-def _code(context: Any) -> str:
-    """The status that an ended call was given; UNKNOWN if it was given none."""
-    code = context.code()
-    return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
+def _code(context: Context) -> str:
+    """The name of the status that an ended call was given; UNKNOWN if it was given none."""
+    given: object = context.code()
+    number = given.value[0] if isinstance(given, grpc.StatusCode) else given
+    return next((status.name for status in grpc.StatusCode if status.value[0] == number and number), "UNKNOWN")

@@ -1,14 +1,10 @@
-"""No client starves another: how many calls each may have open, how fast each may take calls and bytes, and the end of calls that
-stand still. No rules about content.
-"""
+"""No client starves another: how many calls each may have open, and how fast each may take calls and bytes. No rules about content."""
 
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import grpc
 
 from compeft_proto.errors import BusyError, ThrottledError
 from compeft_server.domain.limits import Limits
@@ -121,32 +117,3 @@ class Slots:
                 self._open[keyid] -= 1
                 if not self._open[keyid]:
                     del self._open[keyid]
-
-
-class Watchdog:
-    """Cancels calls that move nothing for `stall_s` seconds. There is no limit on how long a call that moves may take."""
-
-    def __init__(self, stall_s: float) -> None:
-        self._stall_s = stall_s
-        self._moved: dict[grpc.ServicerContext, float] = {}
-        self._lock = threading.Lock()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def moved(self, context: grpc.ServicerContext) -> None:
-        """Note that a call begins, or has just moved something."""
-        with self._lock:
-            self._moved[context] = time.monotonic()
-
-    def over(self, context: grpc.ServicerContext) -> None:
-        """Note that a call has ended."""
-        with self._lock:
-            self._moved.pop(context, None)
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(self._stall_s / 4)
-            now = time.monotonic()
-            with self._lock:
-                stalled = [c for c, at in self._moved.items() if now - at > self._stall_s]
-            for context in stalled:
-                context.cancel()  # type: ignore[no-untyped-call]  # grpc's stubs leave it untyped

@@ -99,7 +99,7 @@ def _peer_at(descriptor: int) -> str:
     except OSError:
         return ""
     try:
-        return _peer_of(borrowed)
+        return peer_of(borrowed)
     finally:
         borrowed.detach()
 
@@ -112,13 +112,14 @@ def _socket_at(descriptor: int, peer: str) -> socket.socket | None:
         found = socket.socket(fileno=os.dup(descriptor))
     except OSError:
         return None  # closed since it was looked at; if it is another file's by now, the copy stays open: see the invariant
-    if _peer_of(found) != peer:
+    if peer_of(found) != peer:
         found.close()
         return None
     return found
 
 
-def _peer_of(found: socket.socket) -> str:
+def peer_of(found: socket.socket) -> str:
+    """The other end of a connected TCP socket as gRPC names it; empty for anything else."""
     try:
         name = found.getpeername()
     except OSError:
