@@ -120,7 +120,7 @@ def start() -> Carried:
     return Carried(state_of(LAYOUT, zeros), zeros, np.zeros((0, LAYOUT.size), np.float32), "")
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     cohorts(),
     st.sampled_from(sorted(METHODS)),
