@@ -4,7 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compeft_core import Codec, Compression
 from compeft_core.errors import FormatError
@@ -24,6 +27,9 @@ RESTING = "resting"
 """Name of the record, and of its only value, a list of endings: the tensors that are frozen in this round."""
 ORDER = "arrays-order"
 """Name of a task's value: for each array, in the order of the app, its place in the layout."""
+DTYPES = "arrays-dtypes"
+"""Name of a task's value: for each array, in the order of the app, its NumPy type."""
+FLOATS, COUNTS = ("float16", "float32", "float64"), ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 NOBODY_SAYS = hashlib.sha256(b"").digest()
 
 
@@ -109,6 +115,29 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
         max_payload_bytes=_get(values, "max-payload-bytes", int),
         weighted_by=_get(values, "weighted-by", str),
     )
+
+
+def travels(dtype: str, counts: bool) -> bool:
+    """Whether arrays of a NumPy type travel in rounds: floating-point ones, and integers if they are `counts`."""
+    return dtype in FLOATS or (counts and dtype in COUNTS)
+
+
+def numpy_of(array: Any) -> NDArray[Any]:
+    """A torch tensor, a Flower array or an ndarray as an ndarray. bfloat16, which NumPy lacks, becomes float32, which is exact."""
+    if hasattr(array, "detach"):
+        tensor = array.detach().cpu()
+        array = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+    return np.asarray(array.numpy() if hasattr(array, "numpy") else array)
+
+
+def as_type(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """A float32 array of a state in the app's own type; counts are rounded to the nearest. Errors: FormatError for another type."""
+    if not travels(dtype, counts=True):
+        raise FormatError(f"arrays of type {dtype[:20]!r} do not travel, known are {', '.join(FLOATS + COUNTS)}")
+    if dtype not in COUNTS:
+        return array.astype(dtype, copy=False)
+    limits = np.iinfo(dtype)
+    return np.asarray(np.clip(np.rint(array.astype(np.float64)), limits.min, limits.max)).astype(dtype)
 
 
 def _choice(name: str) -> CodecChoice:

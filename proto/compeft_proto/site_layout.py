@@ -24,6 +24,8 @@ FILES = {
     "state-dir": "state",
 }
 """Option of a client -> its file in the folder. Certificate and key share one file, so that one write replaces both."""
+SITE_VARIABLE = "COMPEFT_SITE"
+"""Environment variable that names the site folder of a process, or a folder of simulated sites, where nothing else does."""
 SIMULATED_CONDUCTOR = "simulated-conductor"
 """Name of the folder and of the member that opens the rounds of a simulation."""
 

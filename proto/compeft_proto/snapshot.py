@@ -10,25 +10,13 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core import Layout, Vector
+from compeft_core import Vector
 from compeft_core.errors import FormatError, NotFiniteError
-from compeft_proto.state_steps import seeded_state_of
-from compeft_proto.v1 import expert_pb2 as pb
 
 Words = NDArray[np.uint32]
 PLANES = 4
 SIGN = np.uint32(2**31)
 _LENGTH = struct.Struct("<I")
-
-
-def reference_of(genesis: pb.Genesis, layout: Layout) -> Vector:
-    """The reference of an expert's snapshots, float32 of shape (layout.size,): its seeded state, else zeros.
-
-    Errors: FormatError if seed or bounds in the genesis are invalid.
-    """
-    if genesis.WhichOneof("initial") != "seeded":
-        return np.zeros(layout.size, np.float32)
-    return seeded_state_of(genesis, layout)
 
 
 def encode_snapshot(state: Vector, reference: Vector) -> bytes:

@@ -18,8 +18,8 @@ from compeft_core import Layout, State, state_of
 from compeft_core.errors import FormatError
 from compeft_proto import envelope as dsse
 from compeft_proto.chunk_refs import check_chunk
-from compeft_proto.snapshot import decode_snapshot, reference_of
-from compeft_proto.state_steps import check_state, initial_state, next_state
+from compeft_proto.snapshot import decode_snapshot
+from compeft_proto.state_steps import check_state, initial_state, next_state, reference_of
 from compeft_proto.transport import Dialogue
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb

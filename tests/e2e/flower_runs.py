@@ -2,10 +2,11 @@
 
 import json
 import time
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from compeft_proto.site_layout import SIMULATED_CONDUCTOR, simulated
+from compeft_proto.site_layout import SIMULATED_CONDUCTOR, SITE_VARIABLE, simulated
 from compeft_server.admin.simulated_sites import make_sites
 from compeft_server.data_directory import open_ledger
 from compeft_server.demo.demo import ENVIRONMENT, _answers
@@ -64,9 +65,8 @@ class FlowerRuns:
     def run(self, app: Path, config: Mapping[str, object], *, compressed: bool = True) -> dict[str, object]:
         """Run an app to its end; what Flower lists of the run."""
         values = dict(config)
-        if compressed:
+        if compressed and "site" in _run_config(app):
             values["site"] = str(self._sites / SIMULATED_CONDUCTOR)
-            values |= {"sites": str(self._sites)} if self._simulate else {}
         pairs = " ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
         command = ["flwr", "run", str(app), LINK, "--stream", "-c", pairs]
         if self._simulate:
@@ -75,6 +75,12 @@ class FlowerRuns:
         output = self._processes.run("list", ["flwr", "list", LINK, "--format", "json"])
         runs: list[dict[str, object]] = json.loads(output[output.index("{") :])["runs"]
         return max(runs, key=lambda run: str(run["pending-at"]))
+
+
+def _run_config(app: Path) -> dict[str, object]:
+    """The app's own run configuration: Flower refuses to override what is not in it."""
+    found: dict[str, object] = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    return found
 
 
 def left_of(folder: Path) -> list[str]:
@@ -86,10 +92,10 @@ def left_of(folder: Path) -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What Flower's processes need to stay on this machine and in this folder.
+    """What Flower's processes need to stay on this machine and in this folder, and to find their sites.
 
     Ray's server is told its port: it gives up after 30 s of waiting for one that the server chooses, which a busy machine needs. gRPC's
     handlers of forks are off: Ray forks its processes while the ServerApp calls the aggregator, and they abort some of them.
     """
     port = {"RAY_GCS_SERVER_PORT": str(free_ports(1)[0])}
-    return ENVIRONMENT | RAY | port | {"FLWR_HOME": str(folder / "flower")}
+    return ENVIRONMENT | RAY | port | {"FLWR_HOME": str(folder / "flower"), SITE_VARIABLE: str(folder / "sites")}

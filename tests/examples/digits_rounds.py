@@ -1,5 +1,6 @@
 """Rounds of the digits app in one process: its own client and server code, Flower's strategy around a real aggregator or plain."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 
 from compeft_proto import envelope as dsse
-from compeft_proto.site_layout import SIMULATED_CONDUCTOR
+from compeft_proto.site_layout import SIMULATED_CONDUCTOR, SITE_VARIABLE
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.simulated_sites import make_sites
 from compeft_server.app.server import Settings, start
 from compeft_server.data_directory import open_ledger
 from compeft_server.flower.conductor import station_of
-from compeft_server.flower.strategy import CompressedStrategy
+from compeft_server.flower.strategy import CompressedStrategy, Plan
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.reports.build import read_report
 from compeft_server.reports.report import Report
@@ -59,15 +60,17 @@ def run_compressed(strategy: str, rounds: int, folder: Path) -> Compressed:
     server, port = start(Settings(data), ledger)
     make_sites(data, sites, CLIENTS, f"127.0.0.1:{port}", ["digits"])
     inner, station = server_app.make_strategy(strategy, 0.0), station_of({"site": sites / SIMULATED_CONDUCTOR})
-    wrapped = CompressedStrategy(inner, server_app.plan(), station)
+    wrapped = CompressedStrategy(inner, Plan.for_model(Net(), "digits", seed=0), station)
     try:
-        grid = _grid(client_app.app, sites)
-        result = _start(wrapped.start, grid, wrapped.seeded_arrays(ArrayRecord(_fresh())), rounds)
+        os.environ[SITE_VARIABLE] = str(sites)
+        grid = _grid(client_app.app)
+        result = _start(wrapped.start, grid, ArrayRecord(_fresh()), rounds)
         rows = ledger.versions("digits", 0, ledger.head("digits"))
         keys = dsse.only(own_key(data).public)
         signed = [dsse.open_envelope(Envelope.FromString(row.envelope), keys, dsse.VERSION) for row in rows]
         return Compressed(result, read_report(ledger, "digits"), signed)
     finally:
+        del os.environ[SITE_VARIABLE]
         server.stop(None).wait()
         ledger.close()
 
@@ -77,9 +80,9 @@ def _fresh() -> dict[str, Array]:
     return {name: Array(tensor.numpy()) for name, tensor in Net().state_dict().items()}
 
 
-def _grid(app: ClientApp, sites: Path | str = "") -> LoopbackGrid:
+def _grid(app: ClientApp) -> LoopbackGrid:
     nodes: list[dict[str, object]] = [{"partition-id": n, "num-partitions": CLIENTS} for n in range(CLIENTS)]
-    return LoopbackGrid(app, nodes, run_config={"sites": str(sites), "local-epochs": 4, "batch-size": 16})
+    return LoopbackGrid(app, nodes, run_config={"local-epochs": 4, "batch-size": 16})
 
 
 def _start(begin: Callable[..., Result], grid: LoopbackGrid, arrays: ArrayRecord, rounds: int) -> Result:

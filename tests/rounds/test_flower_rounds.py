@@ -438,10 +438,13 @@ def test_a_run_may_leave_the_arrays_at_the_aggregator_but_then_it_cannot_evaluat
         CompressedStrategy(FedAvg(**NODES), plan, station(world)).start(grid, arrays(), evaluate_fn=lambda *_: None)
 
 
-def test_an_array_without_floating_point_numbers_is_refused_by_name(world: World) -> None:
-    counted = ArrayRecord({"norm.num_batches_tracked": Array(np.zeros((), np.int64))})
-    with pytest.raises(InputError, match=r"'norm\.num_batches_tracked' is int64"):
-        CompressedStrategy(FedAvg(**NODES), PLAN, station(world)).start(LoopbackGrid(app_of(obedient), []), counted)
+@pytest.mark.parametrize("array", [np.zeros((64, 64), np.int8), np.zeros((), np.bool_), np.zeros(3, np.complex64)])
+def test_an_array_that_holds_neither_floating_point_numbers_nor_counts_is_refused_by_name(
+    world: World, array: np.ndarray
+) -> None:
+    record = ArrayRecord({"layer.codes": Array(array)})
+    with pytest.raises(InputError, match=rf"'layer\.codes' is {array.dtype}: only floating-point arrays travel"):
+        CompressedStrategy(FedAvg(**NODES), PLAN, station(world)).start(LoopbackGrid(app_of(obedient), []), record)
 
 
 def test_only_a_plan_with_a_seed_gives_arrays(world: World) -> None:

@@ -39,6 +39,7 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.app.server import Settings, start
+from compeft_server.flower.run_health import RunStoppedError
 from compeft_server.flower.strategy import CompressedStrategy
 from compeft_server.identity.aggregator_keys import stage, take_up
 from tests.rounds.conftest import EXPERT, ORIGIN, RUN, World, genesis, running, task_vector, trained
@@ -460,9 +461,9 @@ def test_a_client_that_knows_nothing_of_letters_is_left_out_with_the_reason(
 ) -> None:
     app = ClientApp()
     app.train()(lambda message, _: Message(RecordDict(), reply_to=message))
-    CompressedStrategy(FedAvg(**NODES), replace(PLAN, relay=True), station(world)).start(
-        LoopbackGrid(app, cut_off(world)), arrays(), num_rounds=1
-    )
+    strategy = CompressedStrategy(FedAvg(**NODES), replace(PLAN, relay=True), station(world))
+    with pytest.raises(RunStoppedError, match="2 of 2 clients failed"):
+        strategy.start(LoopbackGrid(app, cut_off(world)), arrays(), num_rounds=1)
     assert manifests(world) == []
     assert "answered without a request: is its compeft older than Plan(relay=True)?" in caplog.text
 

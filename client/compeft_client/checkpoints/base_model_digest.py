@@ -1,13 +1,5 @@
-r"""The weights digest: which base model is this? One SHA-256 over names, types, shapes and bytes of all tensors, however they are stored.
+"""The weights digest (`compeft_proto.weights_digest`) of a base model on disk or in memory."""
 
-One file, shards or a model in memory: the same tensors give the same digest; metadata, file names and order do not matter.
-
-    digest = SHA-256("compeft weights 1\n" || for each tensor, by the UTF-8 bytes of its name:
-             canonical JSON of [name, type, shape] || "\n" || its bytes, little-endian, row by row)
-"""
-
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,26 +9,12 @@ from compeft_client.checkpoints.safetensors_file import Header, Stored, read_hea
 from compeft_client.checkpoints.source import INDEX
 from compeft_core.errors import InputError
 from compeft_proto.expert_manifest import MODEL
+from compeft_proto.weights_digest import digest_of, type_of
 
 if TYPE_CHECKING:
     import torch
 
-HEAD = b"compeft weights 1\n"
 READ_BYTES = 4 * 2**20
-TORCH_TYPES = {
-    "float32": "F32",
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "float64": "F64",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-Tensors = Iterable[tuple[str, str, tuple[int, ...], Iterable[bytes]]]
-"""Name, type by safetensors' word, shape, bytes in pieces."""
 
 
 def weights_digest(path: Path) -> bytes:
@@ -65,22 +43,9 @@ def model_weights_digest(model: "torch.nn.Module") -> bytes:
 
     def tensors() -> Iterator[tuple[str, str, tuple[int, ...], Iterable[bytes]]]:
         for name, tensor in kept.items():
-            kind = TORCH_TYPES.get(str(tensor.dtype).removeprefix("torch."))
-            if kind is None:
-                raise InputError(f"weight {name!r} is {tensor.dtype}, known are {', '.join(TORCH_TYPES)}")
-            yield name, kind, tuple(tensor.shape), map(_octets, (tensor,))
+            yield name, type_of(name, str(tensor.dtype)), tuple(tensor.shape), map(_octets, (tensor,))
 
     return digest_of(tensors())
-
-
-def digest_of(tensors: Tensors) -> bytes:
-    """The digest of tensors in any order."""
-    found = hashlib.sha256(HEAD)
-    for name, kind, shape, pieces in sorted(tensors, key=lambda t: t[0].encode()):
-        found.update(json.dumps([name, kind, list(shape)], separators=(",", ":"), ensure_ascii=True).encode() + b"\n")
-        for piece in pieces:
-            found.update(piece)
-    return found.digest()
 
 
 def _octets(tensor: "torch.Tensor") -> bytes:

@@ -54,7 +54,7 @@ NO_ORIGIN = Origin()
 @dataclass(frozen=True, slots=True)
 class Synced:
     """An expert at one version. `vector` is float32 of shape (layout.size,), the state that the version's digest names;
-    `adapter_config` is canonical JSON, empty if its publisher did not say.
+    `adapter_config` is canonical JSON, empty if its publisher did not say; `origin` is what the expert is bound to.
     """
 
     expert: str
@@ -62,6 +62,7 @@ class Synced:
     layout: Layout
     vector: Vector
     adapter_config: bytes
+    origin: Origin = NO_ORIGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +273,11 @@ class EdgeClient:
         )
 
 
+def _origin_of(genesis: pb.Genesis) -> Origin:
+    said = genesis.base_model
+    return Origin(genesis.base_model_digest, genesis.adapter_config, said.id, said.revision)
+
+
 def _genesis(directory: StateDirectory, memory: Memory) -> pb.Genesis:
     return pb.Genesis.FromString(directory.read(memory.genesis))
 
@@ -301,7 +307,7 @@ def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads:
     state = _led(directory, memory, answer, payloads, genesis, layout)
     if statement.want_version != memory.version:
         memory = replace(memory, version=statement.want_version, synced=directory.write_state(state))
-    return memory, Synced(statement.expert, memory.version, layout, state.vector, genesis.adapter_config)
+    return memory, Synced(statement.expert, memory.version, layout, state.vector, genesis.adapter_config, _origin_of(genesis))
 
 
 def _led(

@@ -4,8 +4,8 @@
 
     app = ClientApp(mods=[CompressionMod()])
 
-Who this client is and which aggregator it believes stands in the node configuration that its own operator wrote. An app's author may take
-it from elsewhere (`config`); nothing that a server sends decides it.
+Who this client is and which aggregator it trusts stands in the node configuration that its own operator wrote, or in the site folder that
+the environment variable COMPEFT_SITE names. An app's author may take it from elsewhere (`config`); nothing that a server sends decides it.
 
 Incoming: a message with a task instead of arrays gets its arrays from the aggregator, checked. The app trains as ever. Outgoing: its
 arrays become a compressed, signed update at the aggregator, and the reply carries a receipt. Whether this client reaches the aggregator
@@ -22,14 +22,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from google.protobuf.message import DecodeError
 
 from compeft_client.exchange.connections import Letters
-from compeft_client.exchange.edge_client import EdgeClient, Synced, Trained
+from compeft_client.exchange.edge_client import NO_ORIGIN, EdgeClient, Synced, Trained
 from compeft_client.exchange.quality_floor import Floor
+from compeft_client.flower.simulation import own_or_environment
 from compeft_client.identity.edge_config import edge_of
 from compeft_core import flatten, unflatten
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import relay_letter
 from compeft_proto.keys import SigningKey
-from compeft_proto.round_task import ORDER, RECORD, RESTING, Origin, RoundTask, task_from_values
+from compeft_proto.round_task import DTYPES, ORDER, RECORD, RESTING, Origin, RoundTask, as_type, task_from_values
 from compeft_proto.v1 import exchange_pb2 as xp
 
 App = Callable[[Message, Context], Message]
@@ -38,16 +39,16 @@ App = Callable[[Message, Context], Message]
 class CompressionMod:
     """A Flower mod.
 
-    origin: what this client trains with; the aggregator refuses an update with another origin than its expert's. config: the client's own
-    configuration, as `compeft_client.identity.edge_config.edge_of` takes it: by default the node's; `compeft_client.flower.simulation` has
-    one for simulations.
+    origin: what this client trains with; the aggregator refuses an update with another origin than its expert's. None takes it that the app
+    trains with what the expert is bound to. config: the client's own configuration, as `compeft_client.identity.edge_config.edge_of` takes
+    it: by default the node's, and without one the site folder that the environment variable COMPEFT_SITE names.
     floor: what an update must still be worth on this client's validation rows; None compresses as the round asks.
     """
 
     def __init__(
         self,
-        origin: Callable[[Context], Origin] = lambda _: Origin(),
-        config: Callable[[Context], Mapping[str, object]] = lambda context: context.node_config,
+        origin: Callable[[Context], Origin] | None = None,
+        config: Callable[[Context], Mapping[str, object]] = own_or_environment,
         floor: Callable[[Context], Floor | None] = lambda _: None,
     ) -> None:
         self._origin, self._config, self._floor = origin, config, floor
@@ -63,8 +64,10 @@ class CompressionMod:
         with EdgeClient(edge, letters) as client:
             if letters is not None and not letters.answers:
                 return _enclosed(Message(RecordDict(), reply_to=message), client, task, letters)
-            synced = client.sync(task.expert, task.version, task.run, task.round, origin=self._origin(context))
-            message.content[key] = _arrays(synced, record.get(ORDER))
+            synced = client.sync(
+                task.expert, task.version, task.run, task.round, origin=self._origin(context) if self._origin else NO_ORIGIN
+            )
+            message.content[key] = _arrays(synced, record.get(ORDER), record.get(DTYPES))
             if message.metadata.message_type == MessageType.TRAIN:
                 client.check_ready(task)
             if task.resting:
@@ -89,7 +92,12 @@ class CompressionMod:
         del reply.content[key]
         metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
         numbers = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
-        trained = Trained(tuned - synced.vector, _weight(metrics, task.weighted_by), numbers, self._origin(context))
+        trained = Trained(
+            tuned - synced.vector,
+            _weight(metrics, task.weighted_by),
+            numbers,
+            self._origin(context) if self._origin else synced.origin,
+        )
         client.submit(task, trained, self._floor(context))
 
 
@@ -125,9 +133,15 @@ def _enclosed(reply: Message, client: EdgeClient, task: RoundTask, letters: Lett
     return reply
 
 
-def _arrays(synced: Synced, order: object) -> ArrayRecord:
-    """The synced arrays in the app's order, which some apps go by instead of by names. Errors: FormatError if it is no order of them."""
+def _arrays(synced: Synced, order: object, dtypes: object) -> ArrayRecord:
+    """The synced arrays in the app's order, which some apps go by instead of by names, and in its types.
+
+    Errors: FormatError if `order` is not a permutation of the arrays' places, or `dtypes` not one known type for each.
+    """
     arrays = list(unflatten(synced.layout, synced.vector).items())
     if not isinstance(order, list) or sorted(order) != list(range(len(arrays))):
-        raise FormatError(f"the task's order of arrays is none of {len(arrays)} arrays")
-    return ArrayRecord({name: Array(array) for name, array in (arrays[place] for place in order)})
+        raise FormatError(f"invalid order of arrays in the task: expected a permutation of 0 to {len(arrays) - 1}")
+    if not isinstance(dtypes, list) or len(dtypes) != len(arrays):
+        raise FormatError(f"invalid types of arrays in the task: expected {len(arrays)}, one for each array")
+    placed = zip((arrays[place] for place in order), dtypes, strict=True)
+    return ArrayRecord({name: Array(as_type(array, str(dtype))) for (name, array), dtype in placed})

@@ -341,21 +341,25 @@ Global___SeededState: _TypeAlias = SeededState  # noqa: Y015
 
 @_typing.final
 class Snapshot(_message.Message):
-    """An initial state as bytes: little-endian float32 in layout order, cut into chunks."""
+    """An initial state as bytes, cut into chunks: little-endian float32 in layout order, coded as `coding` says."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHUNKS_FIELD_NUMBER: _builtins.int
+    CODING_FIELD_NUMBER: _builtins.int
+    coding: _builtins.str
+    """Empty: as they are. "compact": as docs/protocol.md, "Catching up", codes a snapshot, against zeros."""
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChunkRef]: ...
     def __init__(
         self,
         *,
         chunks: _abc.Iterable[Global___ChunkRef] | None = ...,
+        coding: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "coding", b"coding"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,8 @@ from compeft_proto import envelope as dsse
 from compeft_proto.chunk_refs import refs_of
 from compeft_proto.errors import WrongBaseError
 from compeft_proto.keys import SigningKey
-from compeft_proto.snapshot import encode_snapshot, least_bytes, reference_of
+from compeft_proto.snapshot import encode_snapshot, least_bytes
+from compeft_proto.state_steps import reference_of
 from compeft_proto.sync_answer import Step as Answered
 from compeft_proto.sync_answer import needed
 from compeft_proto.v1 import expert_pb2 as pb

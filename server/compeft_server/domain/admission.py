@@ -28,6 +28,7 @@ from compeft_proto.errors import (
     WrongBaseError,
 )
 from compeft_proto.name_checks import check_name
+from compeft_proto.state_steps import COMPACT
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.limits import Limits
 from compeft_server.domain.policy import Action, Decision
@@ -221,8 +222,11 @@ def admit_genesis(genesis: pb.Genesis, limits: Limits) -> None:
     if genesis.WhichOneof("initial") is None:
         raise FormatError(f"genesis of {genesis.expert} has neither a seed nor a snapshot")
     size = check_refs(genesis.snapshot.chunks, limits.max_payload_bytes)
-    if genesis.WhichOneof("initial") == "snapshot" and size != 4 * layout.size:
-        raise FormatError(f"genesis of {genesis.expert} has a snapshot of {size} bytes, its layout needs {4 * layout.size}")
+    if genesis.WhichOneof("initial") != "snapshot":
+        return
+    whole = 4 * layout.size
+    if size > whole or (size < whole and genesis.snapshot.coding != COMPACT):
+        raise FormatError(f"genesis of {genesis.expert} has a snapshot of {size} bytes, its layout needs {whole}")
 
 
 def admit_metric(arm: str, metric: pb.Metric) -> Arm:

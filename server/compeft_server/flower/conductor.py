@@ -1,5 +1,6 @@
 """The conductor's connection to an aggregator: publish an expert, open and close rounds, report quality. No Flower in here."""
 
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from compeft_proto.clock import now_ms
 from compeft_proto.convert import compression_to_proto, optimizer_to_proto, parameters_to_proto
 from compeft_proto.errors import from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, public_keys_from_pem, signing_key_from_pem
-from compeft_proto.site_layout import FILES, INDEX, site_options
+from compeft_proto.site_layout import FILES, INDEX, SIMULATED_CONDUCTOR, SITE_VARIABLE, site_options
 from compeft_proto.sync_answer import Answer, MemoryCache, SyncDialogue, fetch, read_answer
 from compeft_proto.transport import ClientTls, SubmitDialogue, offer, open_channel, persist, upload
 from compeft_proto.trusted_keys import TrustedKeys, listed_handovers
@@ -30,6 +31,7 @@ from compeft_server.domain.records import Arm
 from compeft_server.private_files import read_file, read_private
 
 NONCE_BYTES = 16
+NEEDED = ("aggregator", "aggregator-key", "conductor-key")
 PATIENCE_S = 30.0
 """How long a fetch that fails is tried again."""
 TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
@@ -65,14 +67,19 @@ class Measured:
 def station_of(config: Mapping[str, object]) -> Station:
     """The conductor that a run's configuration describes: `site`, a folder from `compeft enroll`; or `aggregator` host:port,
     `aggregator-key` and `conductor-key` files, and PEM files `tls-ca`, `tls-cert`, `tls-key` for anything but loopback; what is given
-    comes before what is in the folder. Errors: InputError, ForbiddenError.
+    comes before what is in the folder. Where it says none of these, the folder is the one that the environment variable COMPEFT_SITE names,
+    or the conductor's in a folder of simulated sites. Errors: InputError, ForbiddenError.
     """
     config = {name: value for name, value in config.items() if value}
+    if not {"site", *NEEDED} & set(config) and os.environ.get(SITE_VARIABLE):
+        config = {**config, "site": own_or_simulated_site(Path(os.environ[SITE_VARIABLE]))}
     config = {**_site(Path(str(config["site"]))), **config} if "site" in config else config
-    needed = ("aggregator", "aggregator-key", "conductor-key")
-    missing = [name for name in needed if not config.get(name)]
+    missing = [name for name in NEEDED if not config.get(name)]
     if missing:
-        raise InputError(f"run configuration lacks {', '.join(missing)}: give them with flwr run -c")
+        raise InputError(
+            f"no site for the conductor: set {SITE_VARIABLE} to the folder that `compeft enroll` made, or give site or "
+            f"{', '.join(missing)} with flwr run -c"
+        )
     key, trusted = Path(str(config["conductor-key"])), Path(str(config["aggregator-key"]))
     tls = [read(Path(str(config[name]))) for name, read in TLS.items() if config.get(name)]
     if tls and len(tls) < 3:
@@ -230,8 +237,16 @@ class Conductor:
         return self._believed.with_rotation(lambda: dsse.open_envelope(reply, self._believed.newest, answer))
 
 
+def own_or_simulated_site(folder: Path) -> Path:
+    """`folder`, or the simulated conductor's site in it if it is a folder of simulated sites."""
+    simulated = folder / SIMULATED_CONDUCTOR
+    return simulated if not (folder / INDEX).exists() and simulated.is_dir() else folder
+
+
 def _site(folder: Path) -> dict[str, object]:
     """What a site folder holds, under the names of `station_of`. Errors: InputError, ForbiddenError if others may enter it."""
+    if not (folder / INDEX).is_file():
+        raise InputError(f"{folder} is not a site folder, it has no {INDEX}: make one with `compeft enroll`")
     present = {file for file in FILES.values() if (folder / file).exists()}
     found = site_options(str(folder), folder.stat().st_mode, read_file(folder / INDEX), present)
     return {"conductor-key": found.pop("key", None), **found}

@@ -7,8 +7,7 @@ leaves behind is one open round, which the next one abandons; a new run goes on 
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
@@ -18,104 +17,45 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from compeft_core import Compression, Layout, MergeParameters, flatten, layout_of, seeded_state, state_digest, unflatten
+from compeft_core import Layout, Vector, flatten, layout_of, seeded_state, state_digest, unflatten
 from compeft_core.budget import within
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.frozen_tensors import active_places, resting_in_round, share_of_active
-from compeft_core.merging.inputs import USUAL
-from compeft_core.server_optimizer import ServerOptimizer
 from compeft_core.statistics import dense_names
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.convert import layout_to_proto
 from compeft_proto.errors import ConflictError
-from compeft_proto.round_task import AUTO, ORDER, RECORD, CodecChoice, Origin, RoundTask
+from compeft_proto.round_task import AUTO, DTYPES, ORDER, RECORD, RoundTask, as_type, travels
+from compeft_proto.state_steps import pack_snapshot
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.records import Arm
-from compeft_server.flower.conductor import Conductor, Measured, Station
+from compeft_server.flower.conductor import Conductor, Measured, Station, station_of
 from compeft_server.flower.equivalents import merging_of
+from compeft_server.flower.plan import Plan
 from compeft_server.flower.quorum_grid import QuorumGrid
 from compeft_server.flower.relay_grid import RelayGrid
 from compeft_server.flower.run_health import RunHealth, weighted_mean
 from compeft_server.flower.version_follower import Follower
 
-FLOATING = ("float", "bfloat")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run does with one expert.
-
-    uplink, downlink: how clients and aggregator compress; where both densities are 1, every array travels whole, as bfloat16.
-    merge_method, coefficient, merge_parameters: see `compeft_core.merging.methods`.
-    dense: names of arrays kept as bfloat16 instead of ternary, beside those that always are: scalars, vectors of up to 16,384 entries,
-    and statistics such as BatchNorm's running mean and variance (`compeft_core.statistics`).
-    seed: the initial arrays come from `compeft_core.seeded_state` with
-    this seed and `bounds` (one per array name; 0 or absent means zeros), so that no initial byte travels; None ships them once as a
-    snapshot. metric: name of the task metric in the clients' MetricRecord; `base-` before it marks the same for the frozen base model.
-
-    averaging: which LoRA factors rest when, a key of `compeft_core.frozen_tensors.AVERAGING`. optimizer: what the aggregator makes of a
-    merged task vector; None takes what the wrapped strategy asks for. min_updates: a round closes as soon as so many clients have
-    answered, and `deadline_s` seconds after it opened at the latest; None waits for all of them, and as long as `start`'s timeout.
-    max_staleness: an update that comes late joins a later round of the run, if its base is at most so many versions older.
-
-    fetch: each new version is fetched from the aggregator too, so that `start` returns arrays and can evaluate them; without it they
-    lie at the aggregator only.
-    relay: clients need not reach the aggregator: what they ask, get and send travels inside Flower's messages, signed and encrypted end to
-    end, and this program hands it to the aggregator.
-    budget_bytes: most payload bytes of a round, all clients together, half of them up and half down; `uplink` and `downlink` are then the
-    highest densities that it may use, and each update takes what fits its share.
-    codec: of both links: `context` takes the fewest bytes, `rice4` the least time where a link is faster than some 10 Mbit/s. `auto` lets
-    each client take the one that is there sooner at the rate of its upload before; versions are then `context`.
-    stop_below: the run stops when `metric` is below this part of its best value twice in a row; None never stops it for that. It also stops
-    when clients report a NaN loss, and when no update was accepted in a round (`run_health`).
-    """
-
-    expert: str
-    origin: Origin
-    uplink: Compression
-    downlink: Compression
-    merge_method: str = "average"
-    coefficient: float = 1.0
-    merge_parameters: MergeParameters = USUAL
-    dense: Collection[str] = ()
-    seed: int | None = None
-    bounds: dict[str, float] | None = None
-    metric: str = "accuracy"
-    averaging: str = "factors"
-    optimizer: ServerOptimizer | None = None
-    min_updates: int | None = None
-    deadline_s: float | None = None
-    max_staleness: int = 0
-    fetch: bool = True
-    relay: bool = False
-    budget_bytes: int | None = None
-    codec: CodecChoice = "context"
-    stop_below: float | None = 0.5
-
-    def __post_init__(self) -> None:
-        resting_in_round(self.averaging, 1)
-        if self.stop_below is not None and not 0 < self.stop_below < 1:
-            raise InputError(f"invalid stop_below {self.stop_below}: expected a part of the best metric, such as 0.5, or None")
-        if self.max_staleness and self.averaging == "alternating":
-            raise InputError("alternating rounds take no late updates: one would bring the half that rests")
-        if (self.min_updates is not None and self.min_updates < 1) or self.max_staleness < 0:
-            raise InputError(f"min_updates {self.min_updates} must be 1 or more, max_staleness {self.max_staleness} 0 or more")
+__all__ = ["CompressedStrategy", "Plan"]
 
 
 class CompressedStrategy(Strategy):
     """A Flower strategy whose arrays travel compressed and signed.
 
-    inner: a FedAvg, FedProx or FedOpt, or any that `flower_equivalents` knows; the merge itself happens at the aggregator.
+    inner: a FedAvg, FedProx or FedOpt, or any that `equivalents` knows; the merge itself happens at the aggregator. station: who conducts,
+    from `station_of`; by default the site folder that the environment variable COMPEFT_SITE names.
     """
 
-    def __init__(self, inner: FedAvg, plan: Plan, station: Station) -> None:
+    def __init__(self, inner: FedAvg, plan: Plan, station: Station | None = None) -> None:
         self.inner, self.plan = inner, plan
         self._merging = merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer)
         self._layout: Layout | None = None
         self._most_bytes = 0
-        self._conductor = Conductor(station)
+        self._conductor = Conductor(station or station_of({}))
         self._follower: Follower | None = None
-        self._names: tuple[str, ...] = ()
+        self._dtypes: dict[str, str] = {}
+        """The type of each of the app's arrays by name, in the app's order."""
         self._run = ""
         self._deadline_s = 3600.0
         self._version = 0
@@ -130,6 +70,8 @@ class CompressedStrategy(Strategy):
         if not self.plan.fetch and (kwargs.get("evaluate_fn") or len(args) > 2):
             raise InputError("evaluate_fn needs the merged arrays here, and the plan has fetch=False")
         self._layout_of(initial_arrays)  # refuses now what would be refused once the nodes are there
+        if self.plan.draw:
+            initial_arrays = self.seeded_arrays(initial_arrays)
         self._run = str(grid.run.run_id)
         self._deadline_s = min(timeout, self.plan.deadline_s or timeout)
         if self.plan.relay:
@@ -152,8 +94,7 @@ class CompressedStrategy(Strategy):
         if self.plan.seed is None:
             raise InputError("the plan has no seed: give it one, and the bounds within which each array begins")
         layout = self._layout_of(arrays)
-        drawn = unflatten(layout, seeded_state(layout, self.plan.seed, _bounds(layout, self.plan)))
-        return ArrayRecord({name: Array(drawn[name]) for name in arrays})
+        return self._record(layout, seeded_state(layout, self.plan.seed, _bounds(layout, self.plan)))
 
     def summary(self) -> None:
         """Log what is wrapped and how it is compressed."""
@@ -256,23 +197,29 @@ class CompressedStrategy(Strategy):
         return args[:2], {**kwargs, "evaluate_fn": watched}
 
     def _layout_of(self, arrays: ArrayRecord) -> Layout:
-        """The layout of the app's arrays. Errors: InputError if one holds no floating-point numbers."""
-        for name, array in arrays.items():
-            if not array.dtype.startswith(FLOATING):
-                raise InputError(
-                    f"array {name!r} is {array.dtype}, only floating-point arrays travel: leave it out of the ArrayRecord"
-                )
-        self._names = tuple(arrays)
+        """The layout of the app's arrays. Errors: InputError if one holds neither floating-point numbers nor counts."""
         shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        usual = dense_names(shapes, self.plan.dense_if_sent)
+        for name, array in arrays.items():
+            if not travels(array.dtype, counts=name in usual):
+                raise InputError(
+                    f"array {name!r} is {array.dtype}: only floating-point arrays travel, and counts in scalars or short vectors; "
+                    "leave it out of the ArrayRecord"
+                )
+        self._dtypes = {name: array.dtype for name, array in arrays.items()}
         whole = self.plan.uplink.density == self.plan.downlink.density == 1
-        return layout_of(shapes, shapes if whole else {*self.plan.dense, *dense_names(shapes)})
+        return layout_of(shapes, shapes if whole else {*self.plan.dense, *usual})
+
+    def _record(self, layout: Layout, vector: Vector) -> ArrayRecord:
+        """A state as the app's arrays: in their order, in their types."""
+        arrays = unflatten(layout, vector)
+        return ArrayRecord({name: Array(as_type(arrays[name], dtype)) for name, dtype in self._dtypes.items()})
 
     def _fetched(self, server_round: int) -> ArrayRecord | None:
         """The newest version's arrays, in the order in which the app named them."""
         if not self.plan.fetch or self._follower is None or self._layout is None:
             return None
-        arrays = unflatten(self._layout, self._follower.state(self._version, self._run, server_round))
-        return ArrayRecord({name: Array(arrays[name]) for name in self._names})
+        return self._record(self._layout, self._follower.state(self._version, self._run, server_round))
 
     def _publish(self, layout: Layout, arrays: ArrayRecord, follower: Follower) -> None:
         """Create the expert from the initial arrays, unless it is there already: then this run goes on from its newest version."""
@@ -286,13 +233,13 @@ class CompressedStrategy(Strategy):
             layout=layout_to_proto(layout),
             state_digest=state_digest(layout, state),
         )
-        seeded = _seeded(layout, self.plan, genesis.state_digest)
+        seeded, payload = _seeded(layout, self.plan, genesis.state_digest), b""
         if seeded is not None:
             genesis.seeded.CopyFrom(seeded)
         else:
-            genesis.snapshot.SetInParent()
+            genesis.snapshot.coding, payload = pack_snapshot(state)
         try:
-            self._conductor.publish(genesis, b"" if seeded else state.astype("<f4").tobytes())
+            self._conductor.publish(genesis, payload)
             follower.begin(genesis, state)
         except ConflictError:
             log(INFO, "expert %s is there already: this run continues it", self.plan.expert)
@@ -314,14 +261,21 @@ class CompressedStrategy(Strategy):
         how = plan.uplink, resting, plan.codec, self._most_bytes, self.inner.weighted_by_key
         task = RoundTask(plan.expert, self._run, server_round, nonce, self._version, *how)
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
-        content[RECORD] = ConfigRecord({**task.to_values(), "arrays-key": self.inner.arrayrecord_key, ORDER: self._order()})
+        content[RECORD] = ConfigRecord(
+            {
+                **task.to_values(),
+                "arrays-key": self.inner.arrayrecord_key,
+                ORDER: self._order(),
+                DTYPES: list(self._dtypes.values()),
+            }
+        )
         meta = message.metadata
         return Message(content, meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
 
     def _order(self) -> list[int]:
         """Where each of the app's arrays, in its order, stands in the layout."""
         places = {t.name: place for place, t in enumerate(self._layout.tensors)} if self._layout else {}
-        return [places[name] for name in self._names]
+        return [places[name] for name in self._dtypes]
 
     def _report(self, server_round: int, replies: Iterable[Message]) -> None:
         """Put the metrics of each reply beside the bytes: of the version that the client measured, and of the frozen base."""

@@ -5,12 +5,11 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from compeft_client.flower.mod import CompressionMod
-from compeft_client.flower.simulation import own_or_simulated
 from digits.task import Net, load_data
 from digits.task import test as measure
 from digits.task import train as fit
 
-app = ClientApp(mods=[CompressionMod(config=own_or_simulated(lambda context: context.run_config["sites"]))])
+app = ClientApp(mods=[CompressionMod()])
 
 
 @app.train()

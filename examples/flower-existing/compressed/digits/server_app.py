@@ -5,9 +5,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, Krum, Strategy
 
-from compeft_core import Compression
-from compeft_proto.round_task import Origin
-from compeft_server.flower.conductor import station_of
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from digits.task import Net, load_central_data, test
 
@@ -19,25 +16,17 @@ def main(grid: Grid, context: Context) -> None:
     """Run the rounds that the run's configuration asks for."""
     run = context.run_config
     torch.manual_seed(0)
-    inner = make_strategy(str(run["strategy"]), float(run["fraction-evaluate"]))
-    strategy = CompressedStrategy(inner, plan(relay=bool(run["relay"])), station_of(run))
+    strategy = make_strategy(str(run["strategy"]), float(run["fraction-evaluate"]))
+    strategy = CompressedStrategy(strategy, Plan.for_model(Net(), "digits", seed=0))
     result = strategy.start(
         grid=grid,
-        initial_arrays=strategy.seeded_arrays(ArrayRecord(Net().state_dict())),
+        initial_arrays=ArrayRecord(Net().state_dict()),
         train_config=ConfigRecord({"lr": float(run["learning-rate"])}),
         num_rounds=int(run["num-server-rounds"]),
         evaluate_fn=evaluate,
     )
     if run["model-file"]:
         torch.save(result.arrays.to_torch_state_dict(), str(run["model-file"]))
-
-
-def plan(*, relay: bool = False) -> Plan:
-    """5 % of each update up, 10 % of each merged one down; and the start is a seed instead of 243 kB for each client."""
-    fans = {name: layer.weight[0].numel() for name, layer in Net().named_children()}
-    bounds = {f"{name}.{kind}": fan**-0.5 for name, fan in fans.items() for kind in ("weight", "bias")}  # as PyTorch draws them
-    up, down = Compression(0.05), Compression(0.1)
-    return Plan("digits", Origin(), uplink=up, downlink=down, seed=0, bounds=bounds, relay=relay)
 
 
 def make_strategy(name: str, fraction_evaluate: float) -> Strategy:
