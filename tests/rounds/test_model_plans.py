@@ -215,3 +215,16 @@ def test_counts_are_rounded_and_unknown_types_refused() -> None:
     with pytest.raises(FormatError, match="'complex64' do not travel"):
         as_type(np.zeros(1, np.float32), "complex64")
     assert flatten(layout_of({"n": ()}), {"n": np.array(3, np.int64)}).tolist() == [3.0]
+
+
+def test_the_app_of_the_readme_runs_as_it_stands(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    sources = [readme.split(f"```python\n# {name}_app.py\n")[1].split("```")[0] for name in ("client", "server")]
+    client, server = ({}, {})
+    for source, names in zip(sources, (client, server), strict=True):
+        exec(source, names)
+    make_sites(world.folder / "data", world.folder / "sites", 2, world.address, ["my-expert"])
+    monkeypatch.setenv(SITE_VARIABLE, str(world.folder / "sites"))
+    grid = LoopbackGrid(client["app"], [{"partition-id": n, "num-partitions": 2} for n in range(2)])
+    server["main"](grid, Context(run_id=7, node_id=1, node_config={}, state=RecordDict(), run_config={}))
+    assert [len(m.contributions) for m in manifests(world, "my-expert")] == [2, 2, 2]

@@ -5,6 +5,7 @@ ends, by whatever way. What it leaves is one folder: logs, the report as HTML an
 """
 
 import json
+import re
 import sys
 import time
 import urllib.error
@@ -190,9 +191,12 @@ class _Stage:
                 status, ask_at = str(self._listed(run)["status"]), time.monotonic() + ASK_S
                 if status == "finished:completed":
                     progress.update(task, completed=self._settings.rounds)
+                    for line in failed_clients(self._folder / "logs" / "superlink.log"):
+                        progress.console.print(line, style="yellow", markup=False)
                     return
                 if status.startswith("finished"):
-                    raise ProcessError(f"the Flower run ended as {status}: see {self._folder / 'logs' / 'superlink.log'}")
+                    log = self._folder / "logs" / "superlink.log"
+                    raise ProcessError(f"the Flower run ended as {status}: {stopped_because(log) or 'see'} {log}")
             self._processes.pause(0.5)
         raise ProcessError(f"the Flower run took longer than {self._settings.timeout_s:.0f} s")
 
@@ -214,6 +218,17 @@ class _Stage:
         output = self._processes.run("flwr", ["flwr", "list", LINK, "--run-id", str(run), "--format", "json"])
         listed: dict[str, dict[str, int]] = json.loads(output[output.index("{") :])["runs"][0]
         return listed
+
+
+def stopped_because(log: Path) -> str:
+    """Why the newest run in a SuperLink's log stopped, with a full stop and "Log:" behind it; empty if the log does not say."""
+    reasons = re.findall(r"RunStoppedError: (.+)", log.read_text(errors="replace"))
+    return f"{reasons[-1].strip()}. Log:" if reasons else ""
+
+
+def failed_clients(log: Path) -> list[str]:
+    """The lines of a SuperLink's log that name clients which failed while others trained, each once."""
+    return list(dict.fromkeys(re.findall(r"client at node \d+ failed in rounds .+", log.read_text(errors="replace"))))
 
 
 def _progress(console: Console) -> Progress:
