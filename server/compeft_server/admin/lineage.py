@@ -17,8 +17,8 @@ from compeft_proto.chunk_refs import chunks, refs_of
 from compeft_proto.convert import compression_from_proto, optimizer_from_proto, parameters_from_proto
 from compeft_proto.errors import ConflictError, UnknownExpertError, WrongBaseError
 from compeft_proto.keys import PublicKey, SigningKey
-from compeft_proto.snapshot import decode_snapshot, reference_of
-from compeft_proto.state_steps import check_state, initial_state, next_state
+from compeft_proto.snapshot import decode_snapshot
+from compeft_proto.state_steps import check_state, initial_state, next_state, reference_of
 from compeft_proto.sync_answer import Answer
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
