@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.cli.options import Currency, Data, PricePerGb
 from compeft_server.data_directory import existing, open_ledger, open_store
-from compeft_server.domain.price import price_of
+from compeft_server.domain.price import energy_of, price_of
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.private_files import write_durably
 from compeft_server.reports.extras import Extras
@@ -38,6 +39,8 @@ def report_command(
     ] = None,
     price_per_gb: PricePerGb = None,
     currency: Currency = "EUR",
+    kwh_per_gb: Annotated[float | None, typer.Option(help="energy of a GB on the wire, in kWh; there is no default")] = None,
+    co2_per_kwh: Annotated[float | None, typer.Option(help="g of CO2 of a kWh where you are")] = None,
     pool: Annotated[Path | None, typer.Option(help="JSON of `compeft bench pool -o`, for the section on GPU use")] = None,
     dense: Annotated[
         Path | None, typer.Option(help="JSON of a dense run to compare with, as `compeft demo --compare` writes")
@@ -62,7 +65,7 @@ def report_command(
         return
     name = expert or _only(ledger)
     arm = _parsed(dense, dense_from_json) if dense else None
-    extras = _extras(ledger, data, name, price_per_gb, currency, pool)
+    extras = replace(_extras(ledger, data, name, price_per_gb, currency, pool), energy=energy_of(kwh_per_gb, co2_per_kwh))
     report = read_report(ledger, name, arm, since_ms=since_ms)
     _write_report(report, extras, output_format, output, language)
     ledger.close()

@@ -74,6 +74,9 @@ JAPANESE = {
     "{name}: {newest}; goal {goal}, baseline {baseline}. Marks under the axis are versions.": (
         "{name}：{newest}、目標 {goal}、導入前 {baseline}。軸の下の印は版です。"
     ),
+    "Energy": "エネルギー",
+    "energy, {factor} kWh a GB (given by the operator)": "電力、1 GB あたり {factor} kWh（運用者の指定値）",
+    "CO2, {factor} g a kWh (given by the operator)": "CO2、1 kWh あたり {factor} g（運用者の指定値）",
     "Money": "費用",
     "At other densities": "ほかの密度の場合",
     "GPU use": "GPU の利用",

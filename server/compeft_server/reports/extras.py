@@ -24,7 +24,7 @@ from compeft_proto.keys import PublicKey
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.chunks.store import ChunkStore
-from compeft_server.domain.price import Price
+from compeft_server.domain.price import Energy, Price
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.totals import Summaries
 
@@ -64,6 +64,7 @@ class Extras:
     price: Price | None = None
     pool: Pool | None = None
     densities: tuple[DensityRow, ...] = ()
+    energy: Energy | None = None
 
 
 def pool_from_json(text: str) -> Pool:

@@ -77,6 +77,7 @@ def to_html(report: Report, extras: Extras = Extras(), say: Language = ENGLISH) 
             links=rp.link_times(report),
             rate=rp.measured_rate(report),
             kpis=[(s, c) for s in report.kpis if (c := draw_kpi(s, report.publications)) is not None],
+            energy=text.energy_rows(report, extras.energy, say),
             kpi_value=human_value,
             other_costs=other_costs(report),
             other_ways_note=text.OTHER_WAYS_NOTE,

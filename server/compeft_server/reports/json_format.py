@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, fields
 
 from compeft_core.errors import FormatError
-from compeft_server.domain.price import Price
+from compeft_server.domain.price import Energy, Price
 from compeft_server.domain.traffic import Traffic
 from compeft_server.reports.extras import Extras
 from compeft_server.reports.other_ways import other_costs
@@ -91,6 +91,7 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
         f"deviation_{report.metric}": report.deviation,
         "runs": [{"run": r.run, "version": r.version, report.metric: r.score.mean} for r in report.runs],
         "cost": _cost_json(report, extras.price) if extras.price else None,
+        "energy": _energy_json(report, extras.energy) if extras.energy else None,
         "kpis": [{**asdict(s.kpi), "values": [{"at_ms": v.at_ms, "value": v.value} for v in s.values]} for s in report.kpis],
         "other_ways": [
             {"name": c.way.name, "payload_bytes": c.payload_bytes, "bits_per_parameter": c.way.bits, "how": c.way.how}
@@ -99,6 +100,13 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
         "densities": [{**asdict(row), "used": row.used or None} for row in extras.densities],
         "pool": asdict(extras.pool) if extras.pool else None,
     }
+
+
+def _energy_json(report: Report, energy: Energy) -> dict[str, object]:
+    t = report.traffic
+    sizes = {"dense_fp32": t.dense_fp32_bytes, "dense_bf16": t.dense_bf16_bytes, "wire": t.wire_bytes}
+    values = {name: {"kwh": energy.kwh(size), "co2_g": energy.co2_g(size)} for name, size in sizes.items()}
+    return {**asdict(energy), "factors": "given by the operator", **values}
 
 
 def _stated_json(report: Report) -> dict[str, object] | None:

@@ -19,6 +19,7 @@ def to_markdown(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008
         *_time(report),
         *_other_ways(report),
         *_money(report, extras),
+        *_energy(report, extras),
         *_densities(report, extras),
         *_pool(extras),
         *_how(),
@@ -122,6 +123,11 @@ def _money(report: Report, extras: Extras) -> list[str]:
     sizes = {"dense fp32": t.dense_fp32_bytes, "dense bf16": t.dense_bf16_bytes, "wire": t.wire_bytes}
     rows = [(name, human_bytes(size), text.human_money(price.of(size), price.currency)) for name, size in sizes.items()]
     return [f"## Money, at {text.human_money(price.per_gb, price.currency)} a GB", _table(("", "bytes", "cost"), rows)]
+
+
+def _energy(report: Report, extras: Extras) -> list[str]:
+    rows = text.energy_rows(report, extras.energy)
+    return ["## Energy", _table(("", "dense fp32", "dense bf16", "wire"), rows)] if rows else []
 
 
 def _densities(report: Report, extras: Extras) -> list[str]:

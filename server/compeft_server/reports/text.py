@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compeft_server.domain.price import Energy
 from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.reports.extras import DensityRow, Extras
 from compeft_server.reports.language import ENGLISH, Say
@@ -69,6 +70,22 @@ def human_money(amount: float, currency: str) -> str:
     """An amount with its currency: 12.34 EUR, 0.0042 EUR; more digits the less it is."""
     decimals = 2 if abs(amount) >= 1 or not amount else min(8, 2 - math.floor(math.log10(abs(amount))))
     return f"{amount:,.{decimals}f} {printable(currency)}"
+
+
+def energy_rows(report: Report, energy: Energy | None, say: Say = ENGLISH) -> list[tuple[str, str, str, str]]:
+    """(name with its factor, dense fp32, dense bf16, wire) in Wh and g of CO2; the factors are the operator's own."""
+    if energy is None:
+        return []
+    t = report.traffic
+    sizes = (t.dense_fp32_bytes, t.dense_bf16_bytes, t.wire_bytes)
+    name = say("energy, {factor} kWh a GB (given by the operator)", factor=f"{energy.kwh_per_gb:g}")
+    fp32, bf16, wire = (f"{1000 * energy.kwh(size):.3g} Wh" for size in sizes)
+    rows = [(str(name), fp32, bf16, wire)]
+    if energy.co2_g_per_kwh is not None:
+        name = say("CO2, {factor} g a kWh (given by the operator)", factor=f"{energy.co2_g_per_kwh:g}")
+        fp32, bf16, wire = (f"{energy.co2_g(size) or 0:.3g} g" for size in sizes)
+        rows.append((str(name), fp32, bf16, wire))
+    return rows
 
 
 def iso(at_ms: int) -> str:
@@ -207,7 +224,10 @@ def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
     )
     if report.dense is not None:
         table.add_row(*_dense_cells(report.dense))
-    return Group(table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *_pool(extras)]))
+    energy = [
+        f"{name}: wire {wire}; dense fp32 {fp32}, bf16 {bf16}" for name, fp32, bf16, wire in energy_rows(report, extras.energy)
+    ]
+    return Group(table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *energy, *_pool(extras)]))
 
 
 def led_name(report: Report, say: Say = ENGLISH) -> str:

@@ -253,3 +253,24 @@ def test_every_cell_of_a_table_carries_the_name_of_its_column(data: Path, capsys
             assert all("data-label=" in cell for cell in cells)
     assert 'data-label="wire up"' in page
     assert 'data-label="fewer than bf16"' in page
+
+
+# Energy
+
+
+def test_energy_is_bytes_times_the_operators_own_factors_in_every_format(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    factors = ("--kwh-per-gb", "50", "--co2-per-kwh", "380")
+    values = json.loads(report(data, capsys, "--format", "json", *factors))
+    assert values["energy"]["wire"]["kwh"] == pytest.approx(values["wire_bytes"] / 1e9 * 50)
+    assert values["energy"]["dense_bf16"]["co2_g"] == pytest.approx(values["dense_bf16_bytes"] / 1e9 * 50 * 380)
+    shown = f"{1000 * values['energy']['wire']['kwh']:.3g} Wh"
+    for kind in ("html", "md", "text"):
+        words = " ".join(report(data, capsys, "--format", kind, *factors).split())
+        assert shown in words
+        assert "energy, 50 kWh a GB (given by the operator)" in words
+    assert json.loads(report(data, capsys, "--format", "json"))["energy"] is None
+
+
+@pytest.mark.parametrize("options", [["--kwh-per-gb", "nan"], ["--kwh-per-gb", "-1"], ["--co2-per-kwh", "380"]])
+def test_factors_that_cannot_be_are_refused(data: Path, options: list[str]) -> None:
+    assert run(["report", "--data", str(data), "--format", "json", *options]) == 3
