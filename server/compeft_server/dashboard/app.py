@@ -92,6 +92,10 @@ def _add_pages(app: FastAPI, pages: Pages) -> None:
     def clients(request: Request) -> Response:
         return pages.clients(request)
 
+    @app.api_route("/client", methods=READ)
+    def client(request: Request, keyid: Word) -> Response:
+        return pages.client(request, keyid)
+
     @app.api_route("/refused", methods=READ)
     def refused(request: Request, expert: Word = "", code: Word = "", page: Page = 1) -> Response:
         return pages.refused(request, expert, code, page)

@@ -179,6 +179,24 @@ class Pages:
             scores.setdefault(keyid, []).append((expert, metric, version, value))
         return self.render(request, "clients", rows=self.summaries.clients(), scores=scores)
 
+    def client(self, request: Request, keyid: str) -> Response:
+        """One key of a member: when it was seen last, where it is behind, its rate, its certificate."""
+        found = next((c for c in self.summaries.clients() if c.keyid == keyid), None)
+        if found is None:
+            raise UnknownExpertError(f"there is no member with the key {keyid[:40]!a} here")
+        heads = {e.name: e.head for e in self.summaries.experts()}
+        scores = {e: (m, v, value) for (key, e, m), (v, value) in self.summaries.client_scores().items() if key == keyid}
+        return self.render(
+            request,
+            "client",
+            client=found,
+            enrolled=next(e for e in self._site.ledger.membership.enrolled() if e.keyid == keyid),
+            moved=self.summaries.moved_by_member(keyid),
+            delivered=self.summaries.newest_delivered(keyid),
+            heads=heads,
+            scores=scores,
+        )
+
     def refused(self, request: Request, expert: str, code: str, page: int) -> Response:
         """What was turned away, and why."""
         rows, total = self._listings.refusals(expert, code, page)

@@ -241,6 +241,18 @@ class Summaries:
         rows = self._select(query)
         return [ClientSummary(**r._mapping, last_at_ms=last.get(r.keyid), moved=moved.get(r.keyid, Moved())) for r in rows]
 
+    def moved_by_member(self, keyid: str) -> dict[str, Moved]:
+        """By expert: what one edge client moved."""
+        return self._moved(transfers.c.expert, (transfers.c.keyid == keyid,))
+
+    def newest_delivered(self, keyid: str) -> dict[str, int]:
+        """By expert: the newest version that was delivered to a key."""
+        c = transfers.c
+        query = sa.select(c.expert, sa.func.max(c.version).label("version")).where(
+            c.keyid == keyid, c.direction == "down", c.expert != ""
+        )
+        return {r.expert: r.version for r in self._select(query.group_by(c.expert))}
+
     def refused_by_code(self) -> dict[str, int]:
         """How many were refused, by code, the most frequent first."""
         c, count = refusals.c, sa.func.count().label("number")

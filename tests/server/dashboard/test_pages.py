@@ -177,6 +177,30 @@ def test_filters_narrow_a_list(told: Served) -> None:
     assert "Nothing of this kind" in text_of(told, "/refused?code=none")
 
 
+# One member
+
+
+def test_a_members_page_says_where_it_is_behind(told: Served) -> None:
+    ledger = open_ledger(told.data)
+    member = next(m for m in ledger.members() if m.name == "edge-0")
+    page = f"/client?keyid={member.public.keyid}"
+    assert text_of(told, page).count("up to date") == 2
+    assert "certificate ends none was issued here" in text_of(told, page)
+    with ledger.engine.begin() as connection:
+        newest = (
+            schema.transfers.c.keyid == member.public.keyid,
+            schema.transfers.c.version > 9,
+            schema.transfers.c.direction == "down",
+        )
+        connection.execute(sa.delete(schema.transfers).where(*newest))
+    text = text_of(told, page)
+    assert "sentiment 9 12 3 behind" in text
+    assert text.count("up to date") == 1
+    ledger.close()
+    assert httpx.get(told.url + "/client?keyid=nobody").status_code == 404
+    assert f'href="{page}"' in httpx.get(told.url + "/clients").text
+
+
 # Ten thousand rounds
 
 
