@@ -9,7 +9,7 @@ processor works on four independent chains at once, and only the running sum of 
 
     gaps      7 0 3 1 | 2 5 0 4 | 6        lane 0: 7 2 6   lane 1: 0 5   lane 2: 3 0   lane 3: 1 4
 
-That reads an entry in 0.36 to 0.45 times the time of golomb.py, for 0.1 to 1.3 % more bytes (docs/benchmarks/codec.md).
+That reads an entry in 0.42 to 0.45 times the time of golomb.py, for 0.5 to 1.3 % more bytes (docs/merging.md, "Speed and memory").
 
 Invariant: `read_gaps` never reads outside the stream's buffer or writes outside `places`, whatever the bytes are, and it accepts only
 the stream that `write_gaps` writes.
