@@ -19,25 +19,22 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from compeft_client.exchange.connections import Carrier, Connection, Letters
-from compeft_client.exchange.quality_floor import Floor, above
+from compeft_client.exchange.quality_floor import Floor
 from compeft_client.exchange.state_directory import Memory, Pending, StateDirectory, settled
+from compeft_client.exchange.update_coding import CodedUpdate, UpdateLimits, coded_update
 from compeft_client.identity.edge_config import Edge
 from compeft_client.workers import WORKERS
 from compeft_core import Compression, Encoded, Layout, State, Vector
-from compeft_core.budget import payload_bytes
-from compeft_core.errors import InputError, LayoutMismatchError
-from compeft_core.format.encoding import sooner_codec
-from compeft_core.frozen_tensors import active_places, share_of_active
+from compeft_core.errors import InputError
 from compeft_core.parallel import workers_for
-from compeft_core.statistics import kept_in_range
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
-from compeft_proto.convert import coded, coding_of, layout_from_proto, metrics_to_proto
+from compeft_proto.convert import coding_of, layout_from_proto, metrics_to_proto
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.round_task import AUTO, Origin, RoundTask
+from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.sync_answer import Answer, Progress, apply_steps, fetch, no_progress, read_answer
 from compeft_proto.trusted_keys import TrustedKeys
 from compeft_proto.v1 import expert_pb2 as pb
@@ -45,8 +42,6 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 
 LIFETIME_MS = 60 * 60 * 1000
 """How long a sealed update may be under way."""
-ROUNDING, TINY = np.float32(2**-8), np.float32(2**-24)
-"""What loading a state into a bfloat16 or float16 adapter may change, in relation to a value and beside it."""
 
 NO_ORIGIN = Origin()
 
@@ -197,35 +192,35 @@ class EdgeClient:
                 task.expert, memory.version, task.version, memory.pending.sequence if memory.pending else None
             )
             layout = layout_from_proto(_genesis(directory, memory).layout)
-            target = _task_vector(directory, memory, layout, task, trained) + directory.residual(memory, layout)
-            awake = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
-            if layout.dense_size:
-                awake = kept_in_range(layout, directory.claimed_state(memory, layout).vector, awake)
-            asked, workers = share_of_active(layout, task.compression, task.resting), workers_for(layout.size, WORKERS)
-            codec = sooner_codec(asked.density, memory.upload_bytes_per_s, workers) if task.codec == AUTO else task.codec
-            used, encoded = coded(layout, awake, asked, codec, workers, _most_bytes(self._edge, memory, layout, task))
-            if floor is not None:
-                synced = directory.state(memory, layout).vector
-                goal = above(floor, layout, synced, synced + trained.task_vector, awake, used)
-                used, encoded = (used, encoded) if goal == used else coded(layout, awake, goal, codec, workers)
-            update = self._update(task, trained, encoded, layout, used)
-            update.sequence = memory.sequence + 1
-            update.base_state_digest = bytes.fromhex(memory.synced)
-            sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
-            pending = Pending(
-                sequence=update.sequence,
-                envelope=directory.write(sealed.SerializeToString()),
-                payload=directory.write(encoded.blob),
-                target=directory.write_vector(target),
-                carried=directory.write(encoded.rice),
-            )
-            memory = replace(memory, sequence=pending.sequence, pending=pending)
-            directory.save(memory)
+            vectors = trained.task_vector, directory.residual(memory, layout), _synced(directory, memory, layout, task, floor)
+            limits = UpdateLimits(self._edge.max_update_bytes, self._edge.max_upload_s, memory.upload_bytes_per_s)
+            made = coded_update(layout, task, vectors, limits, workers_for(layout.size, WORKERS), floor)
+            memory, sealed = self._keep_pending(directory, memory, layout, task, trained, made)
             started = time.monotonic()
-            receipt = self._send(sealed, encoded.blob)
+            receipt = self._send(sealed, made.encoded.blob)
             if receipt is not None:
-                directory.save(replace(memory, upload_bytes_per_s=len(encoded.blob) / (time.monotonic() - started)))
+                seconds = time.monotonic() - started
+                directory.save(replace(memory, upload_bytes_per_s=len(made.encoded.blob) / seconds))
             return receipt
+
+    def _keep_pending(
+        self, directory: StateDirectory, memory: Memory, layout: Layout, task: RoundTask, trained: Trained, made: CodedUpdate
+    ) -> tuple[Memory, Envelope]:
+        """Seal the update and write it durably as pending, before a byte of it is sent; the memory that names it, and the envelope."""
+        update = self._update(task, trained, made.encoded, layout, made.compression)
+        update.sequence = memory.sequence + 1
+        update.base_state_digest = bytes.fromhex(memory.synced)
+        sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
+        pending = Pending(
+            sequence=update.sequence,
+            envelope=directory.write(sealed.SerializeToString()),
+            payload=directory.write(made.encoded.blob),
+            target=directory.write_vector(made.target),
+            carried=directory.write(made.encoded.rice),
+        )
+        memory = replace(memory, sequence=pending.sequence, pending=pending)
+        directory.save(memory)
+        return memory, sealed
 
     def resume(self, expert: str) -> pb.Receipt | None:
         """Go on with the update that was under way when an earlier process ended; None if there is none. Errors: as `submit`."""
@@ -322,31 +317,10 @@ def _led(
         raise
 
 
-def _most_bytes(edge: Edge, memory: Memory, layout: Layout, task: RoundTask) -> int:
-    """What an update of this client may take in this round, 0 if nothing limits it. Before anything was uploaded, no rate is known; a rate
-    that is too low for the smallest update leaves that, or a link that recovers would never be measured again.
+def _synced(directory: StateDirectory, memory: Memory, layout: Layout, task: RoundTask, floor: Floor | None) -> Vector:
+    """The synced state, read from disk only where the update depends on it, and held against its digest where it decides more than how a
+    dense value is rounded.
     """
-    limits = [most for most in (task.max_payload_bytes, edge.max_update_bytes) if most]
-    if edge.max_upload_s is not None and memory.upload_bytes_per_s:
-        least = payload_bytes(layout.ternary_size, layout.dense_size, 0)
-        limits.append(max(least, int(edge.max_upload_s * memory.upload_bytes_per_s)))
-    return min(limits, default=0)
-
-
-def _task_vector(directory: StateDirectory, memory: Memory, layout: Layout, task: RoundTask, trained: Trained) -> Vector:
-    """The task vector, zero where the round rests. Errors: LayoutMismatchError; InputError if training changed what rests, beyond
-    the rounding of a bfloat16 adapter: then the average would not be the exact one that was asked for.
-    """
-    vector = trained.task_vector
-    if vector.shape != (layout.size,):
-        raise LayoutMismatchError(f"task vector has shape {vector.shape}, the layout says ({layout.size},)")
-    if not task.resting:
-        return vector
-    active, synced = active_places(layout, task.resting), directory.state(memory, layout).vector
-    changed = int(np.count_nonzero(np.abs(vector[~active]) > np.abs(synced[~active]) * ROUNDING + TINY))
-    if changed:
-        raise InputError(
-            f"round {task.round} rests {', '.join(task.resting)}, but training changed {changed} parameters there: "
-            "freeze them (compeft_client.models.adapter.rest)"
-        )
-    return np.where(active, vector, np.float32(0))
+    if task.resting or floor is not None:
+        return directory.state(memory, layout).vector
+    return directory.claimed_state(memory, layout).vector if layout.dense_size else np.zeros(layout.size, np.float32)
