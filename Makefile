@@ -1,16 +1,24 @@
-# Two commands do everything: `make demo` runs the main job, `make test` passes the tests. Both set themselves up.
+# `make demo` runs the whole system, `make test` all tests, `make quick` what a change needs before every commit. Each target sets itself up.
+# CONTRIBUTING.md says what each does and how long it takes.
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := compeft_core proto/compeft_proto server/compeft_server client/compeft_client
 CODE := $(PACKAGES) tests benchmarks examples
+# Tests that start no process and need no model: tests/test_quick.py holds that.
+QUICK := tests/core tests/proto tests/fuzz/test_corpus.py tests/docs/test_blocks.py tests/cli/test_commands.py tests/test_words.py \
+	tests/client/checkpoints tests/client/packing tests/client/merging tests/client/exchange tests/server/aggregation tests/server/chunks \
+	tests/server/policy
 
-.PHONY: demo fuzz test check lint types contracts generated format clean
+.PHONY: demo fuzz test quick check lint types contracts generated format clean
 
 demo: .venv/demo
 	$(BIN)/compeft demo $(ARGS)
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+
+quick: lint types contracts
+	$(BIN)/python -m pytest -n auto $(QUICK)
 
 fuzz: .venv/fuzz
 	$(BIN)/python -m tests.fuzz.run $(ARGS)

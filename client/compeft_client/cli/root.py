@@ -5,7 +5,7 @@ import importlib
 import click
 from click.shell_completion import CompletionItem
 
-from compeft_client.cli.table import COMMANDS, SECTIONS, Row, missing_module
+from compeft_client.cli.table import COMMANDS, SECTIONS, CommandRow, missing_module
 
 HELP = """Move fine-tuned experts in a fiftieth of the bytes.
 
@@ -51,7 +51,7 @@ class Root(click.Group):
                     formatter.write_dl([(row.name.ljust(WIDTH), row.summary) for row in rows])
 
 
-def load(row: Row) -> click.Command:
+def load(row: CommandRow) -> click.Command:
     """The command of a row. Errors: ModuleNotFoundError."""
     import typer.core
 

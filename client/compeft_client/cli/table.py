@@ -16,7 +16,7 @@ SECTIONS = (LOCAL, PUBLISH, MEMBER, AGGREGATOR, LOOK)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CommandRow:
     """One command. `module` is imported when the command is run, completed or asked for its help."""
 
     name: str
@@ -27,7 +27,7 @@ class Row:
 
 
 COMMANDS = tuple(
-    Row(*fields)
+    CommandRow(*fields)
     for fields in (
         ("pack", LOCAL, "compeft_client.cli.pack", "", "Pack a fine-tuned expert into one small file."),
         ("unpack", LOCAL, "compeft_client.cli.pack", "", "Write an expert file out as a PEFT directory."),

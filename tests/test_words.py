@@ -1,0 +1,122 @@
+"""Plain technical English in every string of the product: docstrings, errors and help say what a value is and what was expected."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("compeft_core", "proto/compeft_proto", "server/compeft_server", "client/compeft_client")
+FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py")) if "_pb2" not in file.name]
+REFUSED = re.compile(r"\b(?:is|are) (?:no|none)\b|\bso many\b|\bwhat there is\b", re.IGNORECASE)
+"""'x is no address' for 'invalid address x', 'there are none', 'as many as there are': write what is expected instead."""
+
+
+def refused_in(file: Path) -> list[str]:
+    """Line and words of every string in which one of the phrasings occurs."""
+    strings = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Constant)]
+    texts = [(node.lineno, " ".join(node.value.split())) for node in strings if isinstance(node.value, str)]
+    return [f"{line}: {text[max(0, m.start() - 30) : m.end() + 30]}" for line, text in texts for m in REFUSED.finditer(text)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_string_of_a_file_has_a_refused_phrasing(file: Path) -> None:
+    if str(file.relative_to(ROOT)) not in LEFT:
+        assert refused_in(file) == []
+
+
+LEFT = {
+    "compeft_core/budget.py",
+    "compeft_core/format/context_model.py",
+    "compeft_core/format/matrix_shapes.py",
+    "compeft_core/lru_cache.py",
+    "compeft_core/merging/lora_averages.py",
+    "compeft_core/merging/methods.py",
+    "compeft_core/merging/size_bounds.py",
+    "compeft_core/parallel.py",
+    "compeft_core/product/blob.py",
+    "compeft_core/product/low_rank.py",
+    "compeft_core/product/model.py",
+    "compeft_core/selection.py",
+    "compeft_core/selection_kernels.py",
+    "compeft_core/server_optimizer.py",
+    "compeft_core/statistics.py",
+    "proto/compeft_proto/answer_checks.py",
+    "proto/compeft_proto/base_model.py",
+    "proto/compeft_proto/convert.py",
+    "proto/compeft_proto/errors.py",
+    "proto/compeft_proto/expert_file.py",
+    "proto/compeft_proto/expert_manifest.py",
+    "proto/compeft_proto/invitation.py",
+    "proto/compeft_proto/round_task.py",
+    "proto/compeft_proto/sealed_box.py",
+    "proto/compeft_proto/snapshot.py",
+    "proto/compeft_proto/state_steps.py",
+    "proto/compeft_proto/sync_answer.py",
+    "proto/compeft_proto/transport.py",
+    "server/compeft_server/admin/expert_card.py",
+    "server/compeft_server/admin/health.py",
+    "server/compeft_server/admin/policy_admin.py",
+    "server/compeft_server/admin/restore.py",
+    "server/compeft_server/aggregation/access.py",
+    "server/compeft_server/aggregation/aggregator.py",
+    "server/compeft_server/aggregation/catch_up.py",
+    "server/compeft_server/chunks/partial_uploads.py",
+    "server/compeft_server/cli/dashboard.py",
+    "server/compeft_server/cli/report.py",
+    "server/compeft_server/dashboard/app.py",
+    "server/compeft_server/dashboard/figures.py",
+    "server/compeft_server/dashboard/over_time.py",
+    "server/compeft_server/dashboard/pages.py",
+    "server/compeft_server/dashboard/security.py",
+    "server/compeft_server/data_directory.py",
+    "server/compeft_server/domain/invitations.py",
+    "server/compeft_server/domain/limits.py",
+    "server/compeft_server/domain/price.py",
+    "server/compeft_server/domain/traffic.py",
+    "server/compeft_server/flower/grid.py",
+    "server/compeft_server/flower/quorum_grid.py",
+    "server/compeft_server/flower/relay_grid.py",
+    "server/compeft_server/flower/run_health.py",
+    "server/compeft_server/flower/strategy.py",
+    "server/compeft_server/identity/authority_files.py",
+    "server/compeft_server/identity/certificate_authority.py",
+    "server/compeft_server/ledger/database.py",
+    "server/compeft_server/ledger/ledger.py",
+    "server/compeft_server/ledger/totals.py",
+    "server/compeft_server/reports/catalogue_ja.py",
+    "server/compeft_server/reports/provenance.py",
+    "server/compeft_server/reports/report.py",
+    "server/compeft_server/reports/table_rows.py",
+    "server/compeft_server/reports/text.py",
+    "server/compeft_server/rpc/rate_limits.py",
+    "client/compeft_client/checkpoints/base_model_digest.py",
+    "client/compeft_client/checkpoints/initial_values.py",
+    "client/compeft_client/checkpoints/peft_fields.py",
+    "client/compeft_client/checkpoints/safetensors_file.py",
+    "client/compeft_client/checkpoints/source.py",
+    "client/compeft_client/checkpoints/tensor_names.py",
+    "client/compeft_client/cli/progress.py",
+    "client/compeft_client/cli/publish.py",
+    "client/compeft_client/delivery/pull.py",
+    "client/compeft_client/delivery/watch.py",
+    "client/compeft_client/exchange/edge_client.py",
+    "client/compeft_client/exchange/package_client.py",
+    "client/compeft_client/exchange/quality_floor.py",
+    "client/compeft_client/exchange/state_directory.py",
+    "client/compeft_client/flower/mod.py",
+    "client/compeft_client/identity/certificates.py",
+    "client/compeft_client/identity/key_files.py",
+    "client/compeft_client/identity/site_folder.py",
+    "client/compeft_client/merging/by_factor.py",
+    "client/compeft_client/merging/inputs.py",
+    "client/compeft_client/models/expert_pool.py",
+    "client/compeft_client/packing/inspect_costs.py",
+    "client/compeft_client/packing/part_codec.py",
+    "client/compeft_client/packing/plan.py",
+    "client/compeft_client/packing/tensor_rules.py",
+    "client/compeft_client/search/blend.py",
+    "client/compeft_client/search/measure.py",
+    "client/compeft_client/search/tune.py",
+}
