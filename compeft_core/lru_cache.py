@@ -45,7 +45,7 @@ class LruCache(Generic[Key, Value]):
             return list(self._held)
 
     def put(self, key: Key, value: Value) -> None:
-        """Hold a value, in place of an earlier one of this key; drop the values used longest ago where there is no room."""
+        """Hold a value, in place of an earlier one of this key; drop the values used longest ago when the capacity is exceeded."""
         with self._lock:
             if key in self._held:
                 self._bytes -= self._size(self._held.pop(key))

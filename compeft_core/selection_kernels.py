@@ -73,7 +73,7 @@ def collect(bits: Bits, span: tuple[int, int], bracket: tuple[int, int], room: R
     room is counted and not written.
 
     64 values are compared at once: `mask` has a bit for each candidate among them, `doubt` for each doubtful one. Clearing the lowest bit
-    (x & (x - 1)) and counting the zeros below it visits the set bits only, so a value that is no candidate costs 1/64 of a comparison.
+    (x & (x - 1)) and counting the zeros below it visits the set bits only, so a value that is not a candidate costs 1/64 of a comparison.
     Example: mask = 0b10100, doubt = 0b10000, found = 7. The candidates are values i + 2 and i + 4, with index 7 and 8; of the doubtful
     one, `mask & (lowest - 1)` = 0b00100 counts the candidates before it, so its index is 7 + 1 = 8.
     """

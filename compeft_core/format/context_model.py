@@ -44,7 +44,7 @@ BINS = 32
 BIN_BITS = 13
 """The evidence for a sign is cut into bins of an eighth of a logit."""
 AGES = 512
-"""After so many steps a learning rate falls no further."""
+"""After this many steps a learning rate falls no further."""
 PAIR_START = ONE // 4
 """The first value of a pair weight, before anything is learned: a kept slot makes the others of its line a little more likely."""
 PAIR_SHIFT = 4
@@ -99,7 +99,7 @@ def encode_segment(
 ) -> int:
     """Write the entries kept in the matrices rows x columns, which begin at position `base`, to `stream`.
 
-    Returns the length written, or -1 if there is no room.
+    Returns the length written, or -1 if the buffer is too small.
     """
     cells = np.empty(np.max(rows * columns), np.int8)
     density = _density(positions.size, rows, columns)
@@ -129,7 +129,7 @@ def encode_segment(
 def decode_segment(
     stream: Octets, positions: NDArray[np.uint32], negative: NDArray[np.bool_], rows: Ints, columns: Ints, base: int
 ) -> bool:
-    """Fill `positions` and `negative` from `stream`. False if it is not the one stream of so many entries.
+    """Fill `positions` and `negative` from `stream`. False if it is not the one stream of this many entries.
 
     Whatever the bytes, nothing outside the arrays is read or written, and the time taken is that of as many positions.
     """
@@ -194,7 +194,7 @@ def _rates(density: int) -> Ints:
 
 @kernel
 def _gather(cells: NDArray[np.int8], place: int, positions: NDArray[np.uint32], negative: NDArray[np.bool_], count: int) -> int:
-    """Append the entries of a matrix that begins at `place` to the `count` there are; the new count, or -1 if there is no room."""
+    """Append the entries of a matrix that begins at `place` to the `count` there are; the new count, or -1 if the buffer is too small."""
     for i in range(cells.size):
         if cells[i] != 0:
             if count >= positions.size:

@@ -71,7 +71,7 @@ def _read_item(reader: Reader, shapes: list[Shape]) -> list[Shape]:
 
 
 def _longest_copy(shapes: Sequence[Shape], at: int) -> tuple[int, int]:
-    """Length and distance of the longest copy for the shapes from `at` on, of these the least distance; (0, 0) if there is none."""
+    """Length and distance of the longest copy for the shapes from `at` on, of these the least distance; (0, 0) if absent."""
     best = (0, 0)
     for distance in range(1, min(at, REACH) + 1):
         length = 0

@@ -23,7 +23,7 @@ BF16_MASK = 0xFFFF0000
 def bounded(updates: Sequence[Encoded], most: float) -> list[Encoded]:
     """The updates with every scale, and every dense value, cut at `most` times the median over the updates of their largest one.
 
-    `most` 0 is no bound; fewer than COHORT updates are left as they are. The bytes that name an update (`blob`) stay, so its place in
+    `most` 0 means no bound; fewer than COHORT updates are left as they are. The bytes that name an update (`blob`) stay, so its place in
     the order of a merge does. Bounds are float32, rounded towards zero to a bfloat16 for the dense part.
     """
     if not most or len(updates) < COHORT:

@@ -57,7 +57,7 @@ def _triangle(tall: Matrix) -> Matrix:
 
 
 def low_rank_of(matrix: NDArray[np.float32], max_rank: int, *, rounds: int = 3) -> LowRank:
-    """The best approximation (nearly) of an m x n matrix by one of rank at most `max_rank`, for matrices that are no product.
+    """The best approximation (nearly) of an m x n matrix by one of rank at most `max_rank`, for matrices that are not products.
 
     A full SVD where the shorter side is at most 4 max_rank, else subspace iteration from a fixed start (Halko et al., 2011),
     `rounds` of them. Errors: InputError, NotFiniteError.

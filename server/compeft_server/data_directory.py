@@ -107,7 +107,7 @@ def _keep_private(path: Path) -> None:
 def existing(data: Path) -> Path:
     """`data`, if a ledger belongs to it. Errors: InputError: a mistyped directory is not made by looking at it."""
     if not any((data / name).exists() for name in (LEDGER_FILE, STORAGE_FILE)):
-        raise InputError(f"{data} is no data directory, it has no {LEDGER_FILE}: `compeft serve --data {data}` makes one")
+        raise InputError(f"{data} is not a data directory, it has no {LEDGER_FILE}: `compeft serve --data {data}` makes one")
     return data
 
 

@@ -48,7 +48,7 @@ def test_looking_at_a_mistyped_data_directory_makes_none(
 ) -> None:
     data = tmp_path / "mistyped"
     assert run([*command.split(), "--data", str(data)]) == 3
-    assert capsys.readouterr().err.startswith(f"error: {data} is no data directory, it has no ledger.sqlite")
+    assert capsys.readouterr().err.startswith(f"error: {data} is not a data directory, it has no ledger.sqlite")
     assert not data.exists()
 
 

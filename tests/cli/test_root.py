@@ -126,7 +126,7 @@ def test_the_environment_gives_data_and_site_and_the_help_says_so(
     assert run(["clients", "list"]) == 0
     assert "berlin" in capsys.readouterr().out
     assert run(["pull", "x", "-o", str(tmp_path / "out")]) == 3
-    assert f"{tmp_path / 'site'} is no site folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'site'} is not a site folder" in capsys.readouterr().err
     assert run(["--help"]) == 0
     assert "COMPEFT_DATA" in capsys.readouterr().out
 

@@ -67,7 +67,7 @@ def test_a_member_reaches_the_fleet_calls_by_post_only(running: Federation) -> N
 def test_a_body_larger_than_any_object_of_flower_is_refused(running: Federation) -> None:
     assert running.through("/v1/fleet/push-object", body=bytes(9 * 2**20)) == 413
     assert running.through("/v1/fleet/push-object", body=bytes(6 * 2**20)) == 400, (
-        "Flower itself answers: that is no message of its own"
+        "Flower itself answers: that is not a message of its own"
     )
 
 

@@ -119,7 +119,7 @@ def check_fields(fields: Mapping[str, object], purpose: Purpose, where: str) -> 
 
 
 def differing_field(a: Mapping[str, object], b: Mapping[str, object], purpose: Purpose) -> str:
-    """The first field that must be equal in both configurations and is not; empty if there is none."""
+    """The first field that must be equal in both configurations and is not; empty if absent."""
     if a.get("peft_type") != b.get("peft_type"):
         return "peft_type"
     for name in sorted(known_fields(a)):

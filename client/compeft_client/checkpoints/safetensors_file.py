@@ -198,7 +198,7 @@ def header_bytes(
 
 
 def _not_whole(file: Path, why: str) -> FormatError:
-    return FormatError(f"{file} is no whole safetensors file: {why}; {AGAIN}")
+    return FormatError(f"{file} is not a whole safetensors file: {why}; {AGAIN}")
 
 
 def _json_object(data: bytes, file: Path) -> dict[str, object]:
@@ -229,7 +229,7 @@ def _entry(name: str, entry: object, file: Path, data_start: int) -> Stored:
     if not isinstance(dtype, str) or dtype not in NUMPY:
         raise FormatError(f"{file} stores {name[:80]!a} as {str(dtype)[:20]!a}, known are {', '.join(NUMPY)}")
     if not _naturals(shape) or len(shape) > MAX_RANK or not _naturals(offsets) or len(offsets) != 2:
-        raise FormatError(f"{file} gives {name[:80]!a} a shape or a place that is none")
+        raise FormatError(f"{file} gives {name[:80]!a} a shape or a place that is invalid")
     tensor = Stored(name, dtype, tuple(shape), file, data_start + offsets[0])
     if tensor.size > MAX_SIZE:
         raise LimitError(f"{file} gives {name[:80]!a} {tensor.size} parameters, the cap is {MAX_SIZE}")

@@ -45,7 +45,7 @@ MAX_BASE_MODEL = 256
 class Source:
     """Where it was found, its files of tensors by their fixed names, and its configuration: as bytes, and what they say.
 
-    card: README.md as bytes; empty if there is none.   beside: names of other files that may belong to it and are not carried.
+    card: README.md as bytes; empty if absent.   beside: names of other files that may belong to it and are not carried.
     notes: what reading it changed, a line each.
     """
 
@@ -145,7 +145,7 @@ def _config(file: Path) -> tuple[bytes, dict[str, object]]:
 
 
 def fields_of(data: bytes, file: Path) -> dict[str, object]:
-    """What a configuration says. Errors: FormatError that names `file`, if it is no JSON object."""
+    """What a configuration says. Errors: FormatError that names `file`, if it is not a JSON object."""
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:

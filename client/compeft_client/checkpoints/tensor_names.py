@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from compeft_core.errors import InputError
 
 BARE_END = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "trainable_tokens_delta", "ia3_l")
-"""Parameters that are no modules: PEFT saves them without `.weight`."""
+"""Parameters that are not modules: PEFT saves them without `.weight`."""
 MARKS = ("lora_A", "lora_B", "lora_E", "modules_to_save", *BARE_END)
 WITH_ADAPTER = re.compile(rf"^(?P<module>.*\.(?:{'|'.join(MARKS)}))\.(?P<adapter>[^.]+)(?P<end>\.weight|\.bias)?$")
 """A tensor of an adapter whose name is still in it. Without `end` only embeddings, magnitudes and token rows are written so."""

@@ -14,7 +14,7 @@ PATIENCE_S = 2.0
 
 @contextmanager
 def watched(what: str, total: int) -> Iterator[Tick]:
-    """A function to tell how many of `total` parameters have just been done. Nothing shows where standard error is no terminal."""
+    """A function to tell how many of `total` parameters have just been done. Nothing shows where standard error is not a terminal."""
     columns = (TextColumn(what), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
     console = Console(stderr=True)
     bar = Progress(*columns, console=console, transient=True)

@@ -52,7 +52,7 @@ class Delivered:
 
 
 def reference_of(text: str) -> Reference:
-    """`NAME`, `NAME@3` or `NAME@stable`. Errors: FormatError for a name that is none, InputError."""
+    """`NAME`, `NAME@3` or `NAME@stable`. Errors: FormatError for a name that is invalid, InputError."""
     name, at, place = text.partition("@")
     check_name(name, "expert")
     if at and not place:

@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """Who is told of what: `changed` of each new version, `trouble` of each new reason why there is none."""
+    """Who is told of what: `changed` of each new version, `trouble` of each new reason why it is missing."""
 
     changed: Callable[[Delivered], None]
     trouble: Callable[[str], None]
@@ -51,7 +51,7 @@ class Stopped(Exception):  # noqa: N818  # no error: somebody asked
 def watch(edge: Edge, job: Job, stop: threading.Event, voice: Voice) -> None:
     """Follow until `stop`. An aggregator that is away, or refuses, is asked again; nothing here changes meanwhile.
 
-    Errors: InputError if the folder is no link; TrustError, FormatError and LimitError, which waiting does not mend.
+    Errors: InputError if the folder is not a link; TrustError, FormatError and LimitError, which waiting does not mend.
     """
     check_directory(job.directory)
     edge, last = replace(edge, patience_s=0.0), ""
@@ -87,13 +87,13 @@ def follow(client: PackageClient, edge: Edge, job: Job, stop: threading.Event, v
 def check_directory(directory: Path) -> None:
     """Errors: InputError if there is something that is not a link of ours, or no folder to put it in."""
     if not directory.parent.is_dir():
-        raise InputError(f"{directory.parent} is no folder: make it first")
+        raise InputError(f"{directory.parent} is not a folder: make it first")
     if directory.exists() and not directory.is_symlink():
         raise InputError(f"{directory} is there and no link: watch keeps a link to a folder beside it, choose another name")
 
 
 def _current(directory: Path) -> str:
-    """The name of the sibling that the link points to; empty if there is no link."""
+    """The name of the sibling that the link points to; empty if no link exists."""
     return os.readlink(directory) if directory.is_symlink() else ""
 
 

@@ -166,7 +166,7 @@ class PackageClient:
         return Fetched(expert, manifest.version, data, publication.publisher, PublicKey(publication.public_key))
 
     def _before(self, expert: str) -> Newest | None:
-        """The newest version, None if there is no such expert yet."""
+        """The newest version, None if no such expert exists yet."""
         try:
             found = self.newest(expert)
         except UnknownExpertError:

@@ -52,7 +52,7 @@ def above(floor: Floor, layout: Layout, synced: Vector, trained: Vector, target:
     """
     start, whole = (floor.measure(unflatten(layout, state)) for state in (synced, trained))
     if not whole > start:
-        log.warning("quality floor: training moved the metric from %g to %g, there is no gain to retain", start, whole)
+        log.warning("quality floor: training moved the metric from %g to %g, so no gain can be retained", start, whole)
         return asked
 
     def retained_by(settings: Compression) -> float:

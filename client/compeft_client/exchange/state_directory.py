@@ -90,7 +90,7 @@ class StateDirectory:
             yield
 
     def load(self) -> Memory:
-        """The index; an empty one if there is none yet. Errors: InputError if it is damaged."""
+        """The index; an empty one before the first. Errors: InputError if it is damaged."""
         path = self._folder / INDEX
         if not path.exists():
             return Memory()
@@ -132,7 +132,7 @@ class StateDirectory:
                 path.unlink()
 
     def state(self, memory: Memory, layout: Layout) -> State:
-        """The synced state; zeros without a name if there is none. Errors: InputError if it is damaged."""
+        """The synced state; zeros without a name if absent. Errors: InputError if it is damaged."""
         found = self.claimed_state(memory, layout)
         if memory.synced and state_digest(layout, found.vector) != found.digest:
             raise self._damaged(memory.synced)

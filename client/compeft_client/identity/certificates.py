@@ -27,7 +27,7 @@ DUE = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A fresh P-256 key in PEM, and the request in DER for a certificate of it; both empty where there is no TLS."""
+    """A fresh P-256 key in PEM, and the request in DER for a certificate of it; both empty without TLS."""
 
     key: bytes = field(default=b"", repr=False)
     request: bytes = b""

@@ -7,7 +7,7 @@ from compeft_proto.keys import PublicKey, SigningKey, public_key_from_pem, publi
 
 
 def load_signing_key(path: Path) -> SigningKey:
-    """A private key from a file. Errors: InputError if there is none, ForbiddenError if others may read it."""
+    """A private key from a file. Errors: InputError if it is missing, ForbiddenError if others may read it."""
     return signing_key_from_pem(read_file(path), str(path), path.stat().st_mode)
 
 

@@ -22,9 +22,9 @@ def complete(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def read_site(folder: Path) -> dict[str, object]:
-    """The options that a site folder holds. Errors: InputError if it is none, ForbiddenError if others may enter it."""
+    """The options that a site folder holds. Errors: InputError if it is invalid, ForbiddenError if others may enter it."""
     if not (folder / INDEX).is_file():
-        raise InputError(f"{folder} is no site folder, it has no {INDEX}: make one with `compeft enroll`")
+        raise InputError(f"{folder} is not a site folder, it has no {INDEX}: make one with `compeft enroll`")
     present = {file for file in FILES.values() if (folder / file).exists()}
     found = site_options(str(folder), folder.stat().st_mode, read_file(folder / INDEX), present)
     return {**found, "state-dir": f"{folder}/{FILES['state-dir']}"}

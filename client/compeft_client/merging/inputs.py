@@ -108,14 +108,14 @@ def _fields(path: Path, config: bytes) -> Mapping[str, object]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} holds a configuration that is not JSON") from error
     if not isinstance(fields, dict):
-        raise FormatError(f"{path} holds a configuration that is no JSON object")
+        raise FormatError(f"{path} holds a configuration that is not a JSON object")
     return fields
 
 
 def merged_beside(
     paths: Sequence[Path], name: str, values: Sequence[NDArray[np.generic]], weights: Sequence[float]
 ) -> NDArray[np.generic]:
-    """A tensor that is no factor (a head, a bias): itself if all experts agree, else the weighted mean.
+    """A tensor that is not a factor (a head, a bias): itself if all experts agree, else the weighted mean.
 
     Errors: InputError if shapes differ, or values do that are not floats.
     """

@@ -99,7 +99,7 @@ class ExpertPool:
         manifest = opened.manifest
         adapter = [part for part in manifest.parts if part.file == ADAPTER]
         if not adapter or any(part.coding is None for part in adapter):
-            raise InputError(f"{file} is no packed LoRA adapter: only those can be switched")
+            raise InputError(f"{file} is not a packed LoRA adapter: only those can be switched")
         self._slot.check([part.layout for part in adapter], fields_of(manifest.config, Path(file)))
         with self._table:
             known = self._files.setdefault(name, opened)

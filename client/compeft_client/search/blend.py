@@ -31,7 +31,7 @@ Weights = Mapping[str, float]
 FIRST_STEP = 0.3
 """Standard deviation of the optimiser's first steps, over the bound: of all weights together, whatever their number."""
 DIGITS = 4
-"""Weights are rounded to so many decimals before they are tried: what is printed is what was measured."""
+"""Weights are rounded to this many decimals before they are tried: what is printed is what was measured."""
 MAX_SEED = 2**32 - 1
 
 
@@ -77,7 +77,7 @@ class Trial:
 class Blend:
     """What a search found, and all that it tried: the plain compositions in the order of `plain`, then the optimiser's.
 
-    On the examples that the loss was computed from, `loss` is no larger than that of any plain composition. On others nothing is promised.
+    On the examples that the loss was computed from, `loss` is at most that of any plain composition. On others nothing is promised.
     """
 
     weights: Weights
@@ -105,7 +105,7 @@ def blend(pool: "ExpertPool", names: Sequence[str], loss: Callable[[], float], s
 
 
 def search(names: Sequence[str], loss: Callable[[Weights], float], settings: BlendSettings = USUAL) -> Blend:
-    """The weights of least loss + penalty among those tried whose loss is no larger than that of any plain composition.
+    """The weights of least loss + penalty among those tried whose loss is at most that of any plain composition.
 
     Errors: InputError if fewer than two experts or one twice are named, or cmaes is missing; NotFiniteError on a loss that is NaN or
     infinite.

@@ -63,13 +63,13 @@ class Journal:
     def remembered(self, key: Sequence[object], measure: Callable[[], float]) -> float:
         """The metric in the file, or a new one that is in it when this returns.
 
-        Errors: FormatError if the file is no journal; NotFiniteError; those of measuring.
+        Errors: FormatError if the file is not a journal; NotFiniteError; those of measuring.
         """
         name = hashlib.sha256(json.dumps([*self.question, *key]).encode()).hexdigest()
         try:
             known: dict[str, float] = json.loads(self.file.read_text()) if self.file.exists() else {}
         except ValueError as error:
-            raise FormatError(f"{self.file} is no journal of measurements: remove it to begin again") from error
+            raise FormatError(f"{self.file} is not a journal of measurements: remove it to begin again") from error
         if name not in known:
             known[name] = measure()
             if not math.isfinite(known[name]):
@@ -95,7 +95,7 @@ def digest_of_weights(path: Path) -> str:
 def write_untrained(directory: Path, target: Path) -> None:
     """A copy of an adapter's directory that computes what its base model does: LoRA's B at zero, a head as it is. `target` exists.
 
-    Errors: InputError if it is no adapter; those of reading.
+    Errors: InputError if it is not an adapter; those of reading.
     """
     tensors = adapter_float32(directory)
     shutil.copytree(directory, target, dirs_exist_ok=True)
@@ -104,7 +104,7 @@ def write_untrained(directory: Path, target: Path) -> None:
 
 
 def adapter_float32(directory: Path) -> Tensors:
-    """The tensors of an adapter, by name. Errors: InputError if it is none; those of reading."""
+    """The tensors of an adapter, by name. Errors: InputError if it is invalid; those of reading."""
     source = read_source(directory)
     if not source.is_adapter:
         raise InputError(f"{directory} is a full checkpoint, needed is an adapter")

@@ -68,14 +68,14 @@ class Search:
 
 
 def tune(search: Search, report: Report = lambda _: None) -> Curve:
-    """Measure until the curve is known. Errors: InputError if the expert is no better than its base; those of packing."""
+    """Measure until the curve is known. Errors: InputError if the expert is not better than its base; those of packing."""
     base = _reported(report, Point(BASE, 0.0, 0, _remembered(search, [BASE], lambda: _measure_base(search))))
     stored = sum(t.bytes for header in read_source(search.directory).files.values() for t in header.tensors.values())
     whole = _remembered(search, [ORIGINAL], lambda: search.measure(search.directory))
     original = _reported(report, Point(ORIGINAL, 1.0, stored, whole))
     if original.metric <= base.metric:
         raise InputError(
-            f"the expert measures {original.metric:g} and its base model {base.metric:g}: there is no gain that could be retained"
+            f"the expert measures {original.metric:g} and its base model {base.metric:g}: no gain exists that could be retained"
         )
     curve = Curve(base, original, [], search.floor)
     for density in DENSITIES:

@@ -1,4 +1,4 @@
-"""What there is to know of one expert, as one frozen value: for `compeft experts show`. It reads the ledger and decides nothing."""
+"""All that is known of one expert, as one frozen value: for `compeft experts show`. It reads the ledger and decides nothing."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

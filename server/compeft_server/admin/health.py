@@ -57,7 +57,7 @@ def own_tls(data: Path, now_ms: int) -> ClientTls | None:
 
 
 def site_tls(site: Path) -> tuple[str, ClientTls | None]:
-    """A member's aggregator and TLS, as its site folder says. Errors: InputError if it is none."""
+    """A member's aggregator and TLS, as its site folder says. Errors: InputError if it is invalid."""
     try:
         address = str(json.loads(read_file(site / INDEX))["aggregator"])
     except (ValueError, KeyError, TypeError) as error:

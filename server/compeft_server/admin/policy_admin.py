@@ -83,7 +83,7 @@ def check_expert(ledger: Ledger, expert: str) -> None:
 
 
 def check_version(ledger: Ledger, expert: str, version: int) -> None:
-    """The expert has that version. Errors: UnknownExpertError, which names what there is."""
+    """The expert has that version. Errors: UnknownExpertError, which names what exists."""
     check_expert(ledger, expert)
     head = ledger.head(expert)
     if not 0 <= version <= head:

@@ -94,7 +94,7 @@ def _members(file: BinaryIO, archive: Path) -> Iterator[_Member]:
         try:
             found = tarfile.TarInfo.frombuf(header, "ascii", "strict")
         except (tarfile.TarError, UnicodeDecodeError) as error:
-            raise FormatError(f"{archive} is torn, or is no backup: {error} at byte {file.tell() - len(header)}") from error
+            raise FormatError(f"{archive} is torn, or is not a backup: {error} at byte {file.tell() - len(header)}") from error
         if found.type != tarfile.REGTYPE or found.size < 0:
             raise FormatError(f"{archive}: {found.name[:80]!a} is not a plain file")
         here = file.tell()

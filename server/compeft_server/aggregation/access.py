@@ -14,7 +14,7 @@ from compeft_server.domain.records import Expert, Member
 from compeft_server.ledger.ledger import Ledger
 
 MOST_NAMED = 20
-"""Experts looked at for an error that names what there is."""
+"""Experts looked at for an error that names what exists."""
 
 
 class Access:
@@ -67,7 +67,7 @@ class Access:
         return [n for n in names if self.decide(member.name, member.role, n, "fetch", self._ledger.head(n)).allowed]
 
     def owner(self, expert: str) -> str:
-        """The name of the member that published an expert; empty if there is no such expert, or member."""
+        """The name of the member that published an expert; empty if no such expert or member exists."""
         if self._log.find(expert) is None:
             return ""
         if expert not in self._owners and (found := self._ledger.member(self._log.publisher(expert))) is not None:

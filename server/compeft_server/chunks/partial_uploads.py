@@ -31,7 +31,7 @@ class Parts:
             file.write(data)
 
     def read(self, sender: str, sha256: bytes) -> bytes | None:
-        """A whole part; None if there is none."""
+        """A whole part; None if absent."""
         try:
             return self.path(sender, sha256).read_bytes()
         except FileNotFoundError:

@@ -60,5 +60,5 @@ def dashboard_password(data: Data) -> None:
 
 def _existing(data: Path) -> Path:
     if not data.is_dir():
-        raise InputError(f"there is no data directory {data}: `compeft serve --data {data}` makes one")
+        raise InputError(f"no data directory exists at {data}: `compeft serve --data {data}` makes one")
     return data

@@ -76,7 +76,7 @@ def moment_of(words: str) -> int:
     try:
         parsed = datetime.fromisoformat(words)
     except ValueError as error:
-        raise InputError(f"--since {words[:40]!a} is no date: write 2026-11-01 or 2026-11-01T08:00+01:00") from error
+        raise InputError(f"--since {words[:40]!a} is not a date: write 2026-11-01 or 2026-11-01T08:00+01:00") from error
     return round((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp() * 1000)
 
 

@@ -137,7 +137,7 @@ def _add_trouble(app: FastAPI, pages: Pages) -> None:
 
     @app.exception_handler(HTTPException)
     def missing(request: Request, error: HTTPException) -> Response:
-        return pages.trouble(request, error.status_code, "Not here", "There is no such page.")
+        return pages.trouble(request, error.status_code, "Not here", "This page does not exist.")
 
     @app.exception_handler(RequestValidationError)
     def wrong(request: Request, error: RequestValidationError) -> Response:

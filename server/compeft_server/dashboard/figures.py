@@ -1,7 +1,7 @@
 """The figures of the live page: sums of the ledger with what they would have cost, and the quality beside every saving.
 
 Values in, values out: `ledger.totals` and `ledger.pages` read the ledger, the templates make words. A saving is stated only of the bytes
-that led to a version of known quality, as in the report; otherwise `silence` says why there is none.
+that led to a version of known quality, as in the report; otherwise `silence` says why it is missing.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ DAY_MS = 24 * 3600 * 1000
 @dataclass(frozen=True, slots=True)
 class Card:
     """One expert: what it moved, and its quality. standing: None while no metric is known. stated: the version whose quality stands beside
-    the saving, None if there is none. led: what led to that version; recent: of that, the last 24 hours.
+    the saving, None if absent. led: what led to that version; recent: of that, the last 24 hours.
     """
 
     expert: ExpertSummary

@@ -23,7 +23,7 @@ class TimeRange:
 def over_time(summaries: Summaries, cards: Sequence[Card], now_ms: int, wanted: TimeRange) -> Timeline | None:
     """The bytes of the experts whose quality is known, and the metric of the largest of them and of others with the same metric.
 
-    None while there is no such expert. An unknown range is `all`.
+    None while no such expert exists. An unknown range is `all`.
     """
     known = sorted((c for c in cards if not c.silence and c.standing), key=lambda c: -c.moved.both.wire_bytes)
     names = [card.expert.name for card in known]

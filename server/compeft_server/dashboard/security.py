@@ -32,7 +32,7 @@ SALT_BYTES, COST, BLOCK, LANES = 16, 2**14, 8, 1
 SESSION_S = 12 * 3600
 MAX_SESSIONS = 256
 FAILURES, PER_S = 5, 60.0
-"""Wrong passwords that are heard within so many seconds, from all addresses together: behind a proxy they look alike."""
+"""Wrong passwords that are heard within this many seconds, from all addresses together: behind a proxy they look alike."""
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 OPEN_PATHS = ("/login", "/static/", "/health")
 HEADERS = {

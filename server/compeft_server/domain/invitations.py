@@ -24,7 +24,7 @@ def valid_ms(text: str) -> int:
     """How long an invitation holds, such as 30m, 24h or 7d, in milliseconds; at most 30 days. Errors: InputError."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})([mhd])", text)
     if not found or int(found[1]) * UNITS_MS[found[2]] > MAX_VALID_MS:
-        raise InputError(f"{text[:20]!a} is no time that an invitation may hold: write 30m, 24h or 7d, at most 30d")
+        raise InputError(f"{text[:20]!a} is not a time that an invitation may hold: write 30m, 24h or 7d, at most 30d")
     return int(found[1]) * UNITS_MS[found[2]]
 
 

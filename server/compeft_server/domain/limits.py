@@ -8,7 +8,7 @@ class Limits:
     """Caps on what one message may ask for, on what each client and all together may take, and on how long a call may stand still.
 
     `max_magnitude` is of a value in an update, `max_examples` of its weight.
-    A rate of 0 is no limit. `burst` is what a client may take at once after a while without any. Rates of "all" bind only clients
+    A rate of 0 means no limit. `burst` is what a client may take at once after a while without any. Rates of "all" bind only clients
     that have used up half of their own. `partial` bytes are of uploads not yet whole.
     """
 

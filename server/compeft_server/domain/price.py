@@ -16,7 +16,7 @@ class Price:
     currency: str
 
     def of(self, size: float) -> float:
-        """Money for so many bytes."""
+        """Money for this many bytes."""
         return size / GB * self.per_gb
 
 

@@ -12,7 +12,7 @@ POLL_S = 0.5
 
 
 def gather(grid: Grid, messages: Iterable[Message], quorum: int | None, timeout_s: float | None) -> list[Message]:
-    """Push messages; the answers that are here when `quorum` of them are no errors (None, or more than there are messages: all
+    """Push messages; the answers that are here when `quorum` of them are not errors (None, or more than there are messages: all
     answers), or after `timeout_s` seconds.
     """
     waiting = {number for number in grid.push_messages(messages) if number}

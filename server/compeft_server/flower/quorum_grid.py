@@ -13,7 +13,7 @@ from compeft_server.flower.grid import GridAround, gather
 
 
 class QuorumGrid(GridAround):
-    """As `inner`, but training messages wait for `quorum` answers that are no errors (None, or more than there are messages: for all
+    """As `inner`, but training messages wait for `quorum` answers that are not errors (None, or more than there are messages: for all
     answers), and for `deadline_s` seconds at most.
     """
 

@@ -64,7 +64,7 @@ class RelayGrid(GridAround):
         return gather(self, messages, None, timeout)
 
     def _push(self, message: Message) -> str:
-        """Send a message with its answer or, where there is none, a question; its id."""
+        """Send a message with its answer or, where it is missing, a question; its id."""
         if RECORD not in message.content.config_records:
             return self._out(message)
         answer = self._answer(message.metadata.dst_node_id)
@@ -73,7 +73,7 @@ class RelayGrid(GridAround):
         return self._out(_with_letter(message, answer, list(message.content)))
 
     def _answer(self, node: int) -> xp.Letter | None:
-        """The aggregator's answer to a request that is here; None if there is none, or it is refused: it may be too old."""
+        """The aggregator's answer to a request that is here; None if it is missing or refused: it may be too old."""
         request = self._requests.pop(node, None)
         try:
             return None if request is None else self._carried(request)
@@ -128,7 +128,7 @@ def _with_letter(message: Message, letter: xp.Letter, records: list[str]) -> Mes
 
 
 def _letter_of(content: RecordDict) -> xp.Letter:
-    """The letter of a reply, taken out of it; an empty one if there is none. Errors: FormatError."""
+    """The letter of a reply, taken out of it; an empty one if absent. Errors: FormatError."""
     record = content.array_records.get(letters.RECORD)
     if record is None:
         return xp.Letter()
@@ -136,4 +136,4 @@ def _letter_of(content: RecordDict) -> xp.Letter:
     try:
         return xp.Letter.FromString(next(iter(record.values())).data)
     except (StopIteration, DecodeError) as error:
-        raise FormatError("the reply's letter is none") from error
+        raise FormatError("the reply's letter is invalid") from error

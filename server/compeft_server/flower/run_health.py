@@ -15,7 +15,7 @@ from flwr.app import Message, MetricRecord
 from compeft_core.errors import CompeftError
 
 LOWER_IS_BETTER = re.compile(r"loss|error|perplexity|ppl|nll|mse|mae|(^|[-_.])(wer|cer|bpb|bpc)($|[-_.])", re.IGNORECASE)
-"""Metrics by name of which a smaller value is better: their fall is no reason to stop."""
+"""Metrics by name of which a smaller value is better: their fall is not a reason to stop."""
 PATIENCE = 2
 """Measurements in a row below the limit that stop a run: one bad round may recover."""
 REMEDY = (
@@ -107,7 +107,7 @@ class RunHealth:
         reported = [metrics for reply in replies if not reply.has_error() for metrics in reply.content.metric_records.values()]
         if reported and not any(metrics.get(weighted_by) for metrics in reported):
             raise RunStoppedError(
-                f"round {server_round}: every client's {weighted_by} is 0, so there is no weighted mean; nothing of this round is merged"
+                f"round {server_round}: every client's {weighted_by} is 0: no weighted mean exists; nothing is merged"
             )
 
     def check_losses(self, server_round: int, version: int, replies: Sequence[Message]) -> None:

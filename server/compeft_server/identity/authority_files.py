@@ -53,7 +53,7 @@ def init(data: Path, hosts: list[str], now_ms: int) -> Trust:
 
 
 def load(data: Path) -> Trust:
-    """The authorities of a data directory. Errors: InputError if there is none, ForbiddenError if others may read its key."""
+    """The authorities of a data directory. Errors: InputError if it is missing, ForbiddenError if others may read its key."""
     if not has_authority(data):
         raise InputError(f"{data} holds no authority: make one with `compeft ca init`")
     check_private(str(data / FOLDER), (data / FOLDER).stat().st_mode)
@@ -91,10 +91,10 @@ def rotate(data: Path, now_ms: int) -> Trust:
 
 
 def retire(data: Path, now_ms: int) -> x509.Certificate:
-    """Believe the old authority no more; its certificate. Errors: ConflictError if there is none."""
+    """Believe the old authority no more; its certificate. Errors: ConflictError if absent."""
     trust = load(data)
     if trust.old is None:
-        raise ConflictError(f"{data / FOLDER} holds one authority only: there is none to retire")
+        raise ConflictError(f"{data / FOLDER} holds one authority only: no other can be retired")
     (data / FOLDER / OLD).unlink()
     renew_server(data, now_ms)
     return trust.old.certificate

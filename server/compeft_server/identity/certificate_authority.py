@@ -90,7 +90,7 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
         valid = parsed.is_signature_valid
         key = parsed.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise FormatError(f"{len(request)} bytes are no certificate request (PKCS#10 in DER)") from error
+        raise FormatError(f"{len(request)} bytes are not a certificate request (PKCS#10 in DER)") from error
     if not valid:
         raise FormatError("the certificate request is not signed by the key in it")
     return _p256(key)

@@ -59,7 +59,7 @@ def parse_url(database: str) -> URL:
     try:
         url = make_url(database)
     except sa.exc.ArgumentError as error:
-        raise InputError(f"that is no database URL, one looks like {POSTGRESQL}://user@host/name") from error
+        raise InputError(f"that is not a database URL, one looks like {POSTGRESQL}://user@host/name") from error
     if url.drivername != POSTGRESQL:
         raise InputError(f"database URL begins with {url.drivername[:40]!a}, it must be {POSTGRESQL}://user@host/name")
     return url

@@ -20,7 +20,7 @@ CURVE_POINTS = 120
 """Most versions of which a long expert log's curve is made."""
 MAX_CLIENT_SCORES = 1000
 LARGEST = 1e300
-"""Values beyond are no measurement."""
+"""Values beyond are not measurements."""
 
 SUMS = tuple(
     sa.func.coalesce(sa.func.sum(transfers.c[name]), 0).label(name) for name in (field.name for field in fields(Traffic))
@@ -223,7 +223,7 @@ class Summaries:
         return {r.version: (r.envelope, r.merge_seconds) for r in self._select(query)}
 
     def newest_update(self, expert: str) -> tuple[bytes, str] | None:
-        """The envelope of the update that was accepted last, and its keyid; None if there is none."""
+        """The envelope of the update that was accepted last, and its keyid; None if absent."""
         c = submissions.c
         query = sa.select(c.envelope, c.keyid).where(c.expert == expert).order_by(c.accepted_at_ms.desc()).limit(1)
         rows = self._select(query)

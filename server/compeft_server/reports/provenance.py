@@ -46,7 +46,7 @@ class Origin:
 
 
 def own_public_keys(data: Path) -> tuple[PublicKey, ...]:
-    """The aggregator's public key and those before it, newest first; none if there is none yet."""
+    """The aggregator's public key and those before it, newest first; none if absent yet."""
     path = (data / KEY_FILE).with_suffix(".pub")
     return public_keys_from_pem(path.read_bytes(), str(path)) if path.exists() else ()
 

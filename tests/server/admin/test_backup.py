@@ -267,7 +267,7 @@ def test_what_cannot_be_backed_up_says_why(world: World, tmp_path: Path) -> None
 
 def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("hello")
-    with pytest.raises(FormatError, match="or is no backup"):
+    with pytest.raises(FormatError, match="or is not a backup"):
         restore(tmp_path / "x", tmp_path / "data")
     with pytest.raises(InputError, match="cannot read"):
         restore(tmp_path / "y", tmp_path / "data")

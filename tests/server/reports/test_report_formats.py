@@ -98,7 +98,7 @@ def test_since_takes_days_and_times_in_utc_unless_they_name_a_zone(words: str, a
 
 
 def test_since_takes_nothing_else() -> None:
-    with pytest.raises(InputError, match="is no date"):
+    with pytest.raises(InputError, match="is not a date"):
         moment_of("yesterday")
 
 
