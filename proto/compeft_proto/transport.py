@@ -47,6 +47,11 @@ Tls = ClientTls
 """The name of ClientTls in earlier versions."""
 
 
+def proxy_options(address: str) -> list[tuple[str, int]]:
+    """Channel options that keep a connection to this machine away from the proxy that http_proxy names; none for other hosts."""
+    return [("grpc.enable_http_proxy", 0)] if address.startswith(LOOPBACK) else []
+
+
 def open_channel(address: str, tls: ClientTls | None) -> grpc.Channel:
     """A channel to host:port. Errors: InputError if the address is invalid, or not loopback and without TLS."""
     host, _, port = address.rpartition(":")
@@ -57,6 +62,7 @@ def open_channel(address: str, tls: ClientTls | None) -> grpc.Channel:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.use_local_subchannel_pool", 1),
+        *proxy_options(address),
     ]
     if tls is not None:
         credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)

@@ -52,6 +52,16 @@ def test_looking_at_a_mistyped_data_directory_makes_none(
     assert not data.exists()
 
 
+def test_a_member_without_a_site_folder_is_told_how_to_name_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COMPEFT_SITE", raising=False)
+    assert run(["pull", "x", "-o", str(tmp_path / "out")]) == 3
+    assert capsys.readouterr().err == "error: missing --site: give the folder that `compeft enroll` made, or set COMPEFT_SITE\n"
+    assert run(["pull", "x", "-o", str(tmp_path / "out"), "--aggregator", "127.0.0.1:9", "--key", "k", "--state-dir", "s"]) == 3
+    assert capsys.readouterr().err.startswith("error: missing --aggregator-key: give each, or --site")
+
+
 def test_an_error_is_one_line_or_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = str(tmp_path / "nothing.pub")
     assert run(["keys", "show", missing]) == 3

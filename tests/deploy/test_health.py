@@ -37,6 +37,19 @@ def test_a_member_asks_with_its_site_folder(house: House, capsys: pytest.Capture
     assert f":{house.exchange_port}" in capsys.readouterr().out
 
 
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    site = house.enrol("berlin-1")
+    assert run(["health", "--site", str(site)]) == 0
+    assert run(["health", f"localhost:{house.exchange_port}", "--data", str(house.data)]) == 0
+    capsys.readouterr()
+
+
 def test_nobody_there_is_exit_code_8_and_a_service_that_is_not_there_too(house: House) -> None:
     address = f"localhost:{house.exchange_port}"
     assert run(["health", address, "--data", str(house.data), "--service", "compeft.v1.Nothing"]) == 8

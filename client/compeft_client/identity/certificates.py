@@ -17,6 +17,7 @@ from compeft_client.durable_files import read_private
 from compeft_core.errors import InputError
 from compeft_proto.errors import TrustError, UnreachableError, from_rpc
 from compeft_proto.invitation import split_address
+from compeft_proto.transport import proxy_options
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import enrolment_pb2_grpc as rpc
 
@@ -86,7 +87,7 @@ def pinned_authority(address: str, fingerprint: bytes) -> bytes:
     connection must be to a server that this authority certified. Errors: UnreachableError, TrustError, InputError.
     """
     leaf = _shown(address)
-    with grpc.secure_channel(address, grpc.ssl_channel_credentials(leaf)) as channel:
+    with grpc.secure_channel(address, grpc.ssl_channel_credentials(leaf), proxy_options(address)) as channel:
         try:
             reply = rpc.EnrolmentStub(channel).ShowAuthority(ep.AuthorityRequest(), timeout=WAIT_S)
         except grpc.RpcError as error:

@@ -66,7 +66,9 @@ def edge_of(config: Mapping[str, object]) -> Edge:
     missing = [name for name in NEEDED if not config.get(name)]
     if missing:
         raise InputError(
-            f"lacking {', '.join(missing)}: give --site with the folder that `compeft enroll` made, or each by itself"
+            "missing --site: give the folder that `compeft enroll` made, or set COMPEFT_SITE"
+            if len(missing) == len(NEEDED)
+            else f"missing --{', --'.join(missing)}: give each, or --site with the folder that `compeft enroll` made"
         )
     given = [name for name in TLS if config.get(name)]
     if given and len(given) < len(TLS):

@@ -25,7 +25,7 @@ from compeft_proto.invitation import Invitation, split_address
 from compeft_proto.key_handover import earlier, follow
 from compeft_proto.keys import PublicKey, SigningKey, check_private, new_key
 from compeft_proto.site_layout import FILES, INDEX
-from compeft_proto.transport import LOOPBACK, open_channel
+from compeft_proto.transport import LOOPBACK, open_channel, proxy_options
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import enrolment_pb2_grpc as rpc
 
@@ -135,9 +135,9 @@ def _open_door(invitation: Invitation, address: str) -> grpc.Channel:
             raise InputError(
                 f"{address} is not this machine and the invitation names no authority: `compeft ca init` there, then invite again"
             )
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, proxy_options(address))
     authority = pinned_authority(address, invitation.fingerprint)
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authority), proxy_options(address))
 
 
 def _check(grant: ep.Grant, nonce: bytes, keyid: str) -> None:
