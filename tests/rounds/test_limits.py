@@ -25,7 +25,7 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.app.limits_file import read_limits
-from compeft_server.chunks.disk_space import Room
+from compeft_server.chunks.disk_space import UploadQuota
 from compeft_server.domain.limits import Limits
 from compeft_server.rpc.rate_limits import Rates
 from tests.rounds.conftest import EXPERT, ORIGIN, RUN, World, genesis, running, synced_by, trained
@@ -150,7 +150,7 @@ def test_more_unfinished_bytes_than_a_clients_share_are_refused_and_not_stored(t
 
 
 def test_unfinished_bytes_that_have_expired_are_dropped_and_do_not_count(tmp_path: Path) -> None:
-    room = Room(tmp_path, Limits(max_partial_bytes_per_client=100, min_free_bytes=0))
+    room = UploadQuota(tmp_path, Limits(max_partial_bytes_per_client=100, min_free_bytes=0))
     left, of_another = tmp_path / "aa-1", tmp_path / "bb-1"
     left.write_bytes(bytes(60))
     of_another.write_bytes(bytes(60))

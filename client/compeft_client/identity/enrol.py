@@ -37,7 +37,7 @@ NEXT_KEY = "signing-next.key"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class MemberStatus:
     """What a member is told: its name and role, its key in force, the end of its certificate (0: it has none), the aggregator."""
 
     name: str
@@ -47,7 +47,7 @@ class Standing:
     aggregator: str
 
 
-def enrol(invitation: Invitation, address: str, folder: Path) -> Standing:
+def enrol(invitation: Invitation, address: str, folder: Path) -> MemberStatus:
     """Become a member and write the site folder. Errors: InputError if the folder is one already, or the address is remote and the
     invitation names no authority; TrustError if the server is not the one that invited; the aggregator's refusal; UnreachableError.
     """
@@ -72,10 +72,10 @@ def enrol(invitation: Invitation, address: str, folder: Path) -> Standing:
     _write_grant(folder, grant, wanted, (aggregator, *earlier(aggregator, grant.handovers.statements)))
     exchange = f"{f'[{host}]' if ':' in host else host}:{grant.exchange_port}"
     write_index(folder, {"aggregator": exchange, "enrolment": address, "name": grant.name, "role": grant.role})
-    return Standing(grant.name, grant.role, key.keyid, grant.expires_at_ms, exchange)
+    return MemberStatus(grant.name, grant.role, key.keyid, grant.expires_at_ms, exchange)
 
 
-def renew(folder: Path, *, replace_key: bool) -> Standing:
+def renew(folder: Path, *, replace_key: bool) -> MemberStatus:
     """A new certificate, and a new signing key if asked for; earlier updates stay this member's.
 
     Errors: those of `edge_of`; the aggregator's refusal; UnreachableError.
@@ -92,7 +92,7 @@ def renew(folder: Path, *, replace_key: bool) -> Standing:
     return _renew(folder, old, None)
 
 
-def _renew(folder: Path, key: SigningKey, new: SigningKey | None) -> Standing:
+def _renew(folder: Path, key: SigningKey, new: SigningKey | None) -> MemberStatus:
     """One renewal, signed by the key in force, and by the new one if there is one."""
     edge = edge_of({"site": folder})
     wanted = new_request("compeft") if edge.tls else NO_CERTIFICATE
@@ -115,7 +115,7 @@ def _renew(folder: Path, key: SigningKey, new: SigningKey | None) -> Standing:
     _write_grant(folder, grant, wanted, known)
     if (folder / NEXT_KEY).exists():
         (folder / NEXT_KEY).replace(folder / FILES["key"])
-    return Standing(grant.name, grant.role, in_force.keyid, grant.expires_at_ms, edge.address)
+    return MemberStatus(grant.name, grant.role, in_force.keyid, grant.expires_at_ms, edge.address)
 
 
 def _prepare(folder: Path) -> SigningKey:

@@ -63,7 +63,7 @@ class TuningSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class EvalScore:
     """`accuracy` in [0, 1] and mean cross-entropy `loss` in nats over `count` rows."""
 
     accuracy: float
@@ -152,18 +152,18 @@ def features(classifier: Classifier, examples: Examples) -> Tensor:
     return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(parts[0].device)]
 
 
-def evaluate(classifier: Classifier, examples: Examples) -> Score:
+def evaluate(classifier: Classifier, examples: Examples) -> EvalScore:
     """How well the classifier does on these rows."""
     return score(classifier.head, features(classifier, examples), examples.labels)
 
 
 @torch.inference_mode()
-def score(head: nn.Linear, pooled: Tensor, labels: Sequence[int]) -> Score:
+def score(head: nn.Linear, pooled: Tensor, labels: Sequence[int]) -> EvalScore:
     """How well a head does on features (rows, hidden) already computed."""
     target = torch.tensor(labels, device=pooled.device)
     logits = head(pooled)
     loss = nn.functional.cross_entropy(logits, target)
-    return Score(float((logits.argmax(1) == target).float().mean()), float(loss), len(target))
+    return EvalScore(float((logits.argmax(1) == target).float().mean()), float(loss), len(target))
 
 
 def fit_probe(pooled: Tensor, labels: Sequence[int], classes: int, penalty: float = PROBE_PENALTY) -> nn.Linear:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from compeft_core import Layout
 from compeft_proto.base_model import BaseModel
 from compeft_proto.clock import now_ms
-from compeft_server.admin.lineage import Origin
+from compeft_server.admin.lineage import VersionOrigin
 from compeft_server.aggregation.access import Access
 from compeft_server.aggregation.expert_log import ExpertLog
 from compeft_server.domain.channels import CHANNELS, ChannelName, Move
@@ -19,7 +19,7 @@ NEWEST = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class ExpertCard:
     """An expert: what it is, where it stands, and whose it is. contributors: number of updates in its versions, by member."""
 
     expert: str
@@ -31,7 +31,7 @@ class Card:
     retired_versions: frozenset[int]
     channels: Mapping[ChannelName, int | None]
     rules: Sequence[Rule]
-    versions: Sequence[Origin]
+    versions: Sequence[VersionOrigin]
     contributors: Mapping[str, int]
 
     @property
@@ -40,10 +40,10 @@ class Card:
         return sum(v.payload_bytes for v in self.versions)
 
 
-def read_card(ledger: Ledger, log: ExpertLog, versions: Sequence[Origin], name: str) -> Card:
+def read_card(ledger: Ledger, log: ExpertLog, versions: Sequence[VersionOrigin], name: str) -> ExpertCard:
     """The card of an expert that exists; `versions` are its lineage."""
     expert, gone = log.expert(name), retired(ledger.terms.retirements(name))
-    return Card(
+    return ExpertCard(
         expert=name,
         base_model=log.base_model(expert),
         adapter_config_digest=expert.adapter_config_digest,
@@ -58,7 +58,7 @@ def read_card(ledger: Ledger, log: ExpertLog, versions: Sequence[Origin], name: 
     )
 
 
-def to_json(card: Card) -> dict[str, object]:
+def to_json(card: ExpertCard) -> dict[str, object]:
     """Everything, for programs."""
     layout, base = card.layout, card.base_model
     return {
@@ -92,7 +92,7 @@ def to_json(card: Card) -> dict[str, object]:
     }
 
 
-def to_text(card: Card) -> str:
+def to_text(card: ExpertCard) -> str:
     """For people: one fact a line, the newest versions last."""
     layout, base = card.layout, card.base_model
     channels = [f"{name} {'nowhere yet' if at is None else f'version {at}'}" for name, at in card.channels.items()]
@@ -113,7 +113,7 @@ def to_text(card: Card) -> str:
     return "\n".join([*lines, *_version_lines(card)])
 
 
-def _version_lines(card: Card) -> list[str]:
+def _version_lines(card: ExpertCard) -> list[str]:
     left_out = len(card.versions) - NEWEST
     lines = [f"versions      {left_out} older ones: `compeft experts log {card.expert}`"] if left_out > 0 else []
     for v in card.versions[-NEWEST:]:

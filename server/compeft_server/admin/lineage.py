@@ -29,7 +29,7 @@ from compeft_server.ledger.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class VersionOrigin:
     """Where one version comes from. `contributors` are (name, contribution); a snapshot has none and says of what it is. Only a
     package's has a `publisher`.
     """
@@ -58,7 +58,7 @@ class Versions:
         self._log = ExpertLog(key.public, store, ledger, earlier)
         self._replayed: dict[str, tuple[int, Carried]] = {}
 
-    def lineage(self, name: str) -> list[Origin]:
+    def lineage(self, name: str) -> list[VersionOrigin]:
         """Where each version comes from, oldest first. Errors: UnknownExpertError."""
         expert = self._log.expert(name)
         names = {m.public.keyid: m.name for m in self._ledger.members()}
@@ -167,11 +167,11 @@ class Versions:
         names = {m.name for m in members if m.public.keyid == keyid}
         return {keyid, *(m.public.keyid for m in members if m.name in names)}
 
-    def _origin(self, version: Version, names: dict[str, str]) -> Origin:
+    def _origin(self, version: Version, names: dict[str, str]) -> VersionOrigin:
         manifest = self._log.manifest(version)
         contributions = [_contribution(c) for c in manifest.contributions]
         stepped = manifest.HasField("coding")
-        return Origin(
+        return VersionOrigin(
             version=version.version,
             state_digest=version.state_digest,
             run=version.run,

@@ -25,11 +25,11 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.access import Access
 from compeft_server.aggregation.catch_up import CatchUp, Way
 from compeft_server.aggregation.expert_log import ExpertLog
-from compeft_server.aggregation.locks import Gate, Turns
+from compeft_server.aggregation.locks import KeyedLocks, ReadWriteLock
 from compeft_server.aggregation.packages import Packages
 from compeft_server.aggregation.rounds import Rounds
 from compeft_server.chunks.chunked_payload import Chunked
-from compeft_server.chunks.disk_space import Room
+from compeft_server.chunks.disk_space import UploadQuota
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain import admission
 from compeft_server.domain.admission import Situation, weight_of
@@ -113,9 +113,9 @@ class Aggregator:
         self._catch_up = CatchUp(key, store, ledger, self._log)
         self._packages = Packages(key, ledger, self._log, self._access, limits, now_ms)
         self._relay_key = relay_key_of(key)
-        self._gate, self._checks, self._members = Gate(), Turns(), Turns()
+        self._gate, self._checks, self._members = ReadWriteLock(), KeyedLocks(), KeyedLocks()
         self._checking = {large: threading.Semaphore(count) for large, count in CHECKERS.items()}
-        self._room = Room(store.partial, limits)
+        self._room = UploadQuota(store.partial, limits)
 
     # Submitting: open, admit, receive each needed chunk, finish
 

@@ -73,7 +73,7 @@ class Carried:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Step:
+class VersionStep:
     """One step of an expert log: what is sent, how it was compressed, and what goes on from there."""
 
     encoded: Encoded
@@ -89,7 +89,7 @@ def compose(
     compression: Compression,
     codec: Codec = "context",
     most_bytes: int = 0,
-) -> Step:
+) -> VersionStep:
     """The step that the optimizer makes of `merged`, with as much of it and the residual as `compression` lets through, and `most_bytes`
     if that is not 0.
 
@@ -112,7 +112,7 @@ def compose(
             "the next state is not finite in float32: close the round with a smaller coefficient or learning rate, "
             "or roll the expert back first"
         )
-    return Step(encoded, compression, Carried(state_of(layout, following), target, moments, optimizer.name))
+    return VersionStep(encoded, compression, Carried(state_of(layout, following), target, moments, optimizer.name))
 
 
 def kept_bytes(carried: Carried) -> tuple[memoryview, memoryview]:

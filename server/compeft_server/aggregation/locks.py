@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Gate:
+class ReadWriteLock:
     """Many may be inside `shared`, or one inside `alone`. Who wants to be alone goes before those who come after."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Gate:
                 self._changed.notify_all()
 
 
-class Turns:
+class KeyedLocks:
     """One at a time for each name; names do not wait for each other."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from compeft_proto.name_checks import check_name
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.access import Access
-from compeft_server.aggregation.expert_log import Carried, ExpertLog, Step, compose, kept_bytes
+from compeft_server.aggregation.expert_log import Carried, ExpertLog, VersionStep, compose, kept_bytes
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain import admission
 from compeft_server.domain.client_weights import COHORT, MAX_SIZE
@@ -158,7 +158,7 @@ class Rounds:
         return tuple(self._pool.map(lambda chunk: self._store.put(bytes(chunk)), chunks(data)))
 
     def _manifest(
-        self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: Step
+        self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: VersionStep
     ) -> pb.VersionManifest:
         return pb.VersionManifest(
             expert=expert.name,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compeft_server.chunks.partial_uploads import Parts
-from compeft_server.chunks.store import Stored, checked, in_parts, missing
+from compeft_server.chunks.store import StoredChunk, checked, in_parts, missing
 
 
 class DirectoryStore:
@@ -87,14 +87,14 @@ class DirectoryStore:
         """As promised."""
         self._parts.drop(sender, sha256)
 
-    def chunks(self) -> Iterator[Stored]:
+    def chunks(self) -> Iterator[StoredChunk]:
         """As promised."""
         for path in self._chunks.glob("??/*"):
             try:
                 found = path.stat()
             except FileNotFoundError:
                 continue
-            yield Stored(bytes.fromhex(path.name), found.st_size, found.st_mtime_ns // 1_000_000)
+            yield StoredChunk(bytes.fromhex(path.name), found.st_size, found.st_mtime_ns // 1_000_000)
 
     def remove(self, sha256: bytes, claimed_before_ms: int) -> bool:
         """As promised."""

@@ -22,7 +22,7 @@ RESERVE_FILE, RESERVE_BYTES = "reserve", 2 * 2**20
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Room:
+class UploadQuota:
     """The folder of unfinished uploads, whose files are named `<keyid>-<digest>`; None, and no check, where they are in memory."""
 
     def __init__(self, folder: Path | None, limits: Limits) -> None:

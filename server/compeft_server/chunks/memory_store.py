@@ -6,7 +6,7 @@ from threading import Lock
 
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import ChunkMismatchError
-from compeft_server.chunks.store import Stored, checked, in_parts, missing
+from compeft_server.chunks.store import StoredChunk, checked, in_parts, missing
 
 
 class MemoryStore:
@@ -79,9 +79,9 @@ class MemoryStore:
         """As promised."""
         self._parts.pop((sender, sha256), None)
 
-    def chunks(self) -> Iterator[Stored]:
+    def chunks(self) -> Iterator[StoredChunk]:
         """As promised."""
-        yield from [Stored(sha256, len(data), at) for sha256, (data, at) in list(self._chunks.items())]
+        yield from [StoredChunk(sha256, len(data), at) for sha256, (data, at) in list(self._chunks.items())]
 
     def remove(self, sha256: bytes, claimed_before_ms: int) -> bool:
         """As promised."""

@@ -19,7 +19,7 @@ from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnreachableError
 from compeft_server.chunks.partial_uploads import Parts
-from compeft_server.chunks.store import CLAIM_SLACK_MS, Stored, checked, in_parts, missing
+from compeft_server.chunks.store import CLAIM_SLACK_MS, StoredChunk, checked, in_parts, missing
 
 SCHEMES = ("s3", "gs", "az")
 """Buckets that are durable when they answer. `file` is not among them: obstore does not sync; the directory store does."""
@@ -109,7 +109,7 @@ class ObjectStore:
         """As promised."""
         self._parts.drop(sender, sha256)
 
-    def chunks(self) -> Iterator[Stored]:
+    def chunks(self) -> Iterator[StoredChunk]:
         """As promised. Objects of other names are not chunks, and are left alone."""
         try:
             for page in self._bucket.list():
@@ -132,7 +132,7 @@ class ObjectStore:
         """As promised, of this machine's parts."""
         return self._parts.sweep(touched_before_ms, dry_run)
 
-    def _head(self, sha256: bytes) -> Stored | None:
+    def _head(self, sha256: bytes) -> StoredChunk | None:
         try:
             return _stored(self._bucket.head(_name(sha256)))
         except FileNotFoundError:
@@ -156,11 +156,11 @@ def _is_chunk(path: str) -> bool:
     return len(name) == 64 and all(c in "0123456789abcdef" for c in name) and path == f"{name[:2]}/{name}"
 
 
-def _stored(found: Mapping[str, object]) -> Stored:
+def _stored(found: Mapping[str, object]) -> StoredChunk:
     path, size, modified = found["path"], found["size"], found["last_modified"]
     if not isinstance(path, str) or not isinstance(size, int) or not isinstance(modified, datetime):
         raise TypeError(f"obstore describes an object as {found!a}")
-    return Stored(bytes.fromhex(path.rpartition("/")[2]), size, int(modified.timestamp() * 1000))
+    return StoredChunk(bytes.fromhex(path.rpartition("/")[2]), size, int(modified.timestamp() * 1000))
 
 
 def _unreachable(error: Exception) -> UnreachableError:

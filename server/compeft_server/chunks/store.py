@@ -17,7 +17,7 @@ PART_BYTES = 256 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredChunk:
     """A chunk in a store. `claimed_at_ms`: when somebody last put it, committed it or found it with `has`, or up to CLAIM_SLACK_MS
     before that.
     """
@@ -76,7 +76,7 @@ class ChunkStore(Protocol):
     def drop(self, sender: str, sha256: bytes) -> None:
         """Forget what `sender` has sent of a chunk."""
 
-    def chunks(self) -> Iterator[Stored]:
+    def chunks(self) -> Iterator[StoredChunk]:
         """Every chunk, in no order. One that comes or goes meanwhile may be listed or not."""
 
     def remove(self, sha256: bytes, claimed_before_ms: int) -> bool:

@@ -12,7 +12,7 @@ from compeft_core.errors import InputError
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.clock import now_ms
 from compeft_proto.name_checks import printable
-from compeft_server.admin.lineage import Origin, Versions
+from compeft_server.admin.lineage import VersionOrigin, Versions
 from compeft_server.cli.experts import experts
 from compeft_server.cli.options import AsFormat, Data, ExpertName
 from compeft_server.data_directory import existing, open_ledger, open_store
@@ -139,7 +139,7 @@ def _when(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def _as_json(origin: Origin) -> dict[str, object]:
+def _as_json(origin: VersionOrigin) -> dict[str, object]:
     return {
         "version": origin.version,
         "state_digest": origin.state_digest.hex(),
@@ -170,7 +170,7 @@ def _as_json(origin: Origin) -> dict[str, object]:
     }
 
 
-def _as_text(origin: Origin) -> str:
+def _as_text(origin: VersionOrigin) -> str:
     state, size = origin.state_digest.hex()[:16], f"{origin.payload_bytes:,}"
     head = f"version {origin.version:<5} {_when(origin.created_at_ms)}  state {state}  {size:>10} bytes  "
     if origin.rolled_back_to is not None:

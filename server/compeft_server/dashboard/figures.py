@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from compeft_proto.convert import layout_from_proto
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.traffic import LinkTime, Traffic, add, times_of, why_row_silent, why_silent
-from compeft_server.ledger.totals import ExpertSummary, Moved, Newest, Standing, Summaries
+from compeft_server.ledger.totals import ExpertQuality, ExpertSummary, Moved, NewestVersion, Summaries
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -24,8 +24,8 @@ class Card:
     expert: ExpertSummary
     parameters: int
     moved: Moved
-    standing: Standing | None
-    stated: Newest | None
+    standing: ExpertQuality | None
+    stated: NewestVersion | None
     led: Moved
     recent: Moved
 
@@ -108,14 +108,14 @@ def _card(summaries: Summaries, expert: ExpertSummary, moved: Moved, metric: str
     return Card(expert, size, moved, standing, stated, led, recent)
 
 
-def _stated(summaries: Summaries, expert: ExpertSummary, standing: Standing | None) -> Newest | None:
+def _stated(summaries: Summaries, expert: ExpertSummary, standing: ExpertQuality | None) -> NewestVersion | None:
     """The newest version with a metric; of a package, the newest that was also fetched."""
     if standing is None or expert.kind == "composed":
         return standing.synced if standing else None
     scores = summaries.scores(expert.name, standing.metric, "synced")
     moved = summaries.moved_by_version(expert.name, scores)
     fetched = [v for v in scores if v in moved and moved[v].down.payload_bytes]
-    return Newest(max(fetched), scores[max(fetched)]) if fetched else None
+    return NewestVersion(max(fetched), scores[max(fetched)]) if fetched else None
 
 
 def overview_of(cards: tuple[Card, ...]) -> Overview:

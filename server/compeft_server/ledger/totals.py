@@ -58,7 +58,7 @@ class ExpertSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class Newest:
+class NewestVersion:
     """The newest version at which an arm was measured, and what it measured."""
 
     version: int
@@ -66,13 +66,13 @@ class Newest:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ExpertQuality:
     """What an expert is worth by its own metric: the base model alone, the uncompressed peer, and the composed expert."""
 
     metric: str
-    base: Newest | None
-    dense: Newest | None
-    synced: Newest | None
+    base: NewestVersion | None
+    dense: NewestVersion | None
+    synced: NewestVersion | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +165,17 @@ class Summaries:
         query = sa.select(quality.c.expert, quality.c.metric).where(quality.c.id.in_(first))
         return {r.expert: r.metric for r in self._select(query)}
 
-    def standing(self, expert: str, metric: str) -> Standing:
+    def standing(self, expert: str, metric: str) -> ExpertQuality:
         """What the expert is worth: the newest measurement of each arm."""
         q = quality.c
         where = (q.expert == expert, q.metric == metric)
         heads = sa.select(q.arm, sa.func.max(q.version).label("version")).where(*where).group_by(q.arm)
         newest = {r.arm: r.version for r in self._select(heads)}
-        found: dict[str, Newest] = {}
+        found: dict[str, NewestVersion] = {}
         for arm in ("base", "dense", "synced"):
             if arm in newest and (score := self.scores(expert, metric, arm, [newest[arm]]).get(newest[arm])):
-                found[arm] = Newest(newest[arm], score)
-        return Standing(metric, found.get("base"), found.get("dense"), found.get("synced"))
+                found[arm] = NewestVersion(newest[arm], score)
+        return ExpertQuality(metric, found.get("base"), found.get("dense"), found.get("synced"))
 
     def scores(self, expert: str, metric: str, arm: Arm, numbers: Collection[int] | None = None) -> dict[int, Score]:
         """The score of one arm at each of some versions, all by default: over the newest row of each client, or the newest mean where

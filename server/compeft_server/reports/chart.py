@@ -65,7 +65,7 @@ NARROW = Frame("narrow", 380, 380, left=66, right=28, top=20, bottom=60, zero=52
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ChartPoint:
     """A point of a curve in drawing units; an empty label is not drawn."""
 
     x: float
@@ -86,8 +86,8 @@ class Chart:
     """Everything the template draws in one frame."""
 
     frame: Frame
-    synced: tuple[Point, ...]
-    dense: tuple[Point, ...]
+    synced: tuple[ChartPoint, ...]
+    dense: tuple[ChartPoint, ...]
     base: float | None
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -111,8 +111,8 @@ def draw(curves: Curves, frame: Frame) -> Chart | None:
     def y(value: float) -> float:
         return frame.y0 - (frame.y0 - frame.top) * (value - y_values[0]) / (y_values[-1] - y_values[0])
 
-    def place(curve: Curve, letter: str) -> tuple[Point, ...]:
-        return _thin_labels([Point(x(size), y(value), f"{letter}{number}") for number, size, value in curve])
+    def place(curve: Curve, letter: str) -> tuple[ChartPoint, ...]:
+        return _thin_labels([ChartPoint(x(size), y(value), f"{letter}{number}") for number, size, value in curve])
 
     return Chart(
         frame=frame,
@@ -172,9 +172,9 @@ def _thin(curve: Curve) -> Curve:
     return tuple(point for at, point in enumerate(curve) if at % step == 0 or at == len(curve) - 1)
 
 
-def _thin_labels(points: list[Point]) -> tuple[Point, ...]:
+def _thin_labels(points: list[ChartPoint]) -> tuple[ChartPoint, ...]:
     """Labels only where there is room: the last point's is kept, then from right to left."""
-    kept: list[Point] = []
+    kept: list[ChartPoint] = []
     free = math.inf
     for point in reversed(points):
         room = free - point.x >= LABEL_GAP

@@ -28,7 +28,7 @@ class Contributor:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Provenance:
     """Where a version comes from. `doubt` says why nothing of it can be shown; digests are hexadecimal."""
 
     kind: str = ""
@@ -51,20 +51,20 @@ def own_public_keys(data: Path) -> tuple[PublicKey, ...]:
     return public_keys_from_pem(path.read_bytes(), str(path)) if path.exists() else ()
 
 
-def read_origin(envelope: bytes, keys: Sequence[PublicKey], names: Mapping[str, str]) -> Origin:
+def read_origin(envelope: bytes, keys: Sequence[PublicKey], names: Mapping[str, str]) -> Provenance:
     """What this sealed VersionManifest says; `names` are of keys."""
     if not keys:
-        return Origin(doubt="the aggregator's public key is not here")
+        return Provenance(doubt="the aggregator's public key is not here")
     try:
         manifest = dsse.open_envelope(Envelope.FromString(envelope), dsse.any_of(*keys), dsse.VERSION)
     except (CompeftError, DecodeError) as error:
-        return Origin(doubt=f"its manifest cannot be believed: {error}")
+        return Provenance(doubt=f"its manifest cannot be believed: {error}")
     return _origin(manifest, names)
 
 
-def _origin(manifest: pb.VersionManifest, names: Mapping[str, str]) -> Origin:
+def _origin(manifest: pb.VersionManifest, names: Mapping[str, str]) -> Provenance:
     coding = manifest.coding
-    return Origin(
+    return Provenance(
         kind=_kind(manifest),
         merge_method=manifest.merge_method,
         coefficient=manifest.coefficient,

@@ -14,7 +14,7 @@ from compeft_core.errors import InputError
 from compeft_proto.keys import PublicKey
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.totals import Summaries
-from compeft_server.reports.provenance import Origin, read_origin
+from compeft_server.reports.provenance import Provenance, read_origin
 from compeft_server.reports.text import iso
 
 
@@ -87,7 +87,7 @@ class _Beside:
         return known | (_facts(*self._rows[version]) if version in self._rows else {})
 
 
-def _facts(origin: Origin, merge_seconds: float) -> dict[str, Any]:
+def _facts(origin: Provenance, merge_seconds: float) -> dict[str, Any]:
     compression = origin.compression
     return {
         "version_origin": origin.kind or None,

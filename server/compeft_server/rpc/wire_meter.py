@@ -37,9 +37,9 @@ class WireMeter:
         self._descriptors: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def connection(self, peer: str) -> "Connection":
+    def connection(self, peer: str) -> "MeteredConnection":
         """The connection of a gRPC peer such as `ipv4:127.0.0.1:40312`; hold it until the call is over, then `settle`."""
-        return Connection(self, peer)
+        return MeteredConnection(self, peer)
 
     def find(self, peer: str) -> socket.socket | None:
         """The connected TCP socket of this process whose other end is `peer`, under a descriptor of its own.
@@ -64,7 +64,7 @@ class WireMeter:
         return Wire(now.received - last.received, now.sent - last.sent)
 
 
-class Connection:
+class MeteredConnection:
     """A second handle on a peer's socket: it can be asked for its counters even after gRPC has closed its own."""
 
     def __init__(self, meter: WireMeter, peer: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.identity.edge_config import edge_of
-from compeft_client.identity.enrol import Standing, enrol
+from compeft_client.identity.enrol import MemberStatus, enrol
 from compeft_proto.clock import now_ms
 from compeft_proto.invitation import Invitation, new_invitation
 from compeft_server.app.server import Settings, start, start_enrolment
@@ -80,7 +80,7 @@ class House:
         enrol(self.invite(name, role), self.door, self.folder / name)
         return self.folder / name
 
-    def try_to_enrol(self, invitation: Invitation, name: str = "somebody") -> Standing:
+    def try_to_enrol(self, invitation: Invitation, name: str = "somebody") -> MemberStatus:
         return enrol(invitation, self.door, self.folder / name)
 
     def conductor(self) -> Conductor:
