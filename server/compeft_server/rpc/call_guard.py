@@ -100,6 +100,11 @@ class CallGuard(AioInterceptor):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended without a message")
             except (BusyError, StalledError, UnknownKeyError) as error:
                 await refuse(context, error)
+            except aio.AbortError:
+                raise
+            except Exception as error:  # whatever it is, a client hears no SQL, host or path of it
+                log.error("call failed", error=repr(error), exc_info=True)
+                await context.abort(grpc.StatusCode.INTERNAL, "the aggregator failed: its log says why")
 
         name = "stream_stream" if handler.response_streaming else "stream_unary"
         kind = (streamed, handler.response_streaming)

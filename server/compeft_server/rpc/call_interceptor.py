@@ -89,13 +89,7 @@ class Observer(Interceptor):
 
         async def watched(requests: Any, context: Context) -> Any:
             with self._around(labels, metadata, context):
-                try:
-                    return await behaviour(requests, context)
-                except aio.AbortError:
-                    raise
-                except Exception as error:  # whatever it is, a client hears no SQL, host or path of it
-                    log.error("call failed", error=repr(error), exc_info=True)
-                    await context.abort(grpc.StatusCode.INTERNAL, "the aggregator failed: its log says why")
+                return await behaviour(requests, context)
 
         if handler.response_streaming:
             return replace(handler, stream_stream=watched)
