@@ -21,12 +21,13 @@ from compeft_client.flower.mod import CompressionMod
 from compeft_core import state_digest
 from compeft_core.errors import FormatError, InputError
 from compeft_core.layout import flatten, layout_of
-from compeft_proto.round_task import as_type
+from compeft_proto.round_task import Origin, as_type, canonical_json
 from compeft_proto.site_layout import SITE_VARIABLE
 from compeft_proto.state_steps import initial_state, pack_snapshot
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin.simulated_sites import make_sites
 from compeft_server.flower.conductor import Station, station_of
+from compeft_server.flower.run_health import RunStoppedError
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from tests.rounds.conftest import World
 from tests.rounds.loopback_grid import LoopbackGrid
@@ -215,6 +216,17 @@ def test_counts_are_rounded_and_unknown_types_refused() -> None:
     with pytest.raises(FormatError, match="'complex64' do not travel"):
         as_type(np.zeros(1, np.float32), "complex64")
     assert flatten(layout_of({"n": ()}), {"n": np.array(3, np.int64)}).tolist() == [3.0]
+
+
+def test_an_adapter_option_that_nobody_knows_is_refused_by_name_before_anybody_trains(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = Origin(adapter_config=canonical_json({"peft_type": "LORA", "r": 8, "use_flora": True, "use_other": None}))
+    plan = Plan.for_model(nn.Linear(64, 64), "tags", origin=origin)
+    with pytest.raises(
+        RunStoppedError, match="tags is trained with the option use_flora: True, which this version does not know"
+    ):
+        run(world, monkeypatch, plan, array_record(nn.Linear(64, 64).state_dict()), {})
 
 
 def test_the_app_of_the_readme_runs_as_it_stands(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,14 @@ task passes through untouched, so the same app also runs without the strategy's 
 it (clipping, noise) then works on plain arrays.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from google.protobuf.message import DecodeError
 
+from compeft_client.checkpoints.peft_fields import is_off, known_fields
 from compeft_client.exchange.connections import Letters
 from compeft_client.exchange.edge_client import NO_ORIGIN, EdgeClient, Synced, Trained
 from compeft_client.exchange.quality_floor import Floor
@@ -67,6 +69,7 @@ class CompressionMod:
             synced = client.sync(
                 task.expert, task.version, task.run, task.round, origin=self._origin(context) if self._origin else NO_ORIGIN
             )
+            _check_adapter(synced)
             message.content[key] = _arrays(synced, record.get(ORDER), record.get(DTYPES))
             if message.metadata.message_type == MessageType.TRAIN:
                 client.check_ready(task)
@@ -99,6 +102,26 @@ class CompressionMod:
             self._origin(context) if self._origin else synced.origin,
         )
         client.submit(task, trained, self._floor(context))
+
+
+def _check_adapter(synced: Synced) -> None:
+    """Refuse an expert whose adapter configuration has an option that this version does not know: it may change what tensors mean.
+
+    Errors: InputError, naming the option and the way out.
+    """
+    if not synced.adapter_config:
+        return
+    fields = json.loads(synced.adapter_config)
+    unknown = (
+        [n for n, v in sorted(fields.items()) if n not in known_fields(fields) and not is_off(v)]
+        if isinstance(fields, dict)
+        else []
+    )
+    if unknown and "peft_type" in fields:
+        raise InputError(
+            f"{synced.expert} is trained with the option {unknown[0]}: {fields[unknown[0]]!r}, "
+            "which this version does not know: upgrade compeft"
+        )
 
 
 def _weight(metrics: MetricRecord, name: str) -> float:
