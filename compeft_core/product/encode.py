@@ -339,6 +339,7 @@ def _quantise(module: _Module, step: float, tuning: Tuning, max_rank: int) -> _C
     """One module at one step (of the weighted dW, absolute)."""
     x, w = module.low_rank, module.weight
     (m, _), (_, n) = x.left.shape, x.right.shape
+    step = max(step, float(w * module.spectrum.values[0]) / (MAX_ENTRY - 5))  # finer, entries would be clipped
     kept = int((w * module.spectrum.values > tuning.keep * step).sum())
     kept = min(kept, max_rank, m, n)
     if kept == 0:
@@ -374,6 +375,7 @@ def _quantise(module: _Module, step: float, tuning: Tuning, max_rank: int) -> _C
 def _rounded(vectors: Matrix, tuning: Tuning) -> NDArray[np.int16]:
     entries = np.zeros(vectors.shape[::-1], np.int16)
     columns = np.ascontiguousarray(vectors.T, np.float64)
+    np.nan_to_num(columns, copy=False)
     np.clip(columns, 5 - MAX_ENTRY, MAX_ENTRY - 5, out=columns)  # so that the level above is one too
     for j in range(len(columns)):
         if not quantise(columns[j], tuning.price, tuning.rounds, entries[j]):

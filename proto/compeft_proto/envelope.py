@@ -94,6 +94,14 @@ def seal(key: SigningKey, kind: PayloadType[M], message: M) -> envelope_pb2.Enve
     return envelope_pb2.Envelope(payload=payload, payload_type=kind.name, signatures=[signature])
 
 
+def seal_bytes(key: SigningKey, kind: str, payload: bytes) -> envelope_pb2.Envelope:
+    """Sign bytes of a payload type that is not a message by itself. Errors: LimitError above MAX_PAYLOAD_BYTES."""
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise LimitError(f"{kind} of {len(payload)} bytes, the cap is {MAX_PAYLOAD_BYTES}")
+    signature = envelope_pb2.Signature(sig=key.private.sign(_pae(kind, payload)), keyid=key.keyid)
+    return envelope_pb2.Envelope(payload=payload, payload_type=kind, signatures=[signature])
+
+
 def countersign(envelope: envelope_pb2.Envelope, key: SigningKey) -> envelope_pb2.Envelope:
     """The same envelope with one more signature, over the same bytes."""
     signature = envelope_pb2.Signature(sig=key.private.sign(_pae(envelope.payload_type, envelope.payload)), keyid=key.keyid)

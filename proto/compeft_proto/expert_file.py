@@ -15,14 +15,20 @@ from google.protobuf.message import DecodeError
 
 from compeft_core.errors import FormatError, LimitError
 from compeft_proto import envelope as dsse
+from compeft_proto import packed_manifest
 from compeft_proto.convert import read_payload
-from compeft_proto.errors import UnknownKeyError
+from compeft_proto.errors import PayloadTypeError, UnknownKeyError
 from compeft_proto.expert_manifest import FilePart, Manifest, manifest_from_proto
 from compeft_proto.keys import PublicKey
-from compeft_proto.v1 import envelope_pb2
+from compeft_proto.packed_manifest import inflate
+from compeft_proto.product_part import symbols_of
+from compeft_proto.quantised_part import read_entries
+from compeft_proto.v1 import envelope_pb2, expert_pb2
 
 MAGIC = b"CPFX"
-VERSION = 1
+VERSIONS = (1, 2)
+"""1: the envelope holds an ExpertManifest; 2: a packed one (`packed_manifest`). Written is 2."""
+VERSION = 2
 HEAD_FORMAT = struct.Struct("<4sBII")
 """Magic, version, length of the envelope, its CRC-32."""
 MAX_ENVELOPE_BYTES = dsse.MAX_PAYLOAD_BYTES + 4096
@@ -47,13 +53,13 @@ def read_start(stream: BinaryIO, total: int, name: str, key: PublicKey | None = 
 
     Errors: FormatError, LimitError; with a key, UnknownKeyError, SignatureError.
     """
-    octets = _envelope_bytes(name, stream.read(HEAD_FORMAT.size), stream, total)
+    version, octets = _envelope_bytes(name, stream.read(HEAD_FORMAT.size), stream, total)
     try:
         envelope = envelope_pb2.Envelope.FromString(octets)
     except DecodeError as error:
         raise FormatError(f"{name} holds no signed envelope where it should: {AGAIN}") from error
     payload = _verified(name, envelope, key) if key else _unverified(envelope)
-    manifest = manifest_from_proto(dsse.parse(payload, dsse.EXPERT))
+    manifest = manifest_from_proto(_message(payload, version))
     start = HEAD_FORMAT.size + len(octets)
     expected = start + sum(part.payload_bytes for part in manifest.parts)
     if total != expected:
@@ -84,18 +90,46 @@ def check_payload(part: FilePart, payload: bytes) -> None:
     """Check that a payload decodes and agrees with its manifest. Errors: FormatError, LayoutMismatchError, NotFiniteError."""
     if part.coding is not None:
         read_payload(part.coding, payload, part.layout)
+    elif part.slices is not None:
+        symbols_of(payload, part.modules)
+    elif part.steps:
+        read_entries(payload, part.layout.size)
+    elif part.deflated_bytes:
+        own_bytes(part, payload)
 
 
-def _envelope_bytes(name: str, head: bytes, stream: BinaryIO, total: int) -> bytes:
+def own_bytes(part: FilePart, payload: bytes) -> bytes:
+    """The tensors' own bytes of an exact part. Errors: FormatError, LimitError if they are deflated and damaged."""
+    if not part.deflated_bytes:
+        return payload
+    found = inflate(payload, part.deflated_bytes)
+    if len(found) != part.deflated_bytes:
+        raise FormatError(f"exact part inflates to {len(found)} bytes, its manifest says {part.deflated_bytes}")
+    return found
+
+
+def _message(verified: dsse.Verified, version: int) -> expert_pb2.ExpertManifest:
+    """The manifest in an envelope's payload. Errors: PayloadTypeError, FormatError, LimitError."""
+    if version == 1:
+        return dsse.parse(verified, dsse.EXPERT)
+    if verified.payload_type != packed_manifest.TYPE:
+        raise PayloadTypeError(f"sealed {verified.payload_type[:80]!a}, needed is {packed_manifest.TYPE!r}")
+    unpacked = dsse.Verified(packed_manifest.unpack(verified.payload), dsse.EXPERT.name, verified.keyid)
+    return dsse.parse(unpacked, dsse.EXPERT)
+
+
+def _envelope_bytes(name: str, head: bytes, stream: BinaryIO, total: int) -> tuple[int, bytes]:
+    """The version and the envelope. Errors: FormatError, LimitError."""
     if not head.startswith(MAGIC):
         begins = head[:4].hex() or "with nothing"
         raise FormatError(f"{name} is not an expert file: it begins {begins}, not {MAGIC.hex()}; `compeft pack` makes one")
     if len(head) < HEAD_FORMAT.size:
         raise FormatError(f"{name} is cut off: it has {len(head)} bytes, its head alone {HEAD_FORMAT.size}; {AGAIN}")
     _, version, length, checksum = HEAD_FORMAT.unpack(head)
-    if version != VERSION:
+    if version not in VERSIONS:
         raise FormatError(
-            f"{name} is of version {version}, this compeft reads version {VERSION}: it is damaged, or made by a newer one"
+            f"{name} is of version {version}, this compeft reads versions {VERSIONS[0]} to {VERSIONS[-1]}: it is damaged, or made by a "
+            "newer one"
         )
     if length > MAX_ENVELOPE_BYTES:
         raise LimitError(f"{name} has a manifest of {length} bytes, the cap is {MAX_ENVELOPE_BYTES}")
@@ -104,7 +138,7 @@ def _envelope_bytes(name: str, head: bytes, stream: BinaryIO, total: int) -> byt
         raise FormatError(f"{name} has {total} bytes, its manifest alone claims {length}: {AGAIN}")
     if zlib.crc32(octets) != checksum:
         raise FormatError(f"{name} is damaged: the checksum of its manifest does not fit; {AGAIN}")
-    return octets
+    return version, octets
 
 
 def _verified(name: str, envelope: envelope_pb2.Envelope, key: PublicKey) -> dsse.Verified:

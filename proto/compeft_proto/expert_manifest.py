@@ -3,6 +3,7 @@
 Nothing of it becomes a path: files of tensors are numbers, and `FILES` has their names.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,8 @@ from compeft_core import MAX_SIZE, Layout
 from compeft_core.errors import FormatError, LimitError
 from compeft_proto.chunk_refs import check_digest
 from compeft_proto.convert import layout_from_proto, layout_to_proto
+from compeft_proto.lora_modules import LoraModule
+from compeft_proto.product_part import modules_in
 from compeft_proto.v1 import expert_pb2 as pb
 
 ADAPTER = "adapter_model.safetensors"
@@ -62,7 +65,7 @@ DTYPES: dict[int, str] = {number: name for name, number in DTYPE_NUMBERS.items()
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Tensors of one file, coded alike, in layout order.
+    """Tensors of one file, coded alike, in layout order: ternary (`coding`), as products (`slices`), as integers (`steps`), or exact.
 
     dtypes: what each was stored as.   coding: absent if the payload is the tensors' own bytes.
     seed, initial_digest: what the decoded vector is added to; neither: zero.
@@ -76,6 +79,19 @@ class FilePart:
     coding: pb.Coding | None
     seed: int | None = None
     initial_digest: bytes = b""
+    slices: tuple[int, ...] | None = None
+    steps: tuple[float, ...] = ()
+    deflated_bytes: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the payload is the tensors' own bytes, deflated or not."""
+        return self.coding is None and self.slices is None and not self.steps
+
+    @property
+    def modules(self) -> list[LoraModule]:
+        """The modules of a product part; none of another."""
+        return modules_in(self.layout, self.slices) if self.slices is not None else []
 
     @property
     def stored_bytes(self) -> int:
@@ -139,6 +155,11 @@ def _part_to_proto(part: FilePart) -> pb.Part:
         message.seed = part.seed
     elif part.initial_digest:
         message.initial_digest = part.initial_digest
+    if part.slices is not None:
+        message.product.CopyFrom(pb.Product(slices=part.slices))
+    if part.steps:
+        message.quantised.CopyFrom(pb.Quantised(steps=part.steps))
+    message.deflated_bytes = part.deflated_bytes
     return message
 
 
@@ -181,14 +202,35 @@ def _part_from_proto(message: pb.Part) -> FilePart:
         coding=coding,
         seed=message.seed if initial == "seed" else None,
         initial_digest=check_digest(message.initial_digest, "initial state") if initial == "initial_digest" else b"",
+        slices=tuple(message.product.slices) if message.HasField("product") else None,
+        steps=tuple(message.quantised.steps) if message.HasField("quantised") else (),
+        deflated_bytes=message.deflated_bytes,
     )
     if part.payload_bytes > MAX_SIZE:
         raise LimitError(f"manifest names a payload of {part.payload_bytes} bytes, the cap is {MAX_SIZE}")
-    if coding is None and (part.payload_bytes != part.stored_bytes or initial or layout.ternary_size):
-        raise FormatError(f"manifest names {part.payload_bytes} bytes for {part.stored_bytes} bytes of uncoded tensors")
-    if coding is not None and not set(part.dtypes) <= set(FLOATS):
-        raise FormatError("manifest has a coded tensor whose type is not a float type")
+    _check_way(message, part)
     return part
+
+
+def _check_way(message: pb.Part, part: FilePart) -> None:
+    """Whether the part is coded in one way, and has what that way needs. Errors: FormatError, LimitError."""
+    ways = [message.HasField("coding"), message.HasField("product"), message.HasField("quantised"), message.deflated_bytes > 0]
+    if sum(ways) > 1 or (part.coding is None and message.WhichOneof("initial")):
+        raise FormatError("manifest has a part that is coded in two ways, or starts somewhere without a coding")
+    if part.is_exact:
+        said = part.deflated_bytes or part.payload_bytes
+        if said != part.stored_bytes or part.layout.ternary_size or (part.deflated_bytes and part.payload_bytes >= said):
+            raise FormatError(f"manifest names {said} bytes for {part.stored_bytes} bytes of uncoded tensors")
+    elif not set(part.dtypes) <= set(FLOATS):
+        raise FormatError("manifest has a coded tensor whose type is not a float")
+    if part.slices is not None and (part.layout.dense_size or not part.modules):
+        raise FormatError("manifest has a product part without a product, or with dense tensors")
+    if part.steps or message.HasField("quantised"):
+        finite = all(math.isfinite(step) and step >= 0 for step in part.steps)
+        if len(part.steps) != len(part.layout.tensors) or not finite or part.layout.ternary_size:
+            raise FormatError(
+                f"manifest has {len(part.steps)} steps for {len(part.layout.tensors)} quantised tensors, or an invalid one"
+            )
 
 
 def _dtypes(message: pb.Part, count: int) -> tuple[str, ...]:

@@ -52,8 +52,8 @@ def read_start(text: str | None) -> Start:
     if not text.startswith(SEED_PREFIX):
         return Start(directory=read_source(Path(text)))
     digits = text.removeprefix(SEED_PREFIX)
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
-        raise InputError(f"initial state {text[:40]!r} is no seed: write seed:N with a number, or a directory")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 20 and int(digits) < 2**64):
+        raise InputError(f"initial state {text[:40]!r} is not a seed: expected seed:N with a number below 2^64, or a directory")
     return Start(seed=int(digits))
 
 

@@ -1,5 +1,6 @@
 """Commands for one expert and no server: pack, unpack, inspect, verify, diff. Each parses, calls one function, prints."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from compeft_client.identity.key_files import load_public_key, load_signing_key
 from compeft_client.packing.diff import diff as compare
 from compeft_client.packing.expert_file import is_expert_file, open_expert
 from compeft_client.packing.inspect_costs import inspect_directory
-from compeft_client.packing.pack import MAX_PARAMETERS, PackSettings, check_payloads, save_compressed
+from compeft_client.packing.pack import MAX_PARAMETERS, TIMES, PackSettings, check_payloads, save_compressed
 from compeft_client.packing.pack import unpack as write_directory
 from compeft_core import Codec
 from compeft_core.budget import HIGHEST, bytes_of
@@ -27,10 +28,14 @@ Trusted = Annotated[Path | None, typer.Option(help="public key of the signer; no
 Force = Annotated[bool, typer.Option("--force", help="replace what is there")]
 
 
+FILL = math.inf
+"""`--density auto`: as much as the budget holds."""
+
+
 def _density(text: str) -> float | None:
-    """A density, or None for `auto`. Errors: BadParameter."""
+    """A density, or FILL for `auto`. Errors: BadParameter."""
     try:
-        return None if text == "auto" else float(text)
+        return FILL if text == "auto" else float(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text[:40]!a} is neither a fraction, such as 0.05, nor auto") from error
 
@@ -40,15 +45,23 @@ Density = Annotated[
     typer.Option(
         parser=_density,
         metavar="FRACTION|auto",
-        help="fraction of the changes to keep, above 0 and at most 1; 0.1 is safer for an expert trained long on a hard task; auto: as "
-        "much as --budget holds",
+        help="keep this fraction of the changes as ternary values, above 0 and at most 1, instead of coding products; auto: as much as "
+        "--budget holds",
     ),
 ]
-Budget = Annotated[str | None, typer.Option(help="most bytes of the file, such as 200kB: the density is lowered until it fits")]
+Budget = Annotated[str | None, typer.Option(help="most bytes of the file, such as 4kB")]
 Scale = Literal["auto", "alpha_sigma", "bounded_norm", "mean_magnitude", "norm"]
-ScaleRule = Annotated[Scale, typer.Option(help="the rule for the one magnitude of what is kept")]
-Factor = Annotated[float | None, typer.Option(help="multiplies the rule's scale; for auto, replaces its factor")]
-CodecName = Annotated[Codec, typer.Option(help="rice is fast, rice4 faster to read and merge, context some per cent smaller")]
+ScaleRule = Annotated[Scale | None, typer.Option(help="ternary values: the rule for their one magnitude")]
+Factor = Annotated[float | None, typer.Option(help="ternary values: multiplies the rule's scale; for auto, replaces its factor")]
+CodecName = Annotated[
+    Codec | None,
+    typer.Option(help="ternary values: context takes the fewest bytes, rice and rice4 the least time"),
+]
+Quality = Annotated[float | None, typer.Option(help="keep so much of the products: their cos^2, above 0 and below 1")]
+Times = Annotated[
+    float | None,
+    typer.Option(help=f"so many times fewer bytes than the factors take as bfloat16, such as 200; {TIMES:g} by default"),
+]
 
 app = typer.Typer()
 
@@ -56,19 +69,23 @@ app = typer.Typer()
 def pack_settings(
     density: float | None,
     budget: str | None,
-    scale: Scale,
+    scale: Scale | None,
     factor: float | None,
     init: str | None,
-    codec: Codec,
+    codec: Codec | None,
     key: SigningKey | None,
+    quality: float | None = None,
+    times: float | None = None,
 ) -> PackSettings:
     """What the options of `pack` and `push` say. Errors: InputError."""
-    if density is None and budget is None:
+    if density == FILL and budget is None:
         raise InputError(
             "--density auto needs --budget SIZE to fill; for the fewest bytes that keep the metric: compeft tune DIRECTORY --eval ..."
         )
     most = bytes_of(budget) if budget else None
-    return PackSettings(HIGHEST if density is None else density, scale, factor, init, most, codec, key)
+    settings = PackSettings(HIGHEST if density == FILL else density, scale, factor, init, most, codec, key, quality, times)
+    settings.check()
+    return settings
 
 
 @app.command()
@@ -77,25 +94,32 @@ def pack(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="the file; DIRECTORY's name and .expert by default")
     ] = None,
-    density: Density = 0.05,
+    quality: Quality = None,
     budget: Budget = None,
-    scale: ScaleRule = "auto",
+    times: Times = None,
+    density: Density = None,
+    scale: ScaleRule = None,
     factor: Factor = None,
     init: Init = None,
-    codec: CodecName = "rice",
+    codec: CodecName = None,
     sign: Annotated[Path | None, typer.Option(help="private key to sign with, from `compeft keys new`")] = None,
     force: Force = False,
     output_format: AsFormat = "text",
 ) -> None:
     """Pack a fine-tuned expert into one small file.
 
-    Example: compeft pack ./my-lora -o my.expert --density 0.05 --init ./my-lora-untrained --sign me.key
+    LoRA's factors are coded by what they do, the product B A, and nothing else needs to be known. With --density, --scale or --codec
+    what changed since --init is coded as ternary values instead (the method of the ComPEFT paper).
 
-    Example: compeft pack ./my-lora --density auto --budget 200kB --init seed:0
+    Example: compeft pack ./my-lora -o my.expert --sign me.key
+
+    Example: compeft pack ./my-lora --times 200
+
+    Example: compeft pack ./my-lora --density 0.05 --init ./my-lora-untrained
     """
     file = output or Path(f"{directory.resolve().name}.expert")
     key = load_signing_key(sign) if sign else None
-    settings = pack_settings(density, budget, scale, factor, init, codec, key)
+    settings = pack_settings(density, budget, scale, factor, init, codec, key, quality, times)
     with watched("packing", read_source(directory).size) as tick:
         packed = save_compressed(directory, file, settings, force=force, progress=tick)
     typer.echo(texts.packed(file, packed, key.keyid if key else None, output_format))

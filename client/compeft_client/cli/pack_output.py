@@ -29,7 +29,7 @@ def packed(file: Path, result: Packed, keyid: str | None, output_format: str) ->
     coarse = sum(len(c.payload) for c in result.parts if c.planned.is_coarse)
     head = sum(len(c.payload) for c in result.parts if c.part.file == HEAD)
     riding = riding_rows(result.source, [c.planned for c in result.parts])
-    cosine = next((c.cosine for c in result.parts if c.planned.compression == result.compression), 1.0)
+    cosine = next((c.cosine for c in result.parts if c.encoded or c.planned.compression == result.compression), 1.0)
     how = result.compression
     if output_format == "json":
         return json.dumps(
@@ -40,6 +40,7 @@ def packed(file: Path, result: Packed, keyid: str | None, output_format: str) ->
                 "bf16_bytes": result.bf16_bytes,
                 "compression": asdict(how),
                 "cosine": cosine,
+                "products": _products(result),
                 "unknown_start_bytes": coarse,
                 "head_bytes": head,
                 "riding_along": list(map(asdict, riding)),
@@ -50,7 +51,7 @@ def packed(file: Path, result: Packed, keyid: str | None, output_format: str) ->
     return _lines(
         f"{file}: {result.total_bytes:,} bytes, {_fewer(result.stored_bytes, result.total_bytes)} than stored, "
         f"{_fewer(result.bf16_bytes, result.total_bytes)} than bf16",
-        f"kept {how.density:.4g} of the changes, scale {how.factor:.3g} x {how.scale}, cosine with all of the changes {cosine:.2f}",
+        _kept(result, cosine),
         UNKNOWN_START.format(coarse=coarse) if coarse else "",
         *_riding(riding),
         HEAD_TRAVELS.format(head=head) if head * 10 > result.total_bytes else "",
@@ -58,6 +59,26 @@ def packed(file: Path, result: Packed, keyid: str | None, output_format: str) ->
         f"signed by {keyid}" if keyid else "not signed: with --sign KEY others can verify it",
         NO_QUALITY,
     )
+
+
+def _kept(result: Packed, cosine: float) -> str:
+    how, found = result.compression, _products(result)
+    if found is None:
+        return f"kept {how.density:.4g} of the changes, scale {how.factor:.3g} x {how.scale}, cosine with all of the changes {cosine:.2f}"
+    return (
+        f"kept {found['components']:,} components of {found['modules']:,} products B A, cos^2 with what they were {found['cos2']:.2f}, the "
+        f"worst of a tenth of the modules {found['low']:.2f}"
+    )
+
+
+def _products(result: Packed) -> dict[str, float] | None:
+    """What was kept of the products; None if there are none. low: the tenth percentile of the modules' cos^2."""
+    encoded = next((c.encoded for c in result.parts if c.encoded), None)
+    if encoded is None:
+        return None
+    each = sorted(m.cos2 for m in encoded.modules if m.norm > 0) or [1.0]
+    components = sum(m.components for m in encoded.modules)
+    return {"modules": len(encoded.modules), "components": components, "cos2": encoded.cos2, "low": each[len(each) // 10]}
 
 
 def unpacked(opened: ExpertFile, directory: Path, output_format: str) -> str:
@@ -115,6 +136,7 @@ def directory(found: Inspection, start_given: bool, output_format: str) -> str:
                 "dead": list(found.dead),
                 "notes": list(found.notes),
                 "packed_bytes": {f"{density:g}": size for density, size in found.sizes},
+                "product_bytes": {f"{times:g}": {"bytes": size, "cos2": cos2} for times, size, cos2 in found.products},
             }
         )
     rows = [(row.name, f"{row.tensors}", f"{row.parameters:,}", row.dtype, f"{row.bytes:,}", row.treatment) for row in found.rows]
@@ -130,7 +152,13 @@ def directory(found: Inspection, start_given: bool, output_format: str) -> str:
         *_riding(found.riding),
         *found.notes,
         "start unknown, so A travels coarsely; see what --init saves" if coarse and not start_given else "",
-        "packed with --scale auto, the whole file:",
+        "packed as products, the whole file:" if found.products else "",
+        *(
+            _table(("--times", "bytes", "than stored", "cos^2"), [_product_row(found, *p) for p in found.products])
+            if found.products
+            else ()
+        ),
+        "packed with --density, the whole file:",
         *_table(("density", "bytes", "than stored"), [_size_row(found, *size) for size in found.sizes]),
     )
 
@@ -147,7 +175,8 @@ def difference(found: Difference, output_format: str) -> str:
     return _lines(
         *_table(head, [_alike_row("all", found.total), *rows[:MOST_ROWS]]),
         *more,
-        "overlap: entries both changed, of those either did; same sign and conflicts: of the entries both changed",
+        "cosine and norms of LoRA are those of the products B A; overlap: entries both changed, of those either did; same sign and "
+        "conflicts: of the entries both changed",
         *(f"{list(found.left_out.values()).count(reason)} tensors not compared: {reason}" for reason in reasons),
     )
 
@@ -183,8 +212,12 @@ def _start(part: FilePart) -> str:
 
 
 def _coding(part: FilePart) -> str:
+    if part.slices is not None:
+        return f"products of {sum(m.slices for m in part.modules):,} modules"
+    if part.steps:
+        return f"integers, {8 * part.payload_bytes / max(1, part.layout.size):.1f} bits each"
     if part.coding is None:
-        return "exact"
+        return "exact, deflated" if part.deflated_bytes else "exact"
     how, scales = part.coding.compression, list(part.coding.scales)
     if not part.layout.ternary_size:
         return "bf16"
@@ -212,6 +245,15 @@ def _part_row(part: FilePart) -> tuple[str, ...]:
     return part.file, *(f"{n:,}" for n in counts), _start(part), _coding(part)
 
 
+def _product_table(found: Inspection) -> list[str]:
+    head = ("--times", "bytes", "than stored", "cos^2")
+    return _table(head, [_product_row(found, *p) for p in found.products]) if found.products else []
+
+
+def _product_row(found: Inspection, times: float, size: int, cos2: float) -> tuple[str, ...]:
+    return f"{times:g}", f"{size:,}", _fewer(found.stored_bytes, size), f"{cos2:.2f}"
+
+
 def _size_row(found: Inspection, density: float, size: int) -> tuple[str, str, str]:
     return f"{density:.0%}", f"{size:,}", _fewer(found.stored_bytes, size)
 
@@ -222,7 +264,8 @@ def _measures(a: Alike) -> dict[str, float]:
 
 
 def _alike_row(name: str, a: Alike) -> tuple[str, ...]:
-    return name, f"{a.cosine:.3f}", f"{a.norm_ratio:.3f}", f"{a.jaccard:.3f}", f"{a.sign_agreement:.3f}", f"{a.conflicts:,}"
+    entries = (f"{a.jaccard:.3f}", f"{a.sign_agreement:.3f}", f"{a.conflicts:,}") if a.either else ("-", "-", "-")
+    return name, f"{a.cosine:.3f}", f"{a.norm_ratio:.3f}", *entries
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compeft_client.cli.options import AsFormat, EdgeConfig, takes_edge
-from compeft_client.cli.pack import Budget, CodecName, Density, Factor, Init, ScaleRule, Trusted, pack_settings
+from compeft_client.cli.pack import Budget, CodecName, Density, Factor, Init, Quality, ScaleRule, Times, Trusted, pack_settings
 from compeft_client.cli.progress import watched
 from compeft_client.identity.edge_config import edge_of
 from compeft_client.identity.key_files import load_public_key
@@ -42,12 +42,14 @@ def push(
     base_metric: Value = None,
     dense_metric: Annotated[float | None, typer.Option(help="the same metric of the uncompressed expert")] = None,
     examples: Annotated[int, typer.Option(min=0, help="test examples behind the metrics")] = 0,
-    density: Density = 0.05,
+    quality: Quality = None,
     budget: Budget = None,
-    scale: ScaleRule = "auto",
+    times: Times = None,
+    density: Density = None,
+    scale: ScaleRule = None,
     factor: Factor = None,
     init: Init = None,
-    codec: CodecName = "rice",
+    codec: CodecName = None,
     patience: Patience = 30.0,
     output_format: AsFormat = "text",
 ) -> None:
@@ -56,13 +58,13 @@ def push(
 
     Examples: compeft push my.expert sentiment --site ~/.compeft --metric accuracy=0.91 --base-metric 0.70 --dense-metric 0.92
 
-    compeft push ./my-lora sentiment --site ~/.compeft --init seed:0 --density 0.1
+    compeft push ./my-lora sentiment --site ~/.compeft --times 100
     """
     from compeft_client.exchange.package_client import PackageClient
 
     us = edge_of({**edge, "patience-s": patience})
     measured = _measured(metric, base_metric, dense_metric)
-    data = _file_or_packed(file, pack_settings(density, budget, scale, factor, init, codec, us.key))
+    data = _file_or_packed(file, pack_settings(density, budget, scale, factor, init, codec, us.key, quality, times))
     with PackageClient(us) as client:
         pushed = client.push(name, data, measured, examples, lambda total: watched("pushing", total))
     values = {"expert": name, "version": pushed.version, "sha256": pushed.sha256.hex(), "bytes": len(data), "new": pushed.new}

@@ -1,6 +1,7 @@
 """LoRA adapters merged as products of their factors: any ranks, alphas and scalings in, one plain LoRA of scaling 1 out."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ from compeft_client.checkpoints.lora_modules import (
 )
 from compeft_client.merging.inputs import Candidate, Reading, merged_beside, read_candidates, tensors_of
 from compeft_client.merging.token_rows import ENDING, FIELD, indices_of, merge_rows, merged_field
+from compeft_core import METHODS
 from compeft_core.errors import InputError
-from compeft_core.merging.lora_factors import FactorSettings, LoraFactors, merge_factors
+from compeft_core.merging.lora_factors import FACTOR_METHODS, FactorSettings, LoraFactors, merge_factors
 from compeft_proto.expert_manifest import ADAPTER
 
 Tensors = Mapping[str, Mapping[str, NDArray[np.generic]]]
@@ -41,7 +43,7 @@ def merge_as_factors(
     read = [tensors_of(candidate, reading.init) for candidate in candidates]
     _check_names(paths, read)
     merged: Files = {file: {} for file in read[0]}
-    groups = _products(candidates, read, method, settings)
+    groups = _products(candidates, read, method, settings, weights)
     padded = max((max(f.a.shape[0] for f in found) for _, found in groups), default=1) if _has_slices(groups) else 0
     ranks: dict[str, int] = {}
     for module, found in groups:
@@ -62,7 +64,7 @@ def merge_as_factors(
 
 
 def _products(
-    candidates: Sequence[Candidate], read: Sequence[Tensors], method: str, settings: FactorSettings
+    candidates: Sequence[Candidate], read: Sequence[Tensors], method: str, settings: FactorSettings, weights: Sequence[float]
 ) -> list[tuple[LoraModule, list[LoraFactors]]]:
     """Each module of the first expert, and the merged factors of each of its products."""
     modules = [_modules(candidate, tensors) for candidate, tensors in _pairs(candidates, read)]
@@ -74,8 +76,28 @@ def _products(
                 f"{name} has products of different sizes in {candidates[0].path} and the others: not of one base model"
             )
         slices = [_scaled(c, m, t[ADAPTER]) for c, m, t in zip(candidates, own, read, strict=True)]
-        groups.append((first, [merge_factors(method, list(alike), settings) for alike in zip(*slices, strict=True)]))
+        groups.append((first, [_merged(method, list(alike), settings, weights) for alike in zip(*slices, strict=True)]))
     return groups
+
+
+def _merged(method: str, factors: Sequence[LoraFactors], settings: FactorSettings, weights: Sequence[float]) -> LoraFactors:
+    """One product out of several: by a method for factors, or by a linear one (`average`, `task_arithmetic`), exactly."""
+    if method in FACTOR_METHODS:
+        return merge_factors(method, factors, settings)
+    total = math.fsum(weights) if METHODS[method].normalised else 1.0
+    shares = [settings.coefficient * w / total for w in weights]
+    return shortened(
+        np.hstack([w * f.b for w, f in zip(shares, factors, strict=True)]), np.vstack([f.a for f in factors]), settings.rank
+    )
+
+
+def shortened(b: NDArray[np.float64], a: NDArray[np.float64], rank: int | None = None) -> LoraFactors:
+    """The product b @ a with a column for each singular value above 2^-40 of the largest, at most `rank`; thin QR, small SVD."""
+    (qb, rb), (qa, ra) = np.linalg.qr(b), np.linalg.qr(a.T)
+    u, values, vt = np.linalg.svd(rb @ ra.T)
+    count = max(1, int((values > values[0] * 2.0**-40).sum()))
+    root = np.sqrt(values[: min(count, rank or count)])
+    return LoraFactors(qb @ u[:, : root.size] * root, (root[:, None] * vt[: root.size]) @ qa.T)
 
 
 def _modules(candidate: Candidate, tensors: Tensors) -> dict[str, LoraModule]:

@@ -21,6 +21,7 @@ from compeft_client.durable_files import write_durably
 from compeft_client.merging.by_entry import EntrySettings, merge_as_entries
 from compeft_client.merging.by_factor import merge_as_factors
 from compeft_client.merging.inputs import Reading
+from compeft_client.packing.expert_file import is_expert_file, open_expert
 from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_core import METHODS, MergeParameters
 from compeft_core.errors import InputError
@@ -29,6 +30,8 @@ from compeft_core.merging.lora_factors import FACTOR_METHODS, FactorSettings
 from compeft_proto.expert_manifest import ADAPTER_CONFIG
 
 PACKED = ".expert"
+LINEAR = ("average", "task_arithmetic")
+"""Methods for entries that are sums, and so can merge products by stacking their factors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +69,19 @@ def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -
     by_factors, packs = request.method in FACTOR_METHODS, output.suffix == PACKED
     if not by_factors and request.method not in METHODS:
         raise InputError(f"merge method is {request.method!r}, known are {', '.join([*FACTOR_METHODS, *METHODS])}")
-    if by_factors and packs:
-        raise InputError(
-            f"{request.method} makes new factors, which have no start to pack against: write a directory, -o {output.stem}"
-        )
     check_free(output, force)
     weights = list(request.weights) or [1.0] * len(request.paths)
     if len(weights) != len(request.paths):
         raise InputError(f"{len(weights)} weights for {len(request.paths)} experts: give one each, or none")
     check_weights(weights, by_factors or METHODS[request.method].normalised)
-    files, config, init = _merged_factors(request, weights) if by_factors else _merged_entries(request, weights)
+    linear = not by_factors and _holds_products(request)
+    files, config, init = _merged_factors(request, weights) if by_factors or linear else _merged_entries(request, weights)
     size = sum(v.size for tensors in files.values() for v in tensors.values())
     if packs:
         with tempfile.TemporaryDirectory() as folder:
             _write(Path(folder), files, config)
-            save_compressed(folder, output, replace(request.pack, init=init), force=force)
+            pack = PackSettings(key=request.pack.key) if by_factors or linear else replace(request.pack, init=init)
+            save_compressed(folder, output, pack, force=force)
         return MergeResult(output, size, output.stat().st_size, ())
     _write(output, files, config)
     written = sum((output / name).stat().st_size for name in [*files, ADAPTER_CONFIG])
@@ -88,6 +89,19 @@ def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -
         {v.shape[0] for t in files.values() for n, v in t.items() if n.endswith((".lora_A.weight", ".lora_embedding_A"))}
     )
     return MergeResult(output, size, written, ranks if by_factors else ())
+
+
+def _holds_products(request: MergeRequest) -> bool:
+    """Whether one of the experts is a file of products, which have no entries to merge. Errors: InputError for a method that needs them."""
+    files = [path for path in request.paths if is_expert_file(path)]
+    held = next((path for path in files if any(part.slices is not None for part in open_expert(path).manifest.parts)), None)
+    if held is not None and request.method not in LINEAR:
+        raise InputError(
+            f"{held} holds products B A, and {request.method} merges entries of factors that started alike: use "
+            f"{', '.join(FACTOR_METHODS)}, "
+            f"{' or '.join(LINEAR)}, or pack all experts with --density and --init"
+        )
+    return held is not None
 
 
 def check_free(output: Path, force: bool) -> None:
@@ -100,9 +114,11 @@ Files = dict[str, dict[str, NDArray[np.generic]]]
 
 
 def _merged_factors(request: MergeRequest, weights: Sequence[float]) -> tuple[Files, bytes, str | None]:
-    if extra := set(request.told) - {"keep"}:
-        raise InputError(f"merge method {request.method} takes keep, not {sorted(extra)[0]}")
-    settings = FactorSettings(weights, request.coefficient, request.told.get("keep", 0.2), request.rank)
+    takes = {"keep"} if request.method in FACTOR_METHODS else set[str]()
+    if extra := set(request.told) - takes:
+        raise InputError(f"merge method {request.method} takes {', '.join(takes) or 'no parameters'}, not {sorted(extra)[0]}")
+    positive = weights if request.method in FACTOR_METHODS else None
+    settings = FactorSettings(positive, request.coefficient, request.told.get("keep", 0.2), request.rank)
     files, config = merge_as_factors(
         request.paths, request.method, settings, weights, Reading(request.pack.init, request.same_base)
     )

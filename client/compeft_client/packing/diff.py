@@ -1,7 +1,9 @@
-"""How alike two experts are, tensor by tensor: cosine, norms, and the supports and signs of what is not zero.
+"""How alike two experts are, module by module: cosine, norms, and the supports and signs of what is not zero.
 
-Only like is compared with like: two tensors count if they have one name, one shape, and one start. An expert file holds how far each
-tensor went; a directory holds where it arrived, which is as good where the start is zero or given.
+LoRA's factors are compared by what they do: the cosine of the products s B A, on thin factors. A's random start would dominate a
+comparison of entries, and B A is the same for many B and A. Where a file holds only how far the factors moved from a start that is not
+at hand, their moves are compared entry by entry instead, as all other tensors are: two tensors count if they have one name, one shape,
+and one start. An expert file holds how far each tensor went; a directory holds where it arrived.
 """
 
 import math
@@ -10,19 +12,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector, read_start, seed_bound
+from compeft_client.checkpoints.lora_modules import PREFIX, factors_of, modules_of, scaling_of
 from compeft_client.checkpoints.safetensors_file import NUMPY, read_values, to_float32
-from compeft_client.checkpoints.source import read_source
+from compeft_client.checkpoints.source import fields_of, read_source
 from compeft_client.packing.expert_file import ExpertFile, is_expert_file, open_expert, read_payload_of
-from compeft_client.packing.part_codec import decode_change, exact_tensors
+from compeft_client.packing.part_codec import decode_change, tensors_in
 from compeft_client.packing.tensor_rules import FACTORS, ZERO_FACTORS
 from compeft_core import Tensor, Vector
 from compeft_core.errors import InputError
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.expert_manifest import FLOATS, FilePart
+from compeft_proto.expert_manifest import ADAPTER, FLOATS, FilePart
 
 ZERO = "zero"
+Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""left (m, r) and right (r, n) of a product."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,14 +103,55 @@ def diff(a: Path, b: Path, init: str | None = None) -> Difference:
     first, second = walk(a, start), walk(b, start)
     reasons = {name: _reason(first.get(name), second.get(name)) for name in sorted(set(first) | set(second))}
     tensors = {name: alike(first[name].values, second[name].values) for name, reason in reasons.items() if not reason}
-    if not tensors:
+    modules = _products(a, b, first, second)
+    tensors = {name: one for name, one in tensors.items() if _module(name) not in modules}
+    reasons = {name: reason for name, reason in reasons.items() if _module(name) not in modules}
+    if not tensors and not modules:
         raise InputError(f"{a} and {b} share no comparable tensor: {next(iter(reasons.values()), 'both are empty')}")
-    modules: dict[str, Alike] = {}
+    compared = list(modules.values())
     for name, one in tensors.items():
         modules[_module(name)] = modules.get(_module(name), Alike()) + one
     factors = [one for name, one in tensors.items() if name.endswith(FACTORS)]
-    total = sum(factors or tensors.values(), Alike())
+    total = sum([*compared, *factors] or tensors.values(), Alike())
     return Difference(modules, total, {name: reason for name, reason in reasons.items() if reason})
+
+
+def _products(a: Path, b: Path, first: Mapping[str, Walked], second: Mapping[str, Walked]) -> dict[str, Alike]:
+    """By module: sums over the products s B A of the modules whose factors both experts hold whole, of any ranks."""
+    ours, theirs = _factors(a, first), _factors(b, second)
+    found = {}
+    for module in sorted(set(ours) & set(theirs)):
+        if len(ours[module]) == len(theirs[module]) and _sides(ours[module][0]) == _sides(theirs[module][0]):
+            found[_module(f":{module}")] = sum(map(alike_products, ours[module], theirs[module]), Alike())
+    return found
+
+
+def _factors(path: Path, walked: Mapping[str, Walked]) -> dict[str, list[Pair]]:
+    """(left, right) of each product of an expert, float64 with the scaling in left; only of factors that are there whole."""
+    fields = fields_of_expert(path)
+    if fields.get("peft_type") != "LORA":
+        return {}
+    whole = {name.partition(":")[2]: w for name, w in walked.items() if w.start == ZERO and name.startswith(f"{ADAPTER}:")}
+    found = {}
+    for module in modules_of({name: w.shape for name, w in whole.items()}, fields):
+        scaling = scaling_of(fields, module.name.removeprefix(PREFIX), module.rank)
+        a, b = whole[module.a].values.astype(np.float64), whole[module.b].values.astype(np.float64)
+        slices = factors_of(module, a.reshape(module.a_shape), b.reshape(module.b_shape))
+        found[module.name] = [(scaling * left.astype(np.float64), right.astype(np.float64)) for left, right in slices]
+    return found
+
+
+def _sides(pair: Pair) -> tuple[int, int]:
+    return pair[0].shape[0], pair[1].shape[1]
+
+
+def alike_products(a: Pair, b: Pair) -> Alike:
+    """The sums of two products left @ right, never built: <X, Y> = sum of (Lx' Ly) * (Rx Ry')."""
+
+    def dot(x: Pair, y: Pair) -> float:
+        return float(np.sum((x[0].T @ y[0]) * (x[1] @ y[1].T)))
+
+    return Alike(dot=dot(a, b), squares_a=dot(a, a), squares_b=dot(b, b))
 
 
 def alike(a: Vector, b: Vector) -> Alike:
@@ -127,6 +174,14 @@ def walk(path: Path, start: Start) -> dict[str, Walked]:
     return {f"{file}:{name}": _from_start(walked, start, file, name) for file, name, walked in found}
 
 
+def fields_of_expert(path: Path) -> Mapping[str, object]:
+    """What the configuration of an expert file or a directory says; nothing if it has none. Errors: those of reading."""
+    if not is_expert_file(path):
+        return read_source(path).fields
+    config = open_expert(path).manifest.config
+    return fields_of(config, path) if config else {}
+
+
 def _of_directory(path: Path) -> Iterator[tuple[str, str, Walked]]:
     for file, header in read_source(path).files.items():
         for t in header.tensors.values():
@@ -139,9 +194,9 @@ def _of_file(opened: ExpertFile, start: Start) -> Iterator[tuple[str, str, Walke
     for number, part in enumerate(opened.manifest.parts):
         payload = read_payload_of(opened, number)
         if part.coding is None:
-            for tensor, dtype, octets in exact_tensors(part, payload):
+            for tensor, dtype, found in tensors_in(part, payload, start, opened.path.name):
                 if dtype in FLOATS:
-                    values = to_float32(dtype, np.frombuffer(octets, NUMPY[dtype]))
+                    values = to_float32(dtype, np.frombuffer(found, NUMPY[dtype])) if isinstance(found, bytes) else found
                     yield part.file, tensor.name, Walked(values, tensor.shape, ZERO)
             continue
         _check_start(part, start)

@@ -13,6 +13,7 @@ from typing import BinaryIO
 from compeft_client.checkpoints.source import begins_like_one
 from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_proto import envelope as dsse
+from compeft_proto import packed_manifest
 from compeft_proto.expert_file import AGAIN, HEAD_FORMAT, MAGIC, MAX_ENVELOPE_BYTES, VERSION, read_start
 from compeft_proto.expert_manifest import Manifest, manifest_to_proto
 from compeft_proto.keys import PublicKey, SigningKey
@@ -37,10 +38,11 @@ class ExpertFile:
 def write_expert(stream: BinaryIO, manifest: Manifest, payloads: Sequence[bytes], key: SigningKey | None) -> int:
     """Write a whole expert file; the number of bytes before the payloads. Errors: LimitError."""
     message = manifest_to_proto(manifest)
+    packed = packed_manifest.pack(message.SerializeToString(deterministic=True))
     if key:
-        envelope = dsse.seal(key, dsse.EXPERT, message)
+        envelope = dsse.seal_bytes(key, packed_manifest.TYPE, packed)
     else:
-        envelope = envelope_pb2.Envelope(payload=message.SerializeToString(), payload_type=dsse.EXPERT.name)
+        envelope = envelope_pb2.Envelope(payload=packed, payload_type=packed_manifest.TYPE)
     octets = envelope.SerializeToString()
     if len(octets) > MAX_ENVELOPE_BYTES:
         raise LimitError(f"manifest of {len(octets)} bytes, the cap is {MAX_ENVELOPE_BYTES}")

@@ -29,11 +29,13 @@ from compeft_client.checkpoints.source_check import notes_of
 from compeft_client.durable_files import write_durably, written_whole
 from compeft_client.packing.auto_scale import auto_compression
 from compeft_client.packing.expert_file import ExpertFile, open_expert, read_payload_of, write_expert
-from compeft_client.packing.part_codec import CodedPart, Progress, code, decode_part, exact_tensors, silent
-from compeft_client.packing.plan import plan
+from compeft_client.packing.part_codec import CodedPart, Progress, code, code_products, silent, tensors_in
+from compeft_client.packing.plan import PlannedPart, plan
+from compeft_client.packing.product_codec import NOTHING, products_of, sides
 from compeft_core import Codec, Compression, Tensor, Vector
 from compeft_core.budget import filled
 from compeft_core.errors import InputError, LimitError, NotFiniteError
+from compeft_core.product import LowRank, ProductSettings
 from compeft_proto.convert import compression_of
 from compeft_proto.expert_file import check_payload
 from compeft_proto.expert_manifest import ADAPTER_CONFIG, CARD, FLOATS, WIDTHS, FilePart, Manifest
@@ -44,33 +46,65 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 AUTO = "auto"
+DENSITY = 0.05
+"""Of ternary changes, unless told otherwise."""
+TIMES = 50.0
+"""How many times fewer bytes than bfloat16 the products take, unless told otherwise: docs/choosing-compression.md has what it is worth."""
+SMALL_BYTES, SMALL_TIMES = 4096, 4.0
+"""Products that would take fewer bytes than that get as many, but stay so many times below bfloat16: side information dominates there."""
+LOW_QUALITY = 0.1
+"""Below it experts lost a tenth of their gain and more in the evidence: packing says so."""
 MAX_PARAMETERS = 10**9
 """Most parameters unpacked unless the caller says more: a file of a few kilobytes can stand for gigabytes of zeros."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackSettings:
-    """How to pack.
+    """How to pack. LoRA's factors are coded as products unless a density, a scale or a codec asks for ternary changes.
 
-    density, scale, factor: of what changed; `auto` is the data-free rule of `auto_scale`, and no factor is 1, or the rule's.
-    budget_bytes: the file takes no more: `density` is lowered until it fits.
-    init: where the expert started, a directory or `seed:N`; None: nobody knows, which costs bytes (docs/expert-file.md).
+    quality: of products, cos^2 of what is kept with what there was, above 0 and below 1.
+    times: of products, how many times fewer bytes than the factors take as bfloat16; neither: TIMES.   budget_bytes: the file takes no
+    more.
+    density, scale, factor: of ternary changes; `auto` is the data-free rule of `auto_scale`, and no factor is 1, or the rule's.
+    init: where the expert started, a directory or `seed:N`; None: nobody knows, which costs ternary changes bytes; products need none.
     """
 
-    density: float = 0.05
-    scale: str = AUTO
+    density: float | None = None
+    scale: str | None = None
     factor: float | None = None
     init: str | None = None
     budget_bytes: int | None = None
-    codec: Codec = "rice"
+    codec: Codec | None = None
     key: SigningKey | None = None
+    quality: float | None = None
+    times: float | None = None
+
+    @property
+    def is_ternary(self) -> bool:
+        """Whether ternary changes are asked for."""
+        return (self.density, self.scale, self.factor, self.codec) != (None, None, None, None)
 
     @property
     def compression(self) -> Compression:
-        """As core knows it. Errors: InputError."""
-        if self.scale == AUTO:
-            return auto_compression(self.density, self.factor)
-        return compression_of(self.density, self.scale, 1.0 if self.factor is None else self.factor)
+        """Of ternary changes, as core knows it. Errors: InputError."""
+        density = DENSITY if self.density is None else self.density
+        if self.scale in (None, AUTO):
+            return auto_compression(density, self.factor)
+        return compression_of(density, str(self.scale), 1.0 if self.factor is None else self.factor)
+
+    def check(self) -> None:
+        """Errors: InputError for values out of range, or that do not go together."""
+        if self.is_ternary and (self.quality is not None or self.times is not None):
+            raise InputError(
+                "--quality and --times are of products, --density, --scale, --factor and --codec of ternary changes: give one "
+                "kind"
+            )
+        if sum(x is not None for x in (self.quality, self.times, self.budget_bytes)) > 1 and self.quality is not None:
+            raise InputError("--quality, --times and --budget all say how much is kept: give --quality, or the other two")
+        if self.quality is not None and not 0 < self.quality < 1:
+            raise InputError(f"invalid --quality {self.quality:g}: expected a number above 0 and below 1, such as 0.5")
+        if self.times is not None and not 1 <= self.times <= 10_000:
+            raise InputError(f"invalid --times {self.times:g}: expected 1 to 10000, such as 200")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +147,9 @@ def save_compressed(
         raise InputError(f"{file} exists already: say --force to replace it, or -o for another name")
     source = read_source(Path(directory))
     notes = notes_of(source)
-    coded, settings = _within_budget(source, settings, progress)
+    settings.check()
+    coded, settings = code_source(source, settings, progress)
+    notes = [*notes, *_quality_notes(coded)]
     _prove(coded, read_start(settings.init))
     manifest = manifest_of(source, [c.part for c in coded])
     with written_whole(file) as stream:
@@ -126,27 +162,82 @@ def save_compressed(
 def _prove(coded: Sequence[CodedPart], start: Start) -> None:
     """Unpack every part in memory. Errors: NotFiniteError if a tensor does not fit its type after unpacking."""
     for one in coded:
-        if one.part.coding is None:
-            continue
-        vector, at = decode_part(one.part, one.payload, start, one.part.file), 0
-        for tensor, dtype in zip(one.part.layout.tensors, one.part.dtypes, strict=True):
-            for _ in _pieces(tensor, dtype, vector[at : at + tensor.size]):
-                pass
-            at += tensor.size
+        for tensor, dtype, values in tensors_in(one.part, one.payload, start, one.part.file):
+            if not isinstance(values, bytes):
+                for _ in _pieces(tensor, dtype, values):
+                    pass
 
 
-def code_parts(source: Source, settings: PackSettings, progress: Progress = silent) -> list[CodedPart]:
-    """All parts of a source, coded, in memory. Errors: those of `save_compressed`."""
+def _quality_notes(coded: Sequence[CodedPart]) -> list[str]:
+    """A warning where products are kept so poorly that experts of such a spectrum lost their gain in the evidence."""
+    for one in coded:
+        if one.encoded is not None and one.encoded.cos2 < LOW_QUALITY and any(m.norm > 0 for m in one.encoded.modules):
+            return [
+                f"warning: only {one.encoded.cos2:.2f} of what the expert changes is kept (cos^2 of dW): at so little experts lost a tenth "
+                "of their gain and more; measure it, or give more bytes (--quality, --times, --budget)"
+            ]
+    return []
+
+
+def code_source(source: Source, settings: PackSettings, progress: Progress = silent) -> tuple[list[CodedPart], PackSettings]:
+    """All parts of a source, coded, in memory, and the settings with the density that a budget led to. Errors: those of
+    `save_compressed`.
+    """
+    if settings.is_ternary:
+        return _within_budget(source, replace(settings, codec=settings.codec or "context"), progress)
     start = read_start(settings.init)
-    planned = plan(source, start, settings.compression)
-    if settings.init is not None and not any(part.uses(start) for part in planned):
+    planned = plan(source, start, settings.compression, products=True)
+    if not any(part.is_product for part in planned):
+        return _within_budget(source, replace(settings, codec="context"), progress, planned)
+    others = [None if part.is_product else code(part, start, "context", progress) for part in planned]
+    products = {n: products_of(part, progress) for n, part in enumerate(planned) if part.is_product}
+    fixed = [one for one in others if one is not None]
+    coded = [
+        one if one is not None else code_products(part, products[n], _product_settings(source, settings, part, fixed))
+        for n, (part, one) in enumerate(zip(planned, others, strict=True))
+    ]
+    return coded, settings
+
+
+def _product_settings(source: Source, settings: PackSettings, part: PlannedPart, others: Sequence[CodedPart]) -> ProductSettings:
+    """What the codec of products is asked for. Errors: InputError if the rest of the file takes the whole budget."""
+    if settings.quality is not None and settings.budget_bytes is None:
+        return ProductSettings(distortion=1 - settings.quality)
+    if settings.times is None and settings.budget_bytes is None:
+        usual, dense = int(2 * part.layout.size / TIMES), 2 * part.layout.size
+        return ProductSettings(budget=max(usual, min(SMALL_BYTES, int(dense / SMALL_TIMES)), 64 + len(part.modules)))
+    empty = code_products(
+        part, [LowRank(np.zeros((m, 1), np.float32), np.zeros((1, n), np.float32)) for m, n in sides(part)], NOTHING
+    )
+    head = _file_bytes(source, [*others, empty], settings) - len(empty.payload) - sum(len(c.payload) for c in others) + 4
+    rest = sum(len(c.payload) for c in others)
+    limits = [settings.budget_bytes - rest - head] if settings.budget_bytes is not None else []
+    limits += [int(2 * part.layout.size / settings.times) - head] if settings.times is not None else []
+    budget = min(limits)
+    if budget <= len(empty.payload):
+        raise InputError(
+            f"{head + rest:,} bytes do not depend on how much is kept ({head:,} of the manifest, {rest:,} of other tensors), which leaves "
+            f"{budget:,} for the products: give more bytes, or save the adapter without what rides along (`compeft inspect` says what)"
+        )
+    return ProductSettings(budget=budget)
+
+
+def code_parts(
+    source: Source, settings: PackSettings, progress: Progress = silent, planned: Sequence[PlannedPart] | None = None
+) -> list[CodedPart]:
+    """All parts of a source as ternary changes, coded, in memory. Errors: those of `save_compressed`."""
+    start = read_start(settings.init)
+    parts = planned or plan(source, start, settings.compression)
+    if settings.init is not None and not any(part.uses(start) for part in parts):
         raise InputError(f"{source.path} has no tensor that --init {settings.init} says the start of")
-    return [code(part, start, settings.codec, progress) for part in planned]
+    return [code(part, start, settings.codec or "context", progress) for part in parts]
 
 
-def _within_budget(source: Source, settings: PackSettings, progress: Progress) -> tuple[list[CodedPart], PackSettings]:
+def _within_budget(
+    source: Source, settings: PackSettings, progress: Progress, planned: Sequence[PlannedPart] | None = None
+) -> tuple[list[CodedPart], PackSettings]:
     """The parts, at the settings' density or at the highest lower one that fits. Errors: InputError if none does."""
-    coded, budget = code_parts(source, settings, progress), settings.budget_bytes
+    coded, budget = code_parts(source, settings, progress, planned), settings.budget_bytes
     total = _file_bytes(source, coded, settings)
     if budget is None or total <= budget:
         return coded, settings
@@ -259,14 +350,8 @@ def _tensors(opened: ExpertFile, file: str, start: Start) -> Iterator[tuple[Tens
     for number, part in enumerate(opened.manifest.parts):
         if part.file != file:
             continue
-        payload = read_payload_of(opened, number)
-        if part.coding is None:
-            yield from ((tensor, dtype, iter([octets])) for tensor, dtype, octets in exact_tensors(part, payload))
-            continue
-        vector, at = decode_part(part, payload, start, opened.path.name), 0
-        for tensor, dtype in zip(part.layout.tensors, part.dtypes, strict=True):
-            yield tensor, dtype, _pieces(tensor, dtype, vector[at : at + tensor.size])
-            at += tensor.size
+        for tensor, dtype, values in tensors_in(part, read_payload_of(opened, number), start, opened.path.name):
+            yield tensor, dtype, iter([values]) if isinstance(values, bytes) else _pieces(tensor, dtype, values)
 
 
 def _pieces(tensor: Tensor, dtype: str, values: Vector) -> Iterator[bytes]:

@@ -5,22 +5,31 @@ Only one flat float32 vector of the part is in memory, and pieces of it: values 
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector
 from compeft_client.checkpoints.safetensors_file import PIECE, read_bytes, read_values
 from compeft_client.packing.plan import PlannedPart
+from compeft_client.packing.product_codec import encode, product_tensors, quantise, read_whole, slices_of
 from compeft_client.workers import WORKERS
-from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encoding_of, shapes_of
+from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encoding_of, layout_of, shapes_of
 from compeft_core.errors import InputError
+from compeft_core.product import LowRank, ProductEncoded, ProductSettings
 from compeft_proto.convert import coding_of, read_payload
 from compeft_proto.errors import WrongBaseError
+from compeft_proto.expert_file import own_bytes
 from compeft_proto.expert_manifest import WIDTHS, FilePart
+from compeft_proto.packed_manifest import deflate
+from compeft_proto.quantised_part import values_of, write_entries
 from compeft_proto.v1 import expert_pb2 as pb
 
+MAX_DEFLATED = 2**28
+"""Exact parts of more bytes are not tried to deflate."""
+DEFLATED_FIELD = 8
+"""Bytes that the manifest takes to say that a part is deflated, at most."""
 Progress = Callable[[int], None]
 """Told how many parameters have just been done."""
 
@@ -33,6 +42,7 @@ class CodedPart:
     part: FilePart
     payload: bytes
     cosine: float = 1.0
+    encoded: ProductEncoded | None = None
 
 
 def silent(_done: int) -> None:
@@ -40,11 +50,13 @@ def silent(_done: int) -> None:
 
 
 def code(planned: PlannedPart, start: Start, codec: Codec, progress: Progress = silent) -> CodedPart:
-    """Code one planned part. Errors: InputError for a start that is not this expert's; NotFiniteError; those of reading."""
+    """Code one planned part that is not of products. Errors: InputError for a start that is not this expert's; NotFiniteError; those of
+    reading.
+    """
+    if planned.treatments[0] == "quantised":
+        return _quantised(planned, progress)
     if planned.compression is None:
-        payload = b"".join(map(read_bytes, planned.tensors))
-        progress(planned.layout.size)
-        return CodedPart(planned, _part(planned, payload), payload)
+        return _exact(planned, progress)
     vector, digest = task_vector(planned, start, progress)
     update = compress(planned.layout, vector, planned.compression, workers=WORKERS)
     cosine = _cosine(vector[: update.ternary.size], update)
@@ -52,7 +64,43 @@ def code(planned: PlannedPart, start: Start, codec: Codec, progress: Progress = 
     encoded = encoding_of(update, codec=codec, shapes=shapes_of(planned.layout), workers=WORKERS)
     coding = coding_of(encoded, planned.compression)
     part = _part(planned, encoded.blob, coding, start.seed if planned.uses(start) else None, digest)
+    if len(encoded.blob) > part.stored_bytes and not digest and part.seed is None:
+        return _exact(_all_exact(planned), silent)
     return CodedPart(planned, part, encoded.blob, cosine)
+
+
+def code_products(planned: PlannedPart, products: Sequence[LowRank], settings: ProductSettings) -> CodedPart:
+    """Code a part of products. Errors: LimitError for a budget that is too small."""
+    encoded = encode(products, settings)
+    slices = slices_of([module for module, _ in planned.modules])
+    part = replace(_part(planned, encoded.blob), slices=slices)
+    return CodedPart(planned, part, encoded.blob, math.sqrt(encoded.cos2), encoded)
+
+
+def _quantised(planned: PlannedPart, progress: Progress) -> CodedPart:
+    entries, steps = zip(*(quantise(read_whole(t)) for t in planned.tensors), strict=True)
+    payload = write_entries(np.concatenate(entries))
+    progress(planned.layout.size)
+    part = replace(_part(planned, payload), steps=steps)
+    return CodedPart(planned, part, payload) if len(payload) < part.stored_bytes else _exact(planned, silent)
+
+
+def _exact(planned: PlannedPart, progress: Progress) -> CodedPart:
+    """The tensors' own bytes, deflated where that saves some."""
+    octets = b"".join(map(read_bytes, planned.tensors))
+    progress(planned.layout.size)
+    deflated = deflate(octets) if len(octets) <= MAX_DEFLATED else octets
+    if len(deflated) + DEFLATED_FIELD < len(octets):
+        return CodedPart(planned, replace(_part(planned, deflated), deflated_bytes=len(octets)), deflated)
+    return CodedPart(planned, _part(planned, octets), octets)
+
+
+def _all_exact(planned: PlannedPart) -> PlannedPart:
+    """The same tensors, kept as they are: coding them would take more bytes."""
+    layout = layout_of({t.name: t.shape for t in planned.tensors}, [t.name for t in planned.tensors])
+    by_name = {t.name: t for t in planned.tensors}
+    tensors = [by_name[t.name] for t in layout.tensors]
+    return PlannedPart(planned.file, layout, tensors, None, ["exact"] * len(tensors))
 
 
 def task_vector(planned: PlannedPart, start: Start, progress: Progress = silent) -> tuple[Vector, bytes]:
@@ -108,9 +156,26 @@ def decode_change(part: FilePart, payload: bytes) -> Vector:
     return vector
 
 
+def tensors_in(part: FilePart, payload: bytes, start: Start, name: str) -> Iterator[tuple[Tensor, str, Vector | bytes]]:
+    """(tensor, dtype, flat float32 values, or its own bytes) of any part. `name` of the expert is for errors.
+
+    Errors: those of `decode_part`; FormatError, LimitError.
+    """
+    if part.is_exact:
+        yield from exact_tensors(part, payload)
+    elif part.slices is not None:
+        yield from product_tensors(part, payload)
+    else:
+        vector = values_of(payload, part.layout, part.steps) if part.steps else decode_part(part, payload, start, name)
+        at = 0
+        for tensor, dtype in zip(part.layout.tensors, part.dtypes, strict=True):
+            yield tensor, dtype, vector[at : at + tensor.size]
+            at += tensor.size
+
+
 def exact_tensors(part: FilePart, payload: bytes) -> Iterator[tuple[Tensor, str, bytes]]:
-    """(tensor, dtype, own bytes) of a part that is not coded."""
-    at = 0
+    """(tensor, dtype, own bytes) of a part that is not coded. Errors: FormatError if it is deflated and damaged."""
+    payload, at = own_bytes(part, payload), 0
     for tensor, dtype in zip(part.layout.tensors, part.dtypes, strict=True):
         size = tensor.size * WIDTHS[dtype]
         yield tensor, dtype, payload[at : at + size]

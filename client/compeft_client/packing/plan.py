@@ -4,13 +4,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compeft_client.checkpoints.initial_values import Start, seed_bound
+from compeft_client.checkpoints.lora_modules import PREFIX, LoraModule, modules_of, scaling_of
+from compeft_client.checkpoints.peft_fields import LORA as LORA_FIELDS
+from compeft_client.checkpoints.peft_fields import RANDOM_STARTS, is_off
 from compeft_client.checkpoints.safetensors_file import Stored
 from compeft_client.checkpoints.source import Source
 from compeft_client.packing.tensor_rules import COARSE, Treatment, fits_bf16, treatment_of
 from compeft_core import Compression, Layout, layout_of
 from compeft_core.errors import InputError
+from compeft_proto.expert_manifest import ADAPTER, FLOATS
+from compeft_proto.product_part import MAX_PRODUCTS
 
-GROUPS: tuple[tuple[Treatment, ...], ...] = (("ternary", "dense"), ("coarse",), ("exact",))
+OTHER_FACTORS = ("use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
+"""Options by which an adapter is more, or something else, than the product of its factors."""
+
+GROUPS: tuple[tuple[Treatment, ...], ...] = (("product",), ("ternary", "dense"), ("coarse",), ("quantised",), ("exact",))
 """Treatments that share a part, in the order of the parts of a file."""
 COARSE_SIZE = 2**25
 """Most parameters of one coarse part, unless a tensor alone has more: what bounds the memory for the entries kept."""
@@ -18,13 +26,22 @@ COARSE_SIZE = 2**25
 
 @dataclass(frozen=True, slots=True)
 class PlannedPart:
-    """Tensors of one file that are coded alike, in layout order. No compression: their own bytes."""
+    """Tensors of one file that are coded alike, in layout order. No compression: as products, as integers, or their own bytes.
+
+    modules: of a product part, with the scaling of each.
+    """
 
     file: str
     layout: Layout
     tensors: Sequence[Stored]
     compression: Compression | None
     treatments: Sequence[Treatment]
+    modules: Sequence[tuple[LoraModule, float]] = ()
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it holds products of LoRA's factors."""
+        return self.treatments[0] == "product"
 
     @property
     def is_coarse(self) -> bool:
@@ -33,27 +50,55 @@ class PlannedPart:
 
     def uses(self, start: Start) -> bool:
         """Whether any of its tensors starts where `start` says, and not at zero."""
+        if self.is_product:
+            return False
         if start.seed is not None:
             return any(seed_bound(self.file, t.name, t.shape) > 0 for t in self.tensors)
         return any(start.knows(self.file, t.name, t.shape) for t in self.tensors)
 
 
-def plan(source: Source, start: Start, compression: Compression) -> list[PlannedPart]:
-    """The parts of `source`. Errors: InputError if there is nothing to pack, or a full checkpoint has no start."""
+def plan(source: Source, start: Start, compression: Compression, *, products: bool = False) -> list[PlannedPart]:
+    """The parts of `source`; with `products` LoRA's factors go by what they do. Errors: InputError if there is nothing to pack, or a
+    full checkpoint has no start.
+    """
     if not source.is_adapter and start.directory is None:
         raise InputError(f"{source.path} is a full checkpoint: give the model it was tuned from, --init BASE")
-    parts = [part for file in source.files for part in _parts(source, start, file, compression)]
+    parts = [part for file in source.files for part in _parts(source, start, file, compression, products)]
     if not parts:
         raise InputError(f"{source.path} holds no tensors")
     return parts
 
 
-def _parts(source: Source, start: Start, file: str, compression: Compression) -> list[PlannedPart]:
+def _parts(source: Source, start: Start, file: str, compression: Compression, products: bool) -> list[PlannedPart]:
+    modules = product_modules(source) if products and file == ADAPTER else []
+    coded = {name for module, _ in modules for name in (module.a, module.b)}
     named = [(t, treatment_of(source, start, file, t)) for t in source.files[file].tensors.values()]
-    treated: list[tuple[Stored, Treatment]] = [(t, "exact" if how == "dense" and not fits_bf16(t) else how) for t, how in named]
-    settings = {"ternary": compression, "coarse": COARSE, "exact": None}
+    treated: list[tuple[Stored, Treatment]] = [(t, "product" if t.name in coded else _by_value(t, how)) for t, how in named]
+    if products:
+        treated = [(t, "quantised" if how == "dense" and not start.knows(file, t.name, t.shape) else how) for t, how in treated]
+    settings = {"ternary": compression, "coarse": COARSE}
     groups = [(group[0], [(t, how) for t, how in treated if how in group]) for group in GROUPS]
-    return [_part(file, run, settings[first]) for first, members in groups for run in _runs(first, members)]
+    return [_part(file, run, settings.get(first), modules) for first, members in groups for run in _runs(first, members)]
+
+
+def _by_value(tensor: Stored, how: Treatment) -> Treatment:
+    return "exact" if how == "dense" and not fits_bf16(tensor) else how
+
+
+def product_modules(source: Source) -> list[tuple[LoraModule, float]]:
+    """The modules of an adapter whose products can be coded, and what PEFT multiplies each product by; none where its configuration has
+    an option that changes what factors mean, or that is not known. Errors: InputError for an invalid pattern.
+    """
+    fields, header = source.fields, source.files.get(ADAPTER)
+    if header is None or fields.get("peft_type") != "LORA" or fields.get("init_lora_weights", True) not in RANDOM_STARTS:
+        return []
+    if any(not is_off(v) and (name not in LORA_FIELDS or name in OTHER_FACTORS) for name, v in fields.items()):
+        return []
+    shapes = {t.name: t.shape for t in header.tensors.values() if t.dtype in FLOATS}
+    modules = modules_of(shapes, fields)
+    if sum(m.slices for m in modules) > MAX_PRODUCTS:
+        return []
+    return [(m, abs(scaling_of(fields, m.name.removeprefix(PREFIX), m.rank)) or 1.0) for m in modules]
 
 
 def _runs(first: Treatment, members: list[tuple[Stored, Treatment]]) -> list[list[tuple[Stored, Treatment]]]:
@@ -71,9 +116,15 @@ def _runs(first: Treatment, members: list[tuple[Stored, Treatment]]) -> list[lis
     return runs
 
 
-def _part(file: str, members: list[tuple[Stored, Treatment]], compression: Compression | None) -> PlannedPart:
-    dense = {t.name for t, how in members if how in ("dense", "exact")}
+def _part(
+    file: str,
+    members: list[tuple[Stored, Treatment]],
+    compression: Compression | None,
+    modules: Sequence[tuple[LoraModule, float]],
+) -> PlannedPart:
+    dense = {t.name for t, how in members if how in ("dense", "exact", "quantised")}
     layout = layout_of({t.name: t.shape for t, _ in members}, dense)
     by_name = {t.name: (t, how) for t, how in members}
     ordered = [by_name[t.name] for t in layout.tensors]
-    return PlannedPart(file, layout, [t for t, _ in ordered], compression, [how for _, how in ordered])
+    own = modules if members[0][1] == "product" else ()
+    return PlannedPart(file, layout, [t for t, _ in ordered], compression, [how for _, how in ordered], own)

@@ -1,9 +1,11 @@
 """Which tensor is coded how. The rules are few and look at names, shapes, types and configuration; at values
 only to keep what bfloat16 cannot hold.
 
+product   LoRA's A and B: what they do, B A, is coded by its singular components (the default); the rows below say what happens else
 ternary   a matrix whose start is known (given, or zero as LoRA's B): what changed is compressed to the density asked for
 coarse    LoRA's A from a start that nobody knows: a dense random projection, of which one entry in twenty would be no projection
           at all; ternary, but two thirds of the entries and a scale for each tensor, 1.6 bits a parameter
+quantised in files with products: matrices that ride along, as integers of about 7 bits times one step a tensor
 dense     bfloat16: what rides along (heads, embeddings, modules_to_save), vectors whose start is known, matrices of any other method
 exact     the tensor's own bytes: vectors and tiny tensors whose start is unknown (norms, biases, IA3, DoRA's magnitudes), which are
           close to something that is not zero, so that bfloat16 could lose what was learned; float16 instead of dense, as bfloat16
@@ -26,7 +28,7 @@ from compeft_proto.expert_manifest import ADAPTER, FLOATS, HEAD, MODEL
 LARGEST_BF16 = 3.3895313892515355e38
 """The largest finite bfloat16; all that is at most so large stays finite when it is rounded."""
 
-Treatment = Literal["ternary", "coarse", "dense", "exact"]
+Treatment = Literal["product", "ternary", "coarse", "dense", "quantised", "exact"]
 
 COARSE = Compression(density=2 / 3, scale="mean_magnitude", granularity="tensor")
 """A uniform A keeps 0.94 of its direction so: two thirds is the best density for a ternary uniform variable."""

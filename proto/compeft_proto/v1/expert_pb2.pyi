@@ -1335,6 +1335,54 @@ class FileMetadata(_message.Message):
 Global___FileMetadata: _TypeAlias = FileMetadata  # noqa: Y015
 
 @_typing.final
+class Product(_message.Message):
+    """The payload codes products of LoRA's factors: docs/expert-file.md, section 4."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """How many products lie in each module, in order; empty if it is one in each."""
+
+    def __init__(
+        self,
+        *,
+        slices: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["slices", b"slices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Product: _TypeAlias = Product  # noqa: Y015
+
+@_typing.final
+class Quantised(_message.Message):
+    """The payload codes each tensor as integers times one step: docs/expert-file.md, section 5."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One step a tensor, in layout order."""
+
+    def __init__(
+        self,
+        *,
+        steps: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quantised: _TypeAlias = Quantised  # noqa: Y015
+
+@_typing.final
 class Part(_message.Message):
     """Tensors of one file that are coded alike."""
 
@@ -1347,11 +1395,16 @@ class Part(_message.Message):
     CODING_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     INITIAL_DIGEST_FIELD_NUMBER: _builtins.int
+    PRODUCT_FIELD_NUMBER: _builtins.int
+    QUANTISED_FIELD_NUMBER: _builtins.int
+    DEFLATED_BYTES_FIELD_NUMBER: _builtins.int
     file: Global___TensorFile.ValueType
     seed: _builtins.int
     """The state of docs/format.md, section 6, with the bounds of docs/expert-file.md."""
     initial_digest: _builtins.bytes
     """The state digest of values that whoever unpacks must have."""
+    deflated_bytes: _builtins.int
+    """The payload is the tensors' own bytes, deflated; how many they are. 0: they are not."""
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -1366,6 +1419,12 @@ class Part(_message.Message):
     def coding(self) -> Global___Coding:
         """Absent: the payload is the tensors' own bytes in layout order."""
 
+    @_builtins.property
+    def product(self) -> Global___Product:
+        """At most one of coding, product, quantised and deflated_bytes is there."""
+
+    @_builtins.property
+    def quantised(self) -> Global___Quantised: ...
     def __init__(
         self,
         *,
@@ -1376,10 +1435,13 @@ class Part(_message.Message):
         coding: Global___Coding | None = ...,
         seed: _builtins.int = ...,
         initial_digest: _builtins.bytes = ...,
+        product: Global___Product | None = ...,
+        quantised: Global___Quantised | None = ...,
+        deflated_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "product", b"product", "quantised", b"quantised", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "dtypes", b"dtypes", "file", b"file", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "deflated_bytes", b"deflated_bytes", "dtypes", b"dtypes", "file", b"file", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "product", b"product", "quantised", b"quantised", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_initial: _TypeAlias = _typing.Literal["seed", "initial_digest"]  # noqa: Y015
     _WhichOneofArgType_initial: _TypeAlias = _typing.Literal["initial", b"initial"]  # noqa: Y015

@@ -195,7 +195,7 @@ def test_a_sharded_adapter_is_packed_whole(tmp_path: Path) -> None:
 
 
 def test_a_failed_unpack_leaves_no_folder(adapter: Path, untrained: Path, tmp_path: Path) -> None:
-    save_compressed(adapter, tmp_path / "a.expert", PackSettings(init=str(untrained)))
+    save_compressed(adapter, tmp_path / "a.expert", PackSettings(0.05, init=str(untrained)))
     with pytest.raises(InputError, match="--init DIR"):
         unpack(tmp_path / "a.expert", tmp_path / "deep" / "back")
     assert not (tmp_path / "deep").exists()

@@ -206,9 +206,9 @@ def test_wrong_usage_is_one_line_with_the_way_out(arguments: list[str], reason: 
     assert said.count("\n") == 1
 
 
-def test_products_are_not_packed_and_nothing_is_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+def test_products_are_packed_again_and_nothing_is_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     made = [adapter("a", 4, 1), adapter("b", 4, 2)]
-    assert "write a directory, -o out" in refusal(capsys, *made, "-o", "out.expert")
+    assert run(["merge", *made, "-o", "out.expert"]) == 0
     assert run(["merge", *made, "-o", "out"]) == 0
     assert "exists already" in refusal(capsys, *made, "-o", "out")
     assert run(["merge", *made, "-o", "out", "--force"]) == 0

@@ -39,7 +39,7 @@ def test_an_expert_is_like_itself_and_like_its_file(adapter: Path, untrained: Pa
 
 def test_only_tensors_of_one_start_are_compared(adapter: Path, untrained: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.expert"
-    save_compressed(adapter, file, PackSettings(init=str(untrained)))
+    save_compressed(adapter, file, PackSettings(0.05, init=str(untrained)))
     found = diff(file, adapter)
     assert set(found.modules) == {"layers.0.q_proj", "layers.1.q_proj"}
     assert [name.rsplit(".", 2)[1] for name in found.left_out] == ["lora_A", "lora_A"]
@@ -52,7 +52,7 @@ def test_only_tensors_of_one_start_are_compared(adapter: Path, untrained: Path, 
 def test_two_files_from_one_start_need_nothing_more(untrained: Path, adapter: Path, tmp_path: Path) -> None:
     second = builders.write_adapter(tmp_path / "second", builders.tuned(builders.initial(), seed=2))
     for directory, name in ((adapter, "a"), (second, "b")):
-        save_compressed(directory, tmp_path / name, PackSettings(init=str(untrained)))
+        save_compressed(directory, tmp_path / name, PackSettings(0.05, init=str(untrained)))
     found = diff(tmp_path / "a", tmp_path / "b")
     assert not found.left_out
     assert abs(found.total.cosine) < 0.5
@@ -67,7 +67,9 @@ def test_experts_that_share_nothing_are_refused(adapter: Path, tmp_path: Path) -
 def test_a_head_does_not_drown_the_adapter(adapter: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
-    other = builders.write_adapter(tmp_path / "o", {n: -v for n, v in load_file(adapter / "adapter_model.safetensors").items()})
+    other = builders.write_adapter(
+        tmp_path / "o", {n: -v if "lora_B" in n else v for n, v in load_file(adapter / "adapter_model.safetensors").items()}
+    )
     for folder in (adapter, other):
         save_file({"weight": np.full((50, 64), 9, np.float32)}, folder / "head.safetensors")
     assert diff(adapter, other).total.cosine == pytest.approx(-1)

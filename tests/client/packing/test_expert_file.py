@@ -13,6 +13,7 @@ from compeft_client.packing.expert_file import open_expert
 from compeft_client.packing.pack import PackSettings, check_payloads, load_compressed, save_compressed, unpack
 from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError
 from compeft_proto import envelope as dsse
+from compeft_proto import packed_manifest
 from compeft_proto.errors import PayloadTypeError, SignatureError, UnknownKeyError
 from compeft_proto.expert_file import HEAD_FORMAT, MAGIC
 from compeft_proto.front_coding import FrontCoded
@@ -27,23 +28,24 @@ def split(data: bytes) -> tuple[Envelope, bytes]:
     return Envelope.FromString(data[HEAD_FORMAT.size : end]), data[end:]
 
 
-def join(envelope: Envelope | bytes, payloads: bytes, version: int = 1) -> bytes:
+def join(envelope: Envelope | bytes, payloads: bytes, version: int = 2) -> bytes:
     octets = envelope if isinstance(envelope, bytes) else envelope.SerializeToString()
     return HEAD_FORMAT.pack(MAGIC, version, len(octets), zlib.crc32(octets)) + octets + payloads
 
 
 @pytest.fixture
 def signed(adapter: Path, tmp_path: Path, key: SigningKey) -> Path:
-    save_compressed(adapter, tmp_path / "a.expert", PackSettings(key=key))
+    save_compressed(adapter, tmp_path / "a.expert", PackSettings(0.05, codec="rice", key=key))
     return tmp_path / "a.expert"
 
 
 def altered(file: Path, change: object) -> Path:
     """The file with its manifest changed, unsigned and otherwise consistent."""
     envelope, payloads = split(file.read_bytes())
-    manifest = ExpertManifest.FromString(envelope.payload)
+    manifest = ExpertManifest.FromString(packed_manifest.unpack(envelope.payload))
     change(manifest)  # type: ignore[operator]
-    file.write_bytes(join(Envelope(payload=manifest.SerializeToString(), payload_type=dsse.EXPERT.name), payloads))
+    packed = packed_manifest.pack(manifest.SerializeToString(deterministic=True))
+    file.write_bytes(join(Envelope(payload=packed, payload_type=packed_manifest.TYPE), payloads))
     return file
 
 
@@ -66,7 +68,7 @@ def test_an_unsigned_file_opens_without_a_key_only(adapter: Path, tmp_path: Path
 
 def test_a_changed_manifest_does_not_verify_even_with_a_fitting_checksum(signed: Path, key: SigningKey) -> None:
     envelope, payloads = split(signed.read_bytes())
-    envelope.payload = envelope.payload.replace(b"org/base", b"org/evil")
+    envelope.payload = packed_manifest.pack(packed_manifest.unpack(envelope.payload).replace(b"org/base", b"org/evil"))
     signed.write_bytes(join(envelope, payloads))
     assert open_expert(signed).manifest.base_model == "org/evil"
     with pytest.raises(SignatureError):
@@ -119,8 +121,11 @@ def test_a_shorter_or_longer_file_is_refused(signed: Path, data: st.DataObject) 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_manifest_of_any_bytes_is_refused_by_a_typed_error(tmp_path: Path, junk: bytes) -> None:
     file = tmp_path / "junk"
-    for octets in (junk, Envelope(payload=junk, payload_type=dsse.EXPERT.name).SerializeToString()):
-        file.write_bytes(join(octets, b""))
+    old = Envelope(payload=junk, payload_type=dsse.EXPERT.name)
+    new = Envelope(payload=junk, payload_type=packed_manifest.TYPE)
+    deflated = Envelope(payload=packed_manifest.pack(junk), payload_type=packed_manifest.TYPE)
+    for octets, version in ((junk, 1), (old, 1), (old, 2), (new, 1), (new, 2), (deflated, 2)):
+        file.write_bytes(join(octets, b"", version))
         with pytest.raises(CompeftError):
             open_expert(file)
 
@@ -129,10 +134,11 @@ def test_a_manifest_of_any_bytes_is_refused_by_a_typed_error(tmp_path: Path, jun
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 def test_a_manifest_changed_anywhere_loads_or_is_refused_by_a_typed_error(signed: Path, data: st.DataObject) -> None:
     envelope, payloads = split(signed.read_bytes())
-    manifest = bytearray(envelope.payload)
+    manifest = bytearray(packed_manifest.unpack(envelope.payload))
     manifest[data.draw(st.integers(0, len(manifest) - 1))] = data.draw(st.integers(0, 255))
     other = signed.with_name("changed")
-    other.write_bytes(join(Envelope(payload=bytes(manifest), payload_type=dsse.EXPERT.name), payloads))
+    packed = packed_manifest.pack(bytes(manifest))
+    other.write_bytes(join(Envelope(payload=packed, payload_type=packed_manifest.TYPE), payloads))
     try:
         load_compressed(other, max_parameters=10_000)
     except CompeftError:
@@ -149,8 +155,8 @@ def test_a_huge_claim_is_refused_before_it_is_believed(signed: Path) -> None:
 
 
 def test_another_version_says_so(signed: Path) -> None:
-    signed.write_bytes(join(*split(signed.read_bytes()), version=2))
-    with pytest.raises(FormatError, match="version 2"):
+    signed.write_bytes(join(*split(signed.read_bytes()), version=3))
+    with pytest.raises(FormatError, match="version 3"):
         open_expert(signed)
 
 
@@ -201,7 +207,7 @@ def test_a_name_with_dots_and_slashes_stays_a_name(signed: Path, tmp_path: Path)
         (lambda m: m.parts[0].dtypes.extend([2, 2]), FormatError, "3 types"),
         (lambda m: m.parts[0].dtypes.__setitem__(0, 0), FormatError, "type 0"),
         (lambda m: m.parts[0].dtypes.__setitem__(0, 77), FormatError, "type 77"),
-        (lambda m: m.parts[0].dtypes.__setitem__(0, 5), FormatError, "no float"),
+        (lambda m: m.parts[0].dtypes.__setitem__(0, 5), FormatError, "not a float"),
         (lambda m: m.parts[0].layout.shapes.append(Shape(sizes=[1])), FormatError, "shapes"),
         (lambda m: m.metadata.append(FileMetadata(file=2)), FormatError, "metadata"),
         (lambda m: m.metadata.append(FileMetadata(file=1)), FormatError, "metadata"),

@@ -56,24 +56,23 @@ def test_a_budget_is_kept_to_the_byte_and_hardly_undercut(
     assert free - 160 < kept["bytes"] <= free - 60
     assert Path("adapter.expert").stat().st_size == kept["bytes"]
     assert kept["compression"]["density"] < 0.5
-    assert (
-        as_json(capsys, "pack", "adapter", "--init", "untrained", "--budget", "1MB", "--force")["compression"]["density"] == 0.05
-    )
-    assert run(["pack", "adapter", "--init", "untrained", "--budget", "100B", "--force"]) == 3
+    much = as_json(capsys, "pack", "adapter", "--init", "untrained", "--density", "0.05", "--budget", "1MB", "--force")
+    assert much["compression"]["density"] == 0.05
+    assert run(["pack", "adapter", "--init", "untrained", "--density", "0.05", "--budget", "100B", "--force"]) == 3
     assert "do not depend on the density" in capsys.readouterr().err
     assert run(["pack", "adapter", "--init", "untrained", "--budget", "lots", "--force"]) == 3
     assert Path("adapter.expert").stat().st_size > 100
 
 
 def test_pack_without_a_start_says_what_that_costs(adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["pack", "adapter"]) == 0
+    assert run(["pack", "adapter", "--density", "0.05"]) == 0
     said = capsys.readouterr()
     assert "start unknown" in said.out
     assert "--init" in said.out
     assert "not signed" in said.out
     assert "times fewer than bf16" in said.out
     assert said.err == ""
-    assert as_json(capsys, "pack", "adapter", "-o", "b.expert")["unknown_start_bytes"]
+    assert as_json(capsys, "pack", "adapter", "-o", "b.expert", "--density", "0.05")["unknown_start_bytes"]
 
 
 def test_an_embedding_that_rides_along_is_shouted_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +91,8 @@ def test_inspect_a_directory_shows_modules_dead_ones_and_the_true_sizes(
     builders.write_adapter(tmp_path / "adapter", tensors)
     found = as_json(capsys, "inspect", "adapter")
     assert found["dead"] == [builders.names()[1]]
-    assert found["packed_bytes"]["0.05"] == as_json(capsys, "pack", "adapter")["bytes"]  # type: ignore[index]
+    assert found["packed_bytes"]["0.05"] == as_json(capsys, "pack", "adapter", "--density", "0.05")["bytes"]  # type: ignore[index]
+    assert {"25", "50"} <= set(found["product_bytes"])  # type: ignore[call-overload]
     assert run(["inspect", "adapter"]) == 0
     said = capsys.readouterr().out
     assert "layers.*.q_proj.lora_A.weight" in said
@@ -112,7 +112,7 @@ def test_inspect_a_file_shows_what_its_manifest_says(adapter: Path, capsys: pyte
 
 
 def test_diff_names_what_it_could_not_compare(adapter: Path, untrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(["pack", "adapter", "--init", "untrained"])
+    run(["pack", "adapter", "--init", "untrained", "--density", "0.05"])
     capsys.readouterr()
     assert run(["diff", "adapter", "adapter.expert"]) == 0
     assert "2 tensors not compared: one starts from zero" in capsys.readouterr().out
@@ -132,7 +132,7 @@ def test_diff_names_what_it_could_not_compare(adapter: Path, untrained: Path, ca
             4,
             "five.expert is not an expert file: it begins 61626364, not 43504658; `compeft pack` makes",
         ),
-        (["inspect", "cut.expert"], 4, "cut.expert has 99 bytes, its manifest alone claims 576: fetch or pack it again"),
+        (["inspect", "cut.expert"], 4, "cut.expert has 99 bytes, its manifest alone claims 169: fetch or pack it again"),
         (["inspect", "page.html"], 4, "page.html is no whole safetensors file: it has 15 bytes, its header alone claims"),
         (["pack", "a.expert"], 3, "a.expert is an expert file, needed are weights: `compeft unpack`"),
         (["pack", "adapter", "-o", "b.expert", "--sign", "other.pub"], 3, "other.pub does not hold a private key in PEM"),
