@@ -195,8 +195,8 @@ def test_a_name_with_dots_and_slashes_stays_a_name(signed: Path, tmp_path: Path)
         (lambda m: m.parts.extend([m.parts[0]] * 300), FormatError, "302 parts"),
         (lambda m: m.parts.append(m.parts[0]), FormatError, "twice"),
         (lambda m: setattr(m.parts[0], "file", 3), FormatError, "at once"),
-        (lambda m: setattr(m.parts[0], "file", 0), FormatError, "file 0"),
-        (lambda m: setattr(m.parts[0], "file", 99), FormatError, "file 99"),
+        (lambda m: setattr(m.parts[0], "file", 0), FormatError, "file number 0"),
+        (lambda m: setattr(m.parts[0], "file", 99), FormatError, "file number 99"),
         (lambda m: setattr(m, "config", bytes(2**20 + 1)), LimitError, "configuration"),
         (lambda m: setattr(m, "tool", "x\x1b[2J"), FormatError, "printable"),
         (lambda m: setattr(m, "base_model", "x" * 1025), FormatError, "1025"),
@@ -247,5 +247,5 @@ def test_a_file_that_is_not_there_or_something_else_is_named(tmp_path: Path) -> 
     with pytest.raises(InputError, match="No such file"):
         open_expert(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(FormatError, match="no expert file"):
+    with pytest.raises(FormatError, match="not an expert file"):
         open_expert(tmp_path / "text")

@@ -126,7 +126,7 @@ def test_diff_names_what_it_could_not_compare(adapter: Path, untrained: Path, ca
     [
         (["pack", "nowhere"], 3, "nowhere does not exist"),
         (["pack", "adapter", "--density", "0"], 3, "density is 0"),
-        (["unpack", "adapter/adapter_config.json", "-o", "x"], 4, "no expert file"),
+        (["unpack", "adapter/adapter_config.json", "-o", "x"], 4, "not an expert file"),
         (
             ["inspect", "five.expert"],
             4,
