@@ -127,7 +127,7 @@ def test_a_file_that_was_tampered_with_is_refused_and_nothing_is_stored(world: W
         sent(publisher(world), flipped)
     with pytest.raises(FormatError, match="its chunks make"):
         sent(publisher(world), data, sha256=bytes(32))
-    with pytest.raises(FormatError, match="no expert file"):
+    with pytest.raises(FormatError, match="not an expert file"):
         sent(publisher(world), b"x" + data)
     with pytest.raises(FormatError, match="its manifest makes"):
         sent(publisher(world), data + b"x")
