@@ -18,6 +18,7 @@ from benchmarks.folding import Differences, LowRank, differences_of
 from benchmarks.product.evidence import WEIGHTS, Expert
 from compeft_client.packing.pack import PackSettings, load_compressed, save_compressed
 from compeft_core import product
+from compeft_core.product.encode import Tuning
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -55,20 +56,25 @@ def problem_of(expert: Expert, weights: Mapping[str, float] | None = None) -> Pr
 
 def product_space(times: float, problem: Problem) -> Coded:
     """This project's codec at a budget of bf16 / times."""
-    return _product(problem, times, None)
+    return _product(problem, times, None, Tuning())
 
 
-def product_space_base_aware(times: float, problem: Problem) -> Coded:
-    """The same, with a weight for each module by how much the base's output minds an error there."""
+def product_space_base_aware(times: float, most: float, problem: Problem) -> Coded:
+    """The same, with a weight for each module by how much the base's output minds an error there.
+
+    most: how far the last factor may restore the projection, in the weighted space.
+    """
     if problem.weights is None:
         raise ValueError(f"{problem.expert.name} was read without the base's statistics")
-    return _product(problem, times, problem.weights)
+    return _product(problem, times, problem.weights, Tuning(whole_gain=most))
 
 
-def _product(problem: Problem, times: float, weights: Sequence[float] | None) -> Coded:
+def _product(problem: Problem, times: float, weights: Sequence[float] | None, tuning: Tuning) -> Coded:
     pairs = list(problem.modules.values())
     given = [product.LowRank(pair.left, pair.right, pair.scale) for pair in pairs]
-    encoded = product.encode_product(given, product.ProductSettings(budget=int(problem.bf16_bytes / times)), weights)
+    encoded = product.encode_product(
+        given, product.ProductSettings(budget=int(problem.bf16_bytes / times)), weights, tuning=tuning
+    )
     factors = product.decode_product(encoded.blob, [(pair.left.shape[0], pair.right.shape[1]) for pair in pairs])
     names = zip(problem.modules, pairs, factors, strict=True)
     return Coded(len(encoded.blob), {name: LowRank(f.left, f.right, pair.scale) for name, pair, f in names if f.left.shape[1]})
@@ -232,7 +238,8 @@ def _float32(values: Doubles) -> Floats:
 
 WAYS: dict[str, Callable[[Problem], Coded]] = {
     **{f"product space {times} x": partial(product_space, times) for times in (50, 100, 200, 400)},
-    **{f"product space, base-aware, {times} x": partial(product_space_base_aware, times) for times in (200, 400)},
+    **{f"product space, base-aware, {times} x": partial(product_space_base_aware, times, 1.5) for times in (200, 400)},
+    **{f"product space, base-aware, {times} x, cap 3": partial(product_space_base_aware, times, 3.0) for times in (200, 400)},
     "ternary 5 %, start known": partial(ternary, 0.05, True),
     "ternary 2 %, start known": partial(ternary, 0.02, True),
     "ternary 5 %, start unknown": partial(ternary, 0.05, False),
