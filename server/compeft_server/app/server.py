@@ -157,9 +157,9 @@ def serve(
     keep_reserve(settings.data)
     if (taken_up := take_up(settings.data, now_ms())) is not None:
         ledger.membership.note("take up key", "aggregator", now_ms(), keyid=taken_up.keyid)
-    server, port = start(settings, ledger, interceptors=interceptors)
-    door, door_port = start_enrolment(settings, ledger, port) if settings.enroll_port is not None else (None, None)
-    with beside(ledger):
+    with beside(ledger):  # before the exchange listens: whoever can call it finds the page too
+        server, port = start(settings, ledger, interceptors=interceptors)
+        door, door_port = start_enrolment(settings, ledger, port) if settings.enroll_port is not None else (None, None)
         log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data), enroll_port=door_port)
         on_ready(port, door_port)
         stop.wait()
