@@ -51,7 +51,7 @@ def _unpacked(genesis: pb.Genesis, layout: Layout, data: bytes) -> Vector:
 def reference_of(genesis: pb.Genesis, layout: Layout) -> Vector:
     """What snapshots of an expert are coded against, float32 of shape (layout.size,): its seeded state, else zeros.
 
-    Errors: FormatError if the genesis names a seeded state that is none.
+    Errors: FormatError if seed or bounds in the genesis are invalid.
     """
     if genesis.WhichOneof("initial") != "seeded":
         return np.zeros(layout.size, np.float32)
