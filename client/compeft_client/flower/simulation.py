@@ -1,8 +1,9 @@
 """Which site folder a client of a Flower app is: its node's own configuration, the environment, or a partition's simulated site.
 
-    from compeft_client import CompressionMod
+    from compeft_client import CompressionMod, own_or_simulated
 
     app = ClientApp(mods=[CompressionMod()])    # node configuration, else COMPEFT_SITE
+    mod = CompressionMod(config=own_or_simulated(lambda context: context.run_config["sites"]))    # a folder that the run names
 
 Flower's simulation gives each client the number of its partition and no configuration of its own, so COMPEFT_SITE may also name the folder
 that `compeft clients simulate` made, with one site folder for each partition. A node that was started with a configuration of its own
