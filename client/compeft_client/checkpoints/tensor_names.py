@@ -32,7 +32,7 @@ def plain_names(found: Iterable[str]) -> PlainNames:
     adapters: set[str] = set()
     for name in found:
         short = _unwrapped(name)
-        names[name], adapter = _without_adapter(short)
+        names[name], adapter = without_adapter(short)
         adapters |= {adapter} - {""}
     if len(adapters) > 1:
         listed = ", ".join(sorted(adapters))
@@ -53,7 +53,8 @@ def _unwrapped(name: str) -> str:
     return name.removeprefix("module.") if name.startswith("module.base_model.") else name
 
 
-def _without_adapter(name: str) -> tuple[str, str]:
+def without_adapter(name: str) -> tuple[str, str]:
+    """The name as PEFT saves it, and the adapter's name that was in it; empty if none was."""
     match = WITH_ADAPTER.match(name)
     if match is None or match["adapter"] in ("weight", "bias"):
         return _without_saved(name)

@@ -5,7 +5,7 @@ which is exact for float32, bfloat16 and float16 parameters, and enter rounded t
 even). What cannot make that trip unharmed is refused here: nothing is skipped, broadcast or guessed. No training, no network.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -64,13 +64,16 @@ def rest(model: PeftModel, endings: Sequence[str], adapter: str = "default") -> 
             parameter.requires_grad_(not name.replace(f".{adapter}.", ".").endswith(tuple(endings)))
 
 
-def check_plain(config: object) -> None:
-    """Refuse an adapter that is not LoRA, or whose options change more than A and B. Errors: InputError, naming the option."""
+def check_plain(config: object, also: Collection[str] = ()) -> None:
+    """Refuse an adapter that is not LoRA, or whose options change more than A and B. Errors: InputError, naming the option.
+
+    also: options that the caller supports.
+    """
     if not isinstance(config, LoraConfig):
         raise InputError(f"adapter is a {type(config).__name__}, only LoraConfig is supported")
     for field, plain in PLAIN_FIELDS.items():
         value = getattr(config, field, plain[0]) or plain[0]
-        if value not in plain:
+        if field not in also and value not in plain:
             raise InputError(f"LoRA option {field} is {value!r}, supported: {', '.join(map(repr, plain))}")
 
 

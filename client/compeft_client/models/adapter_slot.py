@@ -9,18 +9,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
-from peft import LoraConfig, LoraModel, PeftModel
+from numpy.typing import NDArray
+from peft import LoraModel, PeftModel
 from torch import Tensor, nn
 
 from compeft_client.checkpoints.initial_values import Start, initial_vector
+from compeft_client.checkpoints.peft_fields import check_fields, differing_field
+from compeft_client.checkpoints.tensor_names import without_adapter
 from compeft_client.models.adapter import check_plain
 from compeft_client.models.device_codec import apply_on_device
 from compeft_core import Encoded, Layout, add_to
 from compeft_core.errors import InputError, LayoutMismatchError
+from compeft_core.product import ProductSymbols, factors_of
+from compeft_proto.lora_modules import LoraModule, tensors_of_factors
 
-SAME_FIELDS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
-"""Options that decide what an adapter's numbers mean: an expert's must be the model's."""
+RANKS = ("r", "rank_pattern")
+"""An expert's tensors must have the model's shapes; its other options are held against `peft_fields`."""
 
 STARTS_KEPT = 4
 """Different initial states kept as float32; most pools have one."""
@@ -28,12 +34,24 @@ STARTS_KEPT = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldPart:
-    """Tensors of an adapter that were coded together: what was kept, and where they started."""
+    """Tensors of an adapter that were coded together: ternary (what was kept, and where they started), products, or their values.
+
+    modules: of products.   values: flat float32 in layout order, of tensors that are not coded (DoRA's magnitudes).
+    """
 
     file: str
     layout: Layout
-    encoded: Encoded
+    encoded: Encoded | None
     start: Start
+    symbols: ProductSymbols | None = None
+    modules: tuple[LoraModule, ...] = ()
+    values: NDArray[np.float32] | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that it takes in memory."""
+        held = (self.encoded.held_bytes if self.encoded else 0) + (self.symbols.held_bytes if self.symbols else 0)
+        return held + (self.values.nbytes if self.values is not None else 0)
 
     @property
     def origin(self) -> tuple[bytes, int | None, str]:
@@ -47,10 +65,10 @@ class AdapterSlot:
     def __init__(self, model: PeftModel, adapter: str = "default") -> None:
         if adapter not in model.peft_config:
             raise InputError(f"model has no adapter {adapter!r}, it has {sorted(model.peft_config)}")
-        check_plain(model.peft_config[adapter])
+        check_plain(model.peft_config[adapter], also=("use_dora", "use_qalora", "target_parameters", "layer_replication"))
         self._layers, self._config = cast(LoraModel, model.base_model), model.peft_config[adapter]
-        own = f".{adapter}."
-        self._parameters = {n.replace(own, "."): p for n, p in model.named_parameters() if own in n and "lora_" in n}
+        named = {n: (*without_adapter(n), p) for n, p in model.named_parameters() if "lora_" in n}
+        self._parameters = {plain: p for plain, found, p in named.values() if found == adapter}
         self._device = next(iter(self._parameters.values())).device
         self._buffers: dict[bytes, Tensor] = {}
         self._rounded: list[tuple[nn.Parameter, Tensor]] = []
@@ -64,12 +82,17 @@ class AdapterSlot:
         for name, parameter in self._parameters.items():
             if tuple(parameter.shape) != shapes[name]:
                 raise LayoutMismatchError(f"tensor {name!r} is {shapes[name]}, the model has {tuple(parameter.shape)}")
-        for field in SAME_FIELDS:
-            there = fields.get(field, getattr(LoraConfig(), field))
-            here = getattr(self._config, field)
-            if there != here:
+        check_fields(fields, "pool", "the expert")
+        here = self._config.to_dict()
+        here["peft_type"] = fields.get("peft_type")
+        for field in (
+            differing_field(fields, here, "pool"),
+            *(name for name in RANKS if (fields.get(name) or {}) != (here[name] or {})),
+        ):
+            if field:
+                there = fields.get(field)
                 raise InputError(
-                    f"expert has {field} {there!r}, the model's adapter has {here!r}: load them in a model of their own"
+                    f"expert has {field} {there!r}, the model's adapter has {here[field]!r}: load them in a model of their own"
                 )
 
     @torch.no_grad()
@@ -84,12 +107,18 @@ class AdapterSlot:
                 raise InputError(
                     "experts that start from different values cannot be composed: their task vectors have no common origin"
                 )
+        _check_composition(experts)
         self._house([part.layout for part in first])
         for number, part in enumerate(first):
-            buffer = self._buffers[part.layout.digest]
+            buffer, alike = self._buffers[part.layout.digest], [(parts[number], weight) for parts, weight in experts]
+            if part.encoded is None:
+                values = part.values if part.values is not None else stacked(alike)
+                buffer.copy_(torch.from_numpy(values))
+                continue
             self._restart(part, buffer)
-            for parts, weight in experts:
-                _add(parts[number].encoded, buffer, weight)
+            for other, weight in alike:
+                if other.encoded is not None:
+                    _add(other.encoded, buffer, weight)
         for parameter, view in self._rounded:
             parameter.copy_(view)
         self._layers.enable_adapter_layers()
@@ -126,6 +155,43 @@ class AdapterSlot:
             buffer.zero_()
         else:
             buffer.copy_(initial)
+
+
+def _check_composition(experts: Sequence[tuple[Sequence[HeldPart], float]]) -> None:
+    """Errors: InputError if a composition has more components than a module's rank, or tensors that do not add up."""
+    first = experts[0][0]
+    if len(experts) == 1:
+        if experts[0][1] != 1 and any(part.values is not None for part in first):
+            raise InputError("an expert with magnitudes (DoRA) has no half: its weight must be 1")
+        return
+    for number, part in enumerate(first):
+        if part.values is not None:
+            raise InputError(f"experts with {part.layout.tensors[0].name!r} cannot be composed: magnitudes (DoRA) are not sums")
+        held = [symbols for parts, _ in experts if (symbols := parts[number].symbols) is not None]
+        if not held:
+            continue
+        total = np.sum([symbols.ranks for symbols in held], axis=0).tolist()
+        most = [module.rank for module in part.modules for _ in range(module.slices)]
+        for place, (components, rank) in enumerate(zip(total, most, strict=True)):
+            if components > rank:
+                raise InputError(
+                    f"product {place} of this composition has {components} components, the model's adapter has rank {rank}: merge the "
+                    "experts instead (compeft merge), or load an adapter of a higher rank"
+                )
+
+
+def stacked(alike: Sequence[tuple[HeldPart, float]]) -> NDArray[np.float32]:
+    """The sum of weighted products as factors side by side, in layout order: flat float32. A weight goes to the left factor."""
+    part = alike[0][0]
+    found = [[(f.left * np.float32(w), f.right) for f in factors_of(p.symbols)] for p, w in alike if p.symbols is not None]
+    joined = [
+        (np.hstack([left for left, _ in same]), np.vstack([right for _, right in same])) for same in zip(*found, strict=True)
+    ]
+    tensors, at = dict[str, NDArray[np.float32]](), 0
+    for module in part.modules:
+        tensors[module.a], tensors[module.b] = tensors_of_factors(joined[at : at + module.slices], module.rank, module)
+        at += module.slices
+    return np.concatenate([tensors[t.name].reshape(-1) for t in part.layout.tensors])
 
 
 def _add(encoded: Encoded, buffer: Tensor, weight: float) -> None:

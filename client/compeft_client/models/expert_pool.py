@@ -26,17 +26,19 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from compeft_client.checkpoints.initial_values import read_start
+from compeft_client.checkpoints.initial_values import Start, read_start
+from compeft_client.checkpoints.safetensors_file import NUMPY, to_float32
 from compeft_client.checkpoints.source import fields_of
 from compeft_client.models.adapter_slot import AdapterSlot, HeldPart
 from compeft_client.packing.expert_file import ExpertFile, open_expert, read_payload_of
 from compeft_client.packing.pack import load_tensors
-from compeft_client.packing.part_codec import read_part, start_of, start_vector
+from compeft_client.packing.part_codec import read_part, start_of, start_vector, tensors_in
 from compeft_core.errors import InputError
 from compeft_core.lru_cache import LruCache
 from compeft_proto.errors import ConflictError
-from compeft_proto.expert_manifest import ADAPTER, HEAD, Manifest
+from compeft_proto.expert_manifest import ADAPTER, HEAD, FilePart, Manifest
 from compeft_proto.keys import PublicKey
+from compeft_proto.product_part import symbols_of
 
 CAPACITY_BYTES = 2**30
 Chosen = str | Mapping[str, float]
@@ -98,7 +100,7 @@ class ExpertPool:
         opened = open_expert(Path(file), self._key)
         manifest = opened.manifest
         adapter = [part for part in manifest.parts if part.file == ADAPTER]
-        if not adapter or any(part.coding is None for part in adapter):
+        if not any(part.coding or part.slices is not None for part in adapter):
             raise InputError(f"{file} is not a packed LoRA adapter: only those can be switched")
         self._slot.check([part.layout for part in adapter], fields_of(manifest.config, Path(file)))
         with self._table:
@@ -189,9 +191,20 @@ class ExpertPool:
                     start_vector(
                         part, self._start, opened.path.name
                     )  # refuses another directory than the one it was packed against
-                encoded = read_part(part, read_payload_of(opened, number))
-                parts.append(HeldPart(part.file, part.layout, encoded, start_of(part, self._start, opened.path.name)))
-        return Held(tuple(parts), sum(part.encoded.held_bytes for part in parts))
+                parts.append(self._held_part(part, read_payload_of(opened, number), opened.path.name))
+        return Held(tuple(parts), sum(part.held_bytes for part in parts))
+
+    def _held_part(self, part: FilePart, payload: bytes, name: str) -> HeldPart:
+        if part.slices is not None:
+            modules = part.modules
+            return HeldPart(part.file, part.layout, None, Start(), symbols_of(payload, modules), tuple(modules))
+        if part.coding is not None:
+            return HeldPart(part.file, part.layout, read_part(part, payload), start_of(part, self._start, name))
+        rows = [
+            to_float32(dtype, np.frombuffer(v, NUMPY[dtype])) if isinstance(v, bytes) else v
+            for _, dtype, v in tensors_in(part, payload, self._start, name)
+        ]
+        return HeldPart(part.file, part.layout, None, Start(), values=np.concatenate(rows))
 
 
 def _payloads(manifest: Manifest) -> list[bytes]:
