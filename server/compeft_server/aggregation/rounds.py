@@ -7,7 +7,7 @@ same answer. Closing is a function of what is stored, so a crash in the middle o
 import math
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from typing import TypeVar
@@ -26,18 +26,14 @@ from compeft_proto.convert import (
     parameters_to_proto,
 )
 from compeft_proto.errors import BusyError, RoundClosedError
-from compeft_proto.keys import SigningKey
 from compeft_proto.name_checks import check_name
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.aggregation.access import Access
-from compeft_server.aggregation.expert_log import Carried, ExpertLog, VersionStep, compose, kept_bytes
-from compeft_server.chunks.store import ChunkStore
+from compeft_server.aggregation.expert_log import Carried, VersionStep, compose, kept_bytes
+from compeft_server.aggregation.message_kind import Dependencies
 from compeft_server.domain import admission
 from compeft_server.domain.client_weights import COHORT, MAX_SIZE
-from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Contribution, Expert, Member, Quality, Round, Submission, Version
-from compeft_server.ledger.ledger import Ledger
 
 Command = TypeVar("Command", pb.RoundOpening, pb.RoundClosing, pb.QualityReport)
 NONCE_BYTES = 16
@@ -48,19 +44,10 @@ SUMS = frozenset({"average", "task_arithmetic", "dare", "consensus"})
 class Rounds:
     """The conductor's side of one aggregator. The caller holds the aggregator's lock. What goes on from a version is stored by `pool`."""
 
-    def __init__(
-        self,
-        key: SigningKey,
-        store: ChunkStore,
-        ledger: Ledger,
-        log: ExpertLog,
-        access: Access,
-        limits: Limits,
-        now_ms: Callable[[], int],
-        pool: Executor,
-    ) -> None:
-        self._key, self._store, self._ledger, self._log, self._access = key, store, ledger, log, access
-        self._limits, self._now_ms, self._pool = limits, now_ms, pool
+    def __init__(self, parts: Dependencies, pool: Executor) -> None:
+        self._key, self._store, self._ledger = parts.key, parts.store, parts.ledger
+        self._log, self._access = parts.log, parts.access
+        self._limits, self._now_ms, self._pool = parts.limits, parts.now_ms, pool
 
     def conduct(self, verified: dsse.Verified, member: Member) -> Envelope:
         """Obey one command. Errors: PayloadTypeError, ForbiddenError, ExpiredError and what the command itself raises."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.aggregation.aggregator import Offer, SyncAnswer
+from compeft_server.aggregation.aggregator import SyncAnswer
+from compeft_server.aggregation.message_kind import Checked, M, Offer
 from compeft_server.domain.records import Transfer
 
 
@@ -30,29 +31,14 @@ def is_question(verified: Envelope) -> bool:
     return pb.SyncRequest.FromString(verified.payload).statement_only
 
 
-def of_offer(transfer: Transfer, offer: Offer) -> Transfer:
+def of_offer(transfer: Transfer, offer: Offer[M, Checked]) -> Transfer:
     """What a genuine manifest says of the call it came in."""
-    message, keyid = offer.message, offer.member.public.keyid
-    if isinstance(message, pb.Genesis):
-        return replace(transfer, keyid=keyid, expert=message.expert)
-    if isinstance(message, pb.Package):
-        return replace(transfer, keyid=keyid, expert=message.expert, version=message.version)
-    return replace(
-        transfer,
-        keyid=keyid,
-        expert=message.expert,
-        run=message.run,
-        round=message.round,
-        version=message.base_version + 1,
-    )
+    return replace(offer.kind.described(transfer, offer.message), keyid=offer.member.public.keyid)
 
 
-def accepted(transfer: Transfer, offer: Offer, answer: Envelope) -> Transfer:
+def accepted(transfer: Transfer, offer: Offer[M, Checked], answer: Envelope) -> Transfer:
     """An accepted upload moved its payload, which dense would have been every parameter."""
-    coding = offer.message.coding if isinstance(offer.message, pb.UpdateManifest) else pb.Coding()
-    parameters = coding.ternary_size + coding.dense_size
-    if isinstance(offer.message, pb.Package):
-        parameters = pb.VersionManifest.FromString(answer.payload).publication.parameters
+    parameters = offer.kind.parameters(offer.message, answer)
     return replace(transfer, dense_fp32_bytes=4 * parameters, payload_bytes=sum(ref.size for ref in offer.refs))
 
 

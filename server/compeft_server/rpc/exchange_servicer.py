@@ -33,7 +33,8 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.aggregation.aggregator import Aggregator, Offer, SyncAnswer, Upload
+from compeft_server.aggregation.aggregator import Aggregator, SyncAnswer, Upload
+from compeft_server.aggregation.message_kind import Checked, M, Offer
 from compeft_server.chunks.disk_space import typed_storage_errors
 from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Direction, Refusal, Transfer
@@ -132,14 +133,14 @@ class ExchangeService(rpc.ExpertExchangeServicer):
             call.transfer = accepted(call.transfer, offer, answer)
             await self._send(call, xp.SubmitReply(answer=answer))
 
-    def _admitted(self, keyid: str, offer: Offer) -> Upload | Envelope:
+    def _admitted(self, keyid: str, offer: Offer[M, Checked]) -> Upload[M, Checked] | Envelope:
         upload = self._aggregator.admit(offer)
         if isinstance(upload, Upload) and (missing := sum(ref.size - offset for ref, offset in upload.needed)):
             self._aggregator.make_room(keyid, missing)
             self._rates.spend(keyid, missing)
         return upload
 
-    async def _finish(self, keyid: str, upload: Upload) -> Envelope:
+    async def _finish(self, keyid: str, upload: Upload[M, Checked]) -> Envelope:
         """The answer to an upload that is here. One at a time for each key, also where a client goes away and comes back meanwhile."""
         lock = self._finishing.setdefault(keyid, asyncio.Lock())
         await lock.acquire()
@@ -235,7 +236,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
                 )
 
     async def _receive(
-        self, upload: Upload, ref: pb.ChunkRef, offset: int, requests: AsyncIterator[xp.SubmitRequest], call: _Call
+        self, upload: Upload[M, Checked], ref: pb.ChunkRef, offset: int, requests: AsyncIterator[xp.SubmitRequest], call: _Call
     ) -> None:
         """One chunk, message by message. The rate is measured between two of its messages: there nobody waits for an answer."""
         here, before = offset, None

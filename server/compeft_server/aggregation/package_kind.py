@@ -5,7 +5,8 @@ again is the same version. A file is never stored before all of it was checked.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 
 from compeft_core import layout_of
 from compeft_core.errors import FormatError, LimitError
@@ -14,112 +15,114 @@ from compeft_proto.chunk_refs import check_digest, check_refs
 from compeft_proto.errors import ConflictError, ForbiddenError
 from compeft_proto.expert_file import check_file
 from compeft_proto.expert_manifest import Manifest
-from compeft_proto.keys import SigningKey
 from compeft_proto.name_checks import check_name
 from compeft_proto.round_task import NOBODY_SAYS
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-from compeft_server.aggregation.access import Access
 from compeft_server.aggregation.catch_up import Way
 from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.aggregation.message_kind import MessageKind, Offer, Record
+from compeft_server.chunks.chunked_payload import Chunked
 from compeft_server.domain import admission
 from compeft_server.domain.limits import Limits
 from compeft_server.domain.policy import EVERY
-from compeft_server.domain.records import Expert, Member, Quality, Version
-from compeft_server.ledger.ledger import Ledger
+from compeft_server.domain.records import Expert, Member, Quality, Transfer, Version
 
 LOOKED_AT = 8
 """Newest versions of a package whose chunks a publisher need not send again."""
 
 
-class Packages:
-    """The packages of one aggregator. The caller lets nobody else publish meanwhile."""
+PackageOffer = Offer[pb.Package, Manifest]
 
-    def __init__(
-        self, key: SigningKey, ledger: Ledger, log: ExpertLog, access: Access, limits: Limits, now_ms: Callable[[], int]
-    ) -> None:
-        self._key, self._ledger, self._log, self._access = key, ledger, log, access
-        self._limits, self._now_ms = limits, now_ms
 
-    def admit(self, package: pb.Package, member: Member) -> Envelope | None:
+class PackageKind(MessageKind[pb.Package, Manifest]):
+    """Pushed packages, answered by the sealed version. Nobody else publishes meanwhile."""
+
+    payload_type = dsse.PACKAGE
+
+    def refs(self, message: pb.Package) -> Sequence[pb.ChunkRef]:
+        """The chunks of its file."""
+        return message.chunks
+
+    def admit(self, offer: PackageOffer) -> Envelope | Record[Manifest]:
         """Steps 5 and 6, by the manifest alone. The version again, with its metrics recorded, if this very file is in already.
 
         Errors: ExpiredError, ForbiddenError, FormatError, LimitError, NotFiniteError; ConflictError if the name is that of a
         composed expert, or the version is not the next one.
         """
-        admission.admit_time(package.issued_at_ms, package.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
+        package, member, limits, now = offer.message, offer.member, self._parts.limits, self._parts.now_ms()
+        admission.admit_time(package.issued_at_ms, package.issued_at_ms + limits.max_age_ms, now, limits)
         admission.admit_member(member, package.keyid, "edge", "conductor")
-        _check_claims(package, self._limits)
+        _check_claims(package, limits)
         newest = self._admit_publisher(package.expert, member)
         if (
             newest is not None
             and newest.state_digest == package.sha256
             and package.version in (newest.version, newest.version + 1)
         ):
-            self._record(package, newest, member)
+            self._record_metrics(package, newest, member)
             return Envelope.FromString(newest.envelope)
         following = 0 if newest is None else newest.version + 1
         if package.version != following:
             raise ConflictError(f"{package.expert} goes on with version {following}, not {package.version}: push again")
-        return None
+        return lambda manifest: self._publish(offer, manifest)
 
-    def check(self, package: pb.Package, data: bytes) -> Manifest:
+    def check(self, offer: PackageOffer, payload: Chunked) -> Manifest:
         """Step 7: the bytes are the file that was signed, and that is an expert file, to the last payload.
 
         Errors: FormatError, LimitError, LayoutMismatchError, NotFiniteError.
         """
+        package, data = offer.message, payload[:]
         found = hashlib.sha256(data).digest()
         if found != package.sha256:
             raise FormatError(f"package names file {package.sha256.hex()[:16]}, its chunks make {found.hex()[:16]}")
-        return check_file(data, f"{package.expert} version {package.version}", self._limits.max_parameters)
+        return check_file(data, f"{package.expert} version {package.version}", self._parts.limits.max_parameters)
 
-    def publish(self, package: pb.Package, member: Member, sealed: bytes, manifest: Manifest) -> Envelope:
+    def described(self, transfer: Transfer, message: pb.Package) -> Transfer:
+        """The expert's name and the version."""
+        return replace(transfer, expert=message.expert, version=message.version)
+
+    def parameters(self, _message: pb.Package, answer: Envelope) -> int:
+        """Those that the file unpacks to, as the sealed version says."""
+        return pb.VersionManifest.FromString(answer.payload).publication.parameters
+
+    def _publish(self, offer: PackageOffer, manifest: Manifest) -> Envelope:
         """Steps 8 to 10 for a file that was checked and whose chunks are stored: the next version, sealed."""
-        expert = self._ledger.expert(package.expert)
+        package, member = offer.message, offer.member
+        expert = self._parts.ledger.expert(package.expert)
         made = expert or _first_of(package.expert, manifest)
         publication = pb.Publication(
-            package=Envelope.FromString(sealed),
+            package=Envelope.FromString(offer.envelope),
             publisher=member.name,
             public_key=member.public.raw,
             parameters=manifest.size,
         )
         version = self._version(made, package, publication)
         if expert is None:
-            self._ledger.create(made, version, package.keyid)
+            self._parts.ledger.create(made, version, package.keyid)
         else:
-            self._ledger.append(version, package.keyid)
-        self._record(package, version, member)
+            self._parts.ledger.append(version, package.keyid)
+        self._record_metrics(package, version, member)
         return Envelope.FromString(version.envelope)
 
-    def way(self, expert: Expert, have: int, want: int) -> Way:
-        """What leads to a version: its own bytes and nothing else."""
-        if have == want:
-            return Way()
-        version = self._log.version(expert.name, want)
-        chunks = frozenset(ref.sha256 for ref in self._log.manifest(version).chunks)
-        return Way(versions=(Envelope.FromString(version.envelope),), chunks=chunks)
-
-    def readable_chunks(self, package: pb.Package, member: Member) -> frozenset[bytes]:
+    def readable_chunks(self, offer: PackageOffer) -> frozenset[bytes]:
         """The chunks of the newest LOOKED_AT versions of the package's name that this member may fetch."""
-        if self._ledger.expert(package.expert) is None:
+        package, member = offer.message, offer.member
+        if self._parts.ledger.expert(package.expert) is None:
             return frozenset()
-        head = self._ledger.head(package.expert)
-        versions = self._ledger.versions(package.expert, head - LOOKED_AT, head)
-        may = [v for v in versions if self._access.decide(member.name, member.role, v.expert, "fetch", v.version).allowed]
-        return frozenset(ref.sha256 for version in may for ref in self._log.manifest(version).chunks)
-
-    def parameters(self, version: Version) -> int:
-        """How many parameters the file of a version unpacks to."""
-        return self._log.manifest(version).publication.parameters
+        head = self._parts.ledger.head(package.expert)
+        versions = self._parts.ledger.versions(package.expert, head - LOOKED_AT, head)
+        may = [v for v in versions if self._parts.access.decide(member.name, member.role, v.expert, "fetch", v.version).allowed]
+        return frozenset(ref.sha256 for version in may for ref in self._parts.log.manifest(version).chunks)
 
     def _admit_publisher(self, name: str, member: Member) -> Version | None:
         """Step 6, may they publish: the newest version, None of a package that is new. Errors: ForbiddenError, ConflictError."""
-        expert = self._ledger.expert(name)
+        expert = self._parts.ledger.expert(name)
         if expert is None:
-            self._access.require_name(member, name)
+            self._parts.access.require_name(member, name)
             return None
-        decision = self._access.require(member, name, "publish", self._ledger.head(name))
-        owner = self._access.owner(name)
+        decision = self._parts.access.require(member, name, "publish", self._parts.ledger.head(name))
+        owner = self._parts.access.owner(name)
         if owner != member.name and decision.rule is not None and decision.rule.expert == EVERY:
             raise ForbiddenError(
                 f"{member.name!r} may submit updates to every expert, but {name[:40]} was pushed by {owner!r}: "
@@ -127,10 +130,10 @@ class Packages:
             )
         if expert.kind != "package":
             raise ConflictError(f"{name} is composed in rounds: push under another name")
-        return self._log.version(name, self._ledger.head(name))
+        return self._parts.log.version(name, self._parts.ledger.head(name))
 
     def _version(self, expert: Expert, package: pb.Package, publication: pb.Publication) -> Version:
-        now = self._now_ms()
+        now = self._parts.now_ms()
         manifest = pb.VersionManifest(
             expert=expert.name,
             version=package.version,
@@ -140,18 +143,18 @@ class Packages:
             publication=publication,
         )
         if package.version:
-            manifest.parent_state_digest = self._log.version(expert.name, package.version - 1).state_digest
-        sealed = dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString()
+            manifest.parent_state_digest = self._parts.log.version(expert.name, package.version - 1).state_digest
+        sealed = dsse.seal(self._parts.key, dsse.VERSION, manifest).SerializeToString()
         size = sum(ref.size for ref in package.chunks)
         return Version(expert.name, package.version, sealed, package.sha256, (), "", 0, size, 0.0, now)
 
-    def _record(self, package: pb.Package, version: Version, member: Member) -> None:
+    def _record_metrics(self, package: pb.Package, version: Version, member: Member) -> None:
         """The metrics that came with a package: its publisher states them, nobody here has measured them."""
         for entry in package.quality:
             arm = admission.admit_metric(entry.arm, entry.metric)
-            self._ledger.record_quality(
+            self._parts.ledger.record_quality(
                 Quality(
-                    at_ms=self._now_ms(),
+                    at_ms=self._parts.now_ms(),
                     expert=package.expert,
                     run="",
                     round=0,
@@ -164,6 +167,15 @@ class Packages:
                     reporter=member.name,
                 )
             )
+
+
+def package_way(log: ExpertLog, expert: Expert, have: int, want: int) -> Way:
+    """What leads to a version of a package: its own bytes and nothing else."""
+    if have == want:
+        return Way()
+    version = log.version(expert.name, want)
+    chunks = frozenset(ref.sha256 for ref in log.manifest(version).chunks)
+    return Way(versions=(Envelope.FromString(version.envelope),), chunks=chunks)
 
 
 def _first_of(name: str, manifest: Manifest) -> Expert:
