@@ -16,6 +16,7 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from tests.fuzz.run import CORPUS
 from tests.fuzz.targets import AGGREGATOR
+from tests.vectors import product
 
 LAYOUT = layout_of({"x.lora_A": (4, 60), "x.lora_B": (50, 4), "head": (2, 8)}, dense=["head"])
 WIDE = layout_of({"x.lora_A": (8, 300), "x.lora_B": (400, 8)})
@@ -31,6 +32,10 @@ def main() -> None:
         keep("update", f"rice4-{density}", encode(made, codec="rice4"))
         keep("update", f"context-{density}", encode(_low_rank(random, density), codec="context", shapes=shapes_of(WIDE)))
     keep("update", "tensors", encode(compress(LAYOUT, vector, Compression(0.1, granularity="tensor"))))
+    for name, (_, shapes, blob) in product.valid().items():
+        if len(shapes) <= 16 and all(max(shape) <= 256 for shape in shapes) and len(blob) < 1000:
+            sides = bytes(side - 1 for shape in shapes for side in shape)
+            keep("product", name, bytes([len(shapes)]) + sides + blob)
     key = new_key()
     sealed = dsse.seal(key, dsse.RECEIPT, pb.Receipt(expert="e", round=1))
     keep("envelope", "receipt", xp.SubmitRequest(envelope=sealed).SerializeToString())

@@ -9,6 +9,8 @@ KERNELS = [
     "compeft_core.selection_kernels",
     "compeft_core.merging.block_kernels",
     *(f"compeft_core.format.{name}" for name in FORMAT),
+    "compeft_core.product.model",
+    "compeft_core.product.quantise",
 ]
 """Not instrumented: numba compiles them itself."""
 

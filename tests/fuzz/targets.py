@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError
 
@@ -17,6 +18,7 @@ from compeft_client.packing.expert_file import open_expert
 from compeft_client.packing.pack import check_payloads
 from compeft_core import Encoded, decode, encode, parse
 from compeft_core.errors import CompeftError
+from compeft_core.product import check_product, factors_of, parse_product, write_product
 from compeft_proto import envelope as dsse
 from compeft_proto.convert import layout_from_proto, layout_to_proto
 from compeft_proto.keys import SigningKey, new_key, public_key_from_pem, signing_key_from_pem
@@ -39,6 +41,21 @@ def update(data: bytes) -> None:
     again = encode(decode(encoded), codec=encoded.codec, shapes=encoded.shapes)
     if again != data:
         raise AssertionError("parsed, but encodes to other bytes")
+
+
+def product(data: bytes) -> None:
+    """A product-space encoding after its shapes: their number, then two bytes each, rows and columns less 1. What parses must be written
+    as the same bytes, and gives finite factors.
+    """
+    count = min(data[0], 16) if data else 0
+    sides = data[1 : 1 + 2 * count]
+    shapes = [(sides[i] + 1, sides[i + 1] + 1) for i in range(0, len(sides) - 1, 2)]
+    blob = data[1 + 2 * count :]
+    symbols = parse_product(blob, shapes)
+    if write_product(symbols) != blob or check_product(blob, shapes) != symbols.scales.size:
+        raise AssertionError("parsed, but encodes to other bytes")
+    if not all(np.isfinite(factor).all() for pair in factors_of(symbols) for factor in pair):
+        raise AssertionError("a factor is not finite")
 
 
 def envelope(data: bytes) -> None:
@@ -90,6 +107,7 @@ def _file(data: bytes, name: str) -> Path:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "update": update,
+    "product": product,
     "envelope": envelope,
     "manifest": manifest,
     "key": key,
