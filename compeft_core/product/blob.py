@@ -21,9 +21,9 @@ CODEC = 3
 HEAD = MAGIC + bytes([1, CODEC])
 SEGMENT = 1 << 20
 """Sum of m + n at which a segment ends, with the module that reaches it."""
-ENTRIES_PER_BYTE = 1 << 14
+ENTRIES_PER_BYTE = 1 << 12
 """A bound on the time and the memory that a few bytes can ask for."""
-SLACK = 64
+SLACK = 16
 """Bytes of a stream that are let go before the entries are counted against it."""
 DEFAULT_LIMITS = ProductLimits()
 

@@ -33,7 +33,7 @@ def main() -> None:
         keep("update", f"context-{density}", encode(_low_rank(random, density), codec="context", shapes=shapes_of(WIDE)))
     keep("update", "tensors", encode(compress(LAYOUT, vector, Compression(0.1, granularity="tensor"))))
     for name, (_, shapes, blob) in product.valid().items():
-        if len(shapes) <= 16 and all(max(shape) <= 256 for shape in shapes) and len(blob) < 1000:
+        if len(shapes) <= 16 and all(max(shape) <= 64 for shape in shapes) and len(blob) < 1000:
             sides = bytes(side - 1 for shape in shapes for side in shape)
             keep("product", name, bytes([len(shapes)]) + sides + blob)
     key = new_key()

@@ -44,12 +44,12 @@ def update(data: bytes) -> None:
 
 
 def product(data: bytes) -> None:
-    """A product-space encoding after its shapes: their number, then two bytes each, rows and columns less 1. What parses must be written
+    """A product-space encoding after its shapes: their number, then two bytes each, rows and columns less 1, modulo 64. What parses must be written
     as the same bytes, and gives finite factors.
     """
     count = min(data[0], 16) if data else 0
     sides = data[1 : 1 + 2 * count]
-    shapes = [(sides[i] + 1, sides[i + 1] + 1) for i in range(0, len(sides) - 1, 2)]
+    shapes = [(sides[i] % 64 + 1, sides[i + 1] % 64 + 1) for i in range(0, len(sides) - 1, 2)]
     blob = data[1 + 2 * count :]
     symbols = parse_product(blob, shapes)
     if write_product(symbols) != blob or check_product(blob, shapes) != symbols.scales.size:

@@ -147,7 +147,7 @@ def read_ranks(s: Stream, shapes: list[tuple[int, int]]) -> list[int]:
             count += 1
             entries += m + n
             need(count <= min(m, n), "rank")
-            need(entries <= 16384 * (len(s.octets) + 64), "entries claimed")
+            need(entries <= 4096 * (len(s.octets) + 16), "entries claimed")
         ranks.append(count)
     return ranks
 
