@@ -44,8 +44,9 @@ def update(data: bytes) -> None:
 
 
 def product(data: bytes) -> None:
-    """A product-space encoding after its shapes: their number, then two bytes each, rows and columns less 1, modulo 64. What parses must be written
-    as the same bytes, and gives finite factors.
+    """A product-space encoding after its shapes: their number, then two bytes each, rows and columns less 1, modulo 64.
+
+    What parses must be written as the same bytes, and gives finite factors.
     """
     count = min(data[0], 16) if data else 0
     sides = data[1 : 1 + 2 * count]
