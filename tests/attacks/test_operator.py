@@ -69,7 +69,7 @@ def test_a_member_is_not_added_under_a_name_that_could_not_be_invited(data: Path
     public = tmp_path / "key.pub"
     public.write_bytes(new_key().public.to_pem())
     done = compeft("clients", "add", "--data", str(data), "--", name, str(public))
-    assert (done.returncode, "member name" in done.stderr) == (4, True)
+    assert (done.returncode, "member name" in done.stderr) == (3, True)
 
 
 def test_a_name_from_before_does_not_reach_a_terminal_as_it_is(data: Path) -> None:

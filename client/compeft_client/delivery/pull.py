@@ -16,7 +16,7 @@ from compeft_client.packing.pack import unpack
 from compeft_core import state_digest
 from compeft_core.errors import InputError
 from compeft_proto.keys import PublicKey
-from compeft_proto.name_checks import check_name
+from compeft_proto.name_checks import typed_name
 from compeft_proto.sync_answer import Progress, no_progress
 
 
@@ -52,9 +52,9 @@ class Delivered:
 
 
 def reference_of(text: str) -> Reference:
-    """`NAME`, `NAME@3` or `NAME@stable`. Errors: FormatError for a name that is invalid, InputError."""
+    """`NAME`, `NAME@3` or `NAME@stable`. Errors: InputError."""
     name, at, place = text.partition("@")
-    check_name(name, "expert")
+    typed_name(name, "expert")
     if at and not place:
         raise InputError(f"{text!r} ends with @: write {name}@3 for a version, {name}@stable for a channel")
     if place.isascii() and place.isdigit():

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
-from compeft_proto.name_checks import check_name
+from compeft_proto.name_checks import typed_name
 from compeft_server.domain.channels import Move, channel_name, channel_of
 from compeft_server.domain.policy import EVERY, ROLE, Action, Effect, Retirement, Rule, as_time, retired
 from compeft_server.domain.records import ROLES, Role
@@ -33,11 +33,11 @@ def rule(
 ) -> list[Rule]:
     """Say who may do what with an expert, or with every one (`*`); it need not exist yet. One rule an action.
 
-    who: a member's name, or `role:<role>`. Errors: InputError, FormatError for what cannot be meant.
+    who: a member's name, or `role:<role>`. Errors: InputError.
     """
     limits = bounds or Bounds()
     if expert != EVERY:
-        check_name(expert, "expert")
+        typed_name(expert, "expert")
     _check_who(ledger, who)
     if not actions:
         raise InputError(f"{effect} {who} what? say --publish, --fetch, or both")

@@ -11,7 +11,7 @@ from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.invitation import new_invitation, to_text
 from compeft_proto.keys import public_key_from_pem
-from compeft_proto.name_checks import check_name, printable
+from compeft_proto.name_checks import printable, typed_name
 from compeft_server.admin import policy_admin
 from compeft_server.chunks.disk_space import with_reserve
 from compeft_server.cli.options import AsFormat, Data
@@ -50,7 +50,7 @@ def clients_add(
     Example: compeft clients add berlin-1 berlin-1.pub --expert sentiment --data /var/lib/compeft
     """
     known, granted = _role(role), _experts(expert)
-    check_name(name, "member")
+    typed_name(name, "member")
     public = public_key_from_pem(read_file(public_key), str(public_key))
     ledger = open_ledger(data)
     ledger.enrol(name, public, known, now_ms())
@@ -82,7 +82,7 @@ def clients_invite(
     if authority_files.has_authority(data):
         mark = ca.fingerprint(authority_files.load(data).current.certificate)
     invitation = new_invitation(mark, address)
-    stored = Invited(invitation.number.hex(), invitation.secret_digest, check_name(name, "member"), known, expires)
+    stored = Invited(invitation.number.hex(), invitation.secret_digest, typed_name(name, "member"), known, expires)
     ledger = open_ledger(data)
     ledger.membership.invite(stored, now)
     for one in granted:
@@ -166,8 +166,8 @@ def rotate_key(data: Data, output_format: AsFormat = "text") -> None:
 
 
 def _experts(names: list[str] | None) -> list[str]:
-    """The names, if they can be experts'. Errors: FormatError."""
-    return [name if name == EVERY else check_name(name, "expert") for name in names or ()]
+    """The names, if they can be experts'. Errors: InputError."""
+    return [name if name == EVERY else typed_name(name, "expert") for name in names or ()]
 
 
 def _role(role: str) -> Role:

@@ -422,7 +422,7 @@ def test_a_name_may_say_a_version_or_a_channel() -> None:
     assert reference_of("a/b@stable") == Reference("a/b", channel="stable")
     with pytest.raises(InputError, match="ends with @"):
         reference_of("a@")
-    with pytest.raises(FormatError):
+    with pytest.raises(InputError):
         reference_of("../a")
 
 
