@@ -11,7 +11,6 @@ import numpy as np
 
 from compeft_core import METHODS, Compression, State, state_of
 from compeft_core.server_optimizer import ServerOptimizer
-from compeft_proto import envelope as dsse
 from compeft_proto.answer_checks import check_file, package_of
 from compeft_proto.chunk_refs import chunks, refs_of
 from compeft_proto.convert import compression_from_proto, optimizer_from_proto, parameters_from_proto
@@ -23,6 +22,7 @@ from compeft_proto.sync_answer import Answer
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.expert_log import Carried, ExpertLog, compose, kept_bytes
+from compeft_server.aggregation.sealed_version import next_manifest, sealed_version
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain.records import Contribution, Expert, Version
 from compeft_server.ledger.ledger import Ledger
@@ -145,7 +145,7 @@ class Versions:
         if expert.kind == "package":
             return self._publish_again(expert, self._manifest(expert, number), now_ms)
         state = self._log.state(expert, number)
-        return self._append(expert, state, pb.VersionManifest(rolled_back_to=number), now_ms)
+        return self._append(expert, state, now_ms, rolled_back_to=number)
 
     def forget(self, name: str, keyid: str, now_ms: int) -> Version:
         """Append a version as if one client had never contributed, under this key or another of the same name.
@@ -160,7 +160,7 @@ class Versions:
             raise UnknownExpertError(f"key {keyid} contributed to no version of {name}")
         forgotten = sorted({*mine, *(k for m in manifests for k in m.forgotten)})
         state = self._recompute(expert, self._head(expert), forgotten).state
-        return self._append(expert, state, pb.VersionManifest(forgotten=forgotten), now_ms)
+        return self._append(expert, state, now_ms, forgotten=forgotten)
 
     def _keys_of_same_name(self, keyid: str) -> set[str]:
         members = self._ledger.members()
@@ -232,46 +232,28 @@ class Versions:
     def _publish_again(self, expert: Expert, old: pb.VersionManifest, now_ms: int) -> Version:
         """The file of an earlier version of a package as the next one: its publisher's signature stays."""
         head = self._log.version(expert.name, self._head(expert))
-        manifest = pb.VersionManifest(
-            expert=expert.name,
-            version=head.version + 1,
-            parent_state_digest=head.state_digest,
-            state_digest=old.state_digest,
-            chunks=old.chunks,
-            issued_at_ms=now_ms,
-            publication=old.publication,
-            rolled_back_to=old.rolled_back_to if old.HasField("rolled_back_to") else old.version,
-        )
-        sealed = dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString()
-        size = sum(ref.size for ref in old.chunks)
-        version = Version(expert.name, manifest.version, sealed, old.state_digest, (), "", 0, size, 0.0, now_ms)
+        manifest = next_manifest(expert, head, old.state_digest, old.chunks, now_ms)
+        manifest.publication.CopyFrom(old.publication)
+        manifest.rolled_back_to = old.rolled_back_to if old.HasField("rolled_back_to") else old.version
+        version = sealed_version(self._key, manifest)
         self._ledger.append(version)
         return version
 
-    def _append(self, expert: Expert, state: State, manifest: pb.VersionManifest, now_ms: int) -> Version:
+    def _append(
+        self, expert: Expert, state: State, now_ms: int, *, rolled_back_to: int | None = None, forgotten: Sequence[str] = ()
+    ) -> Version:
+        """A version whose chunks are the whole `state`; the last two say what made it."""
         if any(r.closed_at_ms is None for r in self._ledger.rounds(expert.name)):
             raise ConflictError(f"a round of {expert.name} is open: wait until its conductor has closed it")
-        head, payload = self._head(expert), state.vector.astype("<f4").tobytes()
+        head, payload = self._log.version(expert.name, self._head(expert)), state.vector.astype("<f4").tobytes()
         for chunk in chunks(payload):
             self._store.put(chunk)
-        manifest.expert, manifest.version, manifest.snapshot, manifest.issued_at_ms = expert.name, head + 1, True, now_ms
-        manifest.parent_state_digest = self._log.version(expert.name, head).state_digest
-        manifest.state_digest = state.digest
-        manifest.base_model_digest, manifest.layout_digest = expert.base_model_digest, expert.layout.digest
-        manifest.adapter_config_digest = expert.adapter_config_digest
-        manifest.chunks.extend(refs_of(payload))
-        version = Version(
-            expert=expert.name,
-            version=manifest.version,
-            envelope=dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString(),
-            state_digest=manifest.state_digest,
-            residual=(),
-            run="",
-            round=0,
-            payload_bytes=len(payload),
-            merge_seconds=0.0,
-            created_at_ms=now_ms,
-        )
+        manifest = next_manifest(expert, head, state.digest, refs_of(payload), now_ms)
+        manifest.snapshot = True
+        manifest.forgotten.extend(forgotten)
+        if rolled_back_to is not None:
+            manifest.rolled_back_to = rolled_back_to
+        version = sealed_version(self._key, manifest)
         self._ledger.append(version)
         return version
 

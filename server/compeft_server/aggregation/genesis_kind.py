@@ -10,9 +10,10 @@ from compeft_proto.state_steps import initial_state
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.message_kind import MessageKind, Offer, Record
+from compeft_server.aggregation.sealed_version import next_manifest, sealed_version
 from compeft_server.chunks.chunked_payload import Chunked
 from compeft_server.domain import admission
-from compeft_server.domain.records import Expert, Transfer, Version
+from compeft_server.domain.records import Expert, Transfer
 
 GenesisOffer = Offer[pb.Genesis, None]
 
@@ -46,20 +47,11 @@ class GenesisKind(MessageKind[pb.Genesis, None]):
         return replace(transfer, expert=message.expert)
 
     def _create(self, genesis: pb.Genesis) -> Envelope:
-        layout, refs, now = layout_from_proto(genesis.layout), self.refs(genesis), self._parts.now_ms()
-        manifest = pb.VersionManifest(
-            expert=genesis.expert,
-            state_digest=genesis.state_digest,
-            base_model_digest=genesis.base_model_digest,
-            layout_digest=layout.digest,
-            adapter_config_digest=genesis.adapter_config_digest,
-            chunks=refs,
-            issued_at_ms=now,
-            genesis=genesis,
+        expert = Expert(
+            genesis.expert, genesis.base_model_digest, genesis.adapter_config_digest, layout_from_proto(genesis.layout)
         )
-        sealed = dsse.seal(self._parts.key, dsse.VERSION, manifest)
-        expert = Expert(genesis.expert, genesis.base_model_digest, genesis.adapter_config_digest, layout)
-        payload_bytes = sum(ref.size for ref in refs)
-        first = Version(genesis.expert, 0, sealed.SerializeToString(), genesis.state_digest, (), "", 0, payload_bytes, 0.0, now)
+        manifest = next_manifest(expert, None, genesis.state_digest, self.refs(genesis), self._parts.now_ms())
+        manifest.genesis.CopyFrom(genesis)
+        first = sealed_version(self._parts.key, manifest)
         self._parts.ledger.create(expert, first)
-        return sealed
+        return Envelope.FromString(first.envelope)

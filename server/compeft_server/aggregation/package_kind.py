@@ -22,6 +22,7 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.catch_up import Way
 from compeft_server.aggregation.expert_log import ExpertLog
 from compeft_server.aggregation.message_kind import MessageKind, Offer, Record
+from compeft_server.aggregation.sealed_version import next_manifest, sealed_version
 from compeft_server.chunks.chunked_payload import Chunked
 from compeft_server.domain import admission
 from compeft_server.domain.limits import Limits
@@ -133,20 +134,10 @@ class PackageKind(MessageKind[pb.Package, Manifest]):
         return self._parts.log.version(name, self._parts.ledger.head(name))
 
     def _version(self, expert: Expert, package: pb.Package, publication: pb.Publication) -> Version:
-        now = self._parts.now_ms()
-        manifest = pb.VersionManifest(
-            expert=expert.name,
-            version=package.version,
-            state_digest=package.sha256,
-            chunks=package.chunks,
-            issued_at_ms=now,
-            publication=publication,
-        )
-        if package.version:
-            manifest.parent_state_digest = self._parts.log.version(expert.name, package.version - 1).state_digest
-        sealed = dsse.seal(self._parts.key, dsse.VERSION, manifest).SerializeToString()
-        size = sum(ref.size for ref in package.chunks)
-        return Version(expert.name, package.version, sealed, package.sha256, (), "", 0, size, 0.0, now)
+        before = self._parts.log.version(expert.name, package.version - 1) if package.version else None
+        manifest = next_manifest(expert, before, package.sha256, package.chunks, self._parts.now_ms())
+        manifest.publication.CopyFrom(publication)
+        return sealed_version(self._parts.key, manifest)
 
     def _record_metrics(self, package: pb.Package, version: Version, member: Member) -> None:
         """The metrics that came with a package: its publisher states them, nobody here has measured them."""

@@ -31,6 +31,7 @@ from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.expert_log import Carried, VersionStep, compose, kept_bytes
 from compeft_server.aggregation.message_kind import Dependencies
+from compeft_server.aggregation.sealed_version import next_manifest, sealed_version
 from compeft_server.domain import admission
 from compeft_server.domain.client_weights import COHORT, MAX_SIZE
 from compeft_server.domain.records import Contribution, Expert, Member, Quality, Round, Submission, Version
@@ -125,19 +126,8 @@ class Rounds:
         manifest.size_bound = bound
         if METHODS[closing.merge_method].takes:
             manifest.merge_parameters.CopyFrom(parameters_to_proto(parameters))
-        version = Version(
-            expert=expert.name,
-            version=manifest.version,
-            envelope=dsse.seal(self._key, dsse.VERSION, manifest).SerializeToString(),
-            state_digest=manifest.state_digest,
-            residual=residual,
-            run=found.run,
-            round=found.round,
-            payload_bytes=len(step.encoded.blob),
-            merge_seconds=time.monotonic() - started,
-            created_at_ms=manifest.issued_at_ms,
-            moments=moments,
-        )
+        seconds = time.monotonic() - started
+        version = sealed_version(self._key, manifest, residual=residual, moments=moments, merge_seconds=seconds)
         return version, step.after
 
     def _stored(self, data: bytes | memoryview) -> tuple[bytes, ...]:
@@ -147,24 +137,15 @@ class Rounds:
     def _manifest(
         self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: VersionStep
     ) -> pb.VersionManifest:
-        return pb.VersionManifest(
-            expert=expert.name,
-            version=found.base_version + 1,
-            parent_state_digest=self._log.version(expert.name, found.base_version).state_digest,
-            state_digest=step.after.state.digest,
-            base_model_digest=expert.base_model_digest,
-            layout_digest=expert.layout.digest,
-            adapter_config_digest=expert.adapter_config_digest,
-            run=found.run,
-            round=found.round,
-            coding=coding_of(step.encoded, step.compression),
-            chunks=refs_of(step.encoded.blob),
-            merge_method=closing.merge_method,
-            coefficient=closing.coefficient,
-            contributions=[pb.Contribution(**asdict(contribution)) for contribution in inputs],
-            issued_at_ms=self._now_ms(),
-            optimizer=closing.optimizer if closing.HasField("optimizer") else None,
-        )
+        before = self._log.version(expert.name, found.base_version)
+        manifest = next_manifest(expert, before, step.after.state.digest, refs_of(step.encoded.blob), self._now_ms())
+        manifest.run, manifest.round = found.run, found.round
+        manifest.coding.CopyFrom(coding_of(step.encoded, step.compression))
+        manifest.merge_method, manifest.coefficient = closing.merge_method, closing.coefficient
+        manifest.contributions.extend(pb.Contribution(**asdict(contribution)) for contribution in inputs)
+        if closing.HasField("optimizer"):
+            manifest.optimizer.CopyFrom(closing.optimizer)
+        return manifest
 
     def _record(self, report: pb.QualityReport) -> pb.Recorded:
         self._log.expert(report.expert)
