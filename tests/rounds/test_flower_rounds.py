@@ -33,6 +33,7 @@ from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.frozen_tensors import A_ENDING, B_ENDING, active_places
 from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
+from compeft_proto.merge_settings import MergeSettings
 from compeft_proto.round_task import RESTING
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -40,7 +41,7 @@ from compeft_server.admin.lineage import Versions
 from compeft_server.aggregation.expert_log import ExpertLog
 from compeft_server.data_directory import open_store
 from compeft_server.flower.conductor import Station
-from compeft_server.flower.equivalents import Merging, merging_of
+from compeft_server.flower.equivalents import merging_of
 from compeft_server.flower.quorum_grid import QuorumGrid
 from compeft_server.flower.run_health import RunStoppedError
 from compeft_server.flower.strategy import CompressedStrategy, Plan
@@ -297,7 +298,7 @@ class Own(FedAvg):
     ],
 )
 def test_a_robust_strategy_is_followed_with_its_own_numbers(inner: FedAvg, method: str, parameters: MergeParameters) -> None:
-    assert merging_of(inner, "average", USUAL, None) == Merging(method, parameters)
+    assert merging_of(inner, "average", USUAL, None) == MergeSettings(method, parameters=parameters)
     with pytest.raises(InputError, match="leave one of them at its default"):
         merging_of(inner, "ties", USUAL, None)
 

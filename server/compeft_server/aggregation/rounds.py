@@ -12,20 +12,14 @@ from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from compeft_core import METHODS, MergeParameters, Vector, check_parameters
+from compeft_core import METHODS, Vector, check_parameters
 from compeft_core.errors import InputError
 from compeft_core.statistics import negative_variance
 from compeft_proto import envelope as dsse
 from compeft_proto.chunk_refs import chunks, refs_of
-from compeft_proto.convert import (
-    codec_of,
-    coding_of,
-    compression_from_proto,
-    optimizer_from_proto,
-    parameters_from_proto,
-    parameters_to_proto,
-)
+from compeft_proto.convert import coding_of, optimizer_to_proto, parameters_to_proto
 from compeft_proto.errors import BusyError, RoundClosedError
+from compeft_proto.merge_settings import PLAIN, MergeSettings, settings_of
 from compeft_proto.name_checks import check_name
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
@@ -111,21 +105,25 @@ class Rounds:
     def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> tuple[Version, Carried]:
         """Merge, compress, store and describe the next step, and what goes on from there; the ledger does not know of it yet."""
         started = time.monotonic()
-        expert, compression = self._log.expert(found.expert), compression_from_proto(closing.compression)
-        voting = closing.merge_method not in SUMS
-        inputs = self._log.contributions(expert, accepted, found.base_version, voting)
-        parameters, bound = _parameters_of(closing, len(inputs)), MAX_SIZE if len(inputs) >= COHORT else 0.0
-        merged = self._log.merged(expert, inputs, closing.merge_method, closing.coefficient, parameters, bound)
+        expert, settings = self._log.expert(found.expert), settings_of(closing)
+        inputs = self._log.contributions(expert, accepted, found.base_version, settings.method not in SUMS)
+        settings, bound = _checked(settings, len(inputs)), MAX_SIZE if len(inputs) >= COHORT else 0.0
+        merged = self._log.merged(expert, inputs, settings.method, settings.coefficient, settings.parameters, bound)
         inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
-        before, optimizer = self._log.carried(expert, found.base_version), optimizer_from_proto(closing)
-        codec = codec_of(closing.codec) if closing.codec else "context"
-        step = compose(expert.layout, before, merged.vector, optimizer, compression, codec, closing.max_payload_bytes)
+        before = self._log.carried(expert, found.base_version)
+        step = compose(
+            expert.layout,
+            before,
+            merged.vector,
+            settings.optimizer,
+            settings.compression,
+            settings.codec,
+            settings.max_payload_bytes,
+        )
         _check_variances(expert, found, before.state.vector, step.after.state.vector)
         _, residual, moments = (self._stored(data) for data in (step.encoded.blob, *kept_bytes(step.after)))
-        manifest = self._manifest(expert, found, inputs, closing, step)
+        manifest = self._manifest(expert, found, inputs, settings, step)
         manifest.size_bound = bound
-        if METHODS[closing.merge_method].takes:
-            manifest.merge_parameters.CopyFrom(parameters_to_proto(parameters))
         seconds = time.monotonic() - started
         version = sealed_version(self._key, manifest, residual=residual, moments=moments, merge_seconds=seconds)
         return version, step.after
@@ -135,16 +133,18 @@ class Rounds:
         return tuple(self._pool.map(lambda chunk: self._store.put(bytes(chunk)), chunks(data)))
 
     def _manifest(
-        self, expert: Expert, found: Round, inputs: Sequence[Contribution], closing: pb.RoundClosing, step: VersionStep
+        self, expert: Expert, found: Round, inputs: Sequence[Contribution], settings: MergeSettings, step: VersionStep
     ) -> pb.VersionManifest:
         before = self._log.version(expert.name, found.base_version)
         manifest = next_manifest(expert, before, step.after.state.digest, refs_of(step.encoded.blob), self._now_ms())
         manifest.run, manifest.round = found.run, found.round
         manifest.coding.CopyFrom(coding_of(step.encoded, step.compression))
-        manifest.merge_method, manifest.coefficient = closing.merge_method, closing.coefficient
+        manifest.merge_method, manifest.coefficient = settings.method, settings.coefficient
         manifest.contributions.extend(pb.Contribution(**asdict(contribution)) for contribution in inputs)
-        if closing.HasField("optimizer"):
-            manifest.optimizer.CopyFrom(closing.optimizer)
+        if settings.optimizer != PLAIN:
+            manifest.optimizer.CopyFrom(optimizer_to_proto(settings.optimizer))
+        if METHODS[settings.method].takes:
+            manifest.merge_parameters.CopyFrom(parameters_to_proto(settings.parameters))
         return manifest
 
     def _record(self, report: pb.QualityReport) -> pb.Recorded:
@@ -197,13 +197,14 @@ def _check_variances(expert: Expert, found: Round, before: Vector, after: Vector
         )
 
 
-def _parameters_of(closing: pb.RoundClosing, count: int) -> MergeParameters:
-    """By which parameters `count` updates are merged, as the manifest will say it. Errors: InputError if one is out of range or not taken.
+def _checked(settings: MergeSettings, count: int) -> MergeSettings:
+    """By which settings `count` updates are merged, as the manifest will say it. Errors: InputError if a parameter is out of range or
+    not taken.
 
     A trimmed mean of a cohort trims one update at either end at least: floor(trim * count) may be 0, and then it is a plain mean.
     """
-    parameters = parameters_from_proto(closing)
-    check_parameters(closing.merge_method, parameters)
-    if closing.merge_method == "trimmed_mean" and count >= COHORT and parameters.trim > 0:
+    parameters = settings.parameters
+    check_parameters(settings.method, parameters)
+    if settings.method == "trimmed_mean" and count >= COHORT and parameters.trim > 0:
         parameters = replace(parameters, trim=max(parameters.trim, math.nextafter(1 / count, 1.0)))
-    return parameters
+    return replace(settings, parameters=parameters)

@@ -5,20 +5,18 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
-from compeft_core import Codec, Compression, MergeParameters
 from compeft_core.errors import FormatError, InputError
-from compeft_core.merging.inputs import USUAL
-from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
-from compeft_proto.convert import compression_to_proto, optimizer_to_proto, parameters_to_proto
 from compeft_proto.errors import from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, public_keys_from_pem, signing_key_from_pem
+from compeft_proto.merge_settings import MergeSettings
 from compeft_proto.site_layout import FILES, INDEX, SIMULATED_CONDUCTOR, SITE_VARIABLE, site_options
 from compeft_proto.sync_answer import Answer, MemoryCache, SyncDialogue, fetch, read_answer
 from compeft_proto.transport import ClientTls, SubmitDialogue, offer, open_channel, persist, upload
@@ -35,8 +33,6 @@ NEEDED = ("aggregator", "aggregator-key", "conductor-key")
 PATIENCE_S = 30.0
 """How long a fetch that fails is tried again."""
 TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
-PLAIN = ServerOptimizer()
-"""FedAvg at rate 1: the step is the merged task vector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,36 +118,15 @@ class Conductor:
         return self._conduct(dsse.ROUND_OPENING, opening, dsse.ROUND_STATEMENT)
 
     def close_round(
-        self,
-        expert: str,
-        run: str,
-        number: int,
-        method: str,
-        coefficient: float,
-        compression: Compression,
-        parameters: MergeParameters = USUAL,
-        optimizer: ServerOptimizer = PLAIN,
-        codec: Codec = "context",
-        max_payload_bytes: int = 0,
+        self, expert: str, run: str, number: int, settings: MergeSettings | str, *more: Any, **named: Any
     ) -> pb.RoundStatement:
-        """Merge what was accepted and publish the optimizer's step as the next version, compressed and coded like this for the downlink,
-        at a lower density if its payload would take more than `max_payload_bytes` (0: no limit).
+        """Merge what was accepted and publish the optimizer's step as the next version, by `settings`: a `MergeSettings`, or its fields in
+        their order (method, coefficient, compression and so on).
 
         Errors: InputError, and the round stays open, if the method is not to be had with these parameters and that many updates.
         """
-        closing = pb.RoundClosing(
-            expert=expert,
-            run=run,
-            round=number,
-            merge_method=method,
-            coefficient=coefficient,
-            merge_parameters=None if parameters == USUAL else parameters_to_proto(parameters),
-            compression=compression_to_proto(compression),
-            optimizer=None if optimizer == PLAIN else optimizer_to_proto(optimizer),
-            codec=codec,
-            max_payload_bytes=max_payload_bytes,
-        )
-        return self._conduct(dsse.ROUND_CLOSING, closing, dsse.ROUND_STATEMENT)
+        chosen = settings if isinstance(settings, MergeSettings) else MergeSettings(settings, *more, **named)
+        return self._conduct(dsse.ROUND_CLOSING, chosen.closing(expert, run, number), dsse.ROUND_STATEMENT)
 
     def fetch(self, expert: str, have: int, want: int, run: str, number: int) -> tuple[Answer, list[bytes]]:
         """What leads from version `have` (-1: none) to `want`, signed, with its payloads; on behalf of this round.

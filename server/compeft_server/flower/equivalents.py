@@ -5,7 +5,7 @@ has as well is followed, with the numbers that the strategy object holds; any ot
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedMedian, FedTrimmedAvg, FedYogi, MultiKrum
 from flwr.serverapp.strategy.fedopt import FedOpt
@@ -14,56 +14,49 @@ from compeft_core import MergeParameters, check_parameters
 from compeft_core.errors import InputError
 from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
-from compeft_server.flower.conductor import PLAIN
-
-PLAIN_METHOD = "average"
+from compeft_proto.merge_settings import PLAIN_METHOD, MergeSettings
 
 
-@dataclass(frozen=True, slots=True)
-class Merging:
-    """How a round is merged: a key of `compeft_core.METHODS`, its parameters, and what becomes of the result."""
-
-    method: str = PLAIN_METHOD
-    parameters: MergeParameters = USUAL
-    optimizer: ServerOptimizer = PLAIN
+def _fedavg(_: FedAvg) -> MergeSettings:
+    return MergeSettings()
 
 
-def _fedavg(_: FedAvg) -> Merging:
-    return Merging()
-
-
-def _fedavgm(inner: FedAvg) -> Merging:
+def _fedavgm(inner: FedAvg) -> MergeSettings:
     if not isinstance(inner, FedAvgM) or not inner.server_opt:
         return _fedavg(inner)
-    return Merging(optimizer=ServerOptimizer("fedavgm", inner.server_learning_rate, inner.server_momentum))
+    return MergeSettings(optimizer=ServerOptimizer("fedavgm", inner.server_learning_rate, inner.server_momentum))
 
 
-def _fedopt(name: str) -> Callable[[FedAvg], Merging]:
+def _fedopt(name: str) -> Callable[[FedAvg], MergeSettings]:
     """Flower's FedAdam besides scales its rate by Adam's bias correction, which the paper's algorithm has not: we follow the paper."""
 
-    def merging(inner: FedAvg) -> Merging:
+    def merging(inner: FedAvg) -> MergeSettings:
         if not isinstance(inner, FedOpt):
             return _fedavg(inner)
-        return Merging(optimizer=ServerOptimizer(name, inner.eta, inner.beta_1, inner.beta_2, inner.tau))
+        return MergeSettings(optimizer=ServerOptimizer(name, inner.eta, inner.beta_1, inner.beta_2, inner.tau))
 
     return merging
 
 
-def _krum(inner: FedAvg) -> Merging:
+def _krum(inner: FedAvg) -> MergeSettings:
     """Flower's Krum is its MultiKrum that selects one."""
     if not isinstance(inner, MultiKrum):
         return _fedavg(inner)
     byzantine, keep = inner.num_malicious_nodes, inner.num_nodes_to_select
     if keep == 1:
-        return Merging("krum", MergeParameters(byzantine=byzantine))
-    return Merging("multi_krum", MergeParameters(byzantine=byzantine, keep=keep))
+        return MergeSettings("krum", parameters=MergeParameters(byzantine=byzantine))
+    return MergeSettings("multi_krum", parameters=MergeParameters(byzantine=byzantine, keep=keep))
 
 
-def _trimmed(inner: FedAvg) -> Merging:
-    return Merging("trimmed_mean", MergeParameters(trim=inner.beta)) if isinstance(inner, FedTrimmedAvg) else _fedavg(inner)
+def _trimmed(inner: FedAvg) -> MergeSettings:
+    return (
+        MergeSettings("trimmed_mean", parameters=MergeParameters(trim=inner.beta))
+        if isinstance(inner, FedTrimmedAvg)
+        else _fedavg(inner)
+    )
 
 
-EQUIVALENTS: dict[type, Callable[[FedAvg], Merging]] = {
+EQUIVALENTS: dict[type, Callable[[FedAvg], MergeSettings]] = {
     FedAvg: _fedavg,
     FedAvgM: _fedavgm,
     FedAdam: _fedopt("fedadam"),
@@ -71,13 +64,13 @@ EQUIVALENTS: dict[type, Callable[[FedAvg], Merging]] = {
     FedAdagrad: _fedopt("fedadagrad"),
     MultiKrum: _krum,
     FedTrimmedAvg: _trimmed,
-    FedMedian: lambda _: Merging("median"),
+    FedMedian: lambda _: MergeSettings("median"),
 }
 """By the class whose `aggregate_train` a strategy runs: FedProx, and any subclass that leaves it alone, is a FedAvg here."""
 
 
-def merging_of(inner: FedAvg, method: str, parameters: MergeParameters, optimizer: ServerOptimizer | None) -> Merging:
-    """What the aggregator is asked to do: `method`, its parameters and `optimizer` where a plan says so, else as `inner` does.
+def merging_of(inner: FedAvg, method: str, parameters: MergeParameters, optimizer: ServerOptimizer | None) -> MergeSettings:
+    """How the aggregator merges: by `method`, its parameters and `optimizer` where a plan says so, else as `inner` does; the rest as usual.
 
     Errors: InputError for a strategy whose aggregation the aggregator does not have, for one that asks for another method than the
     plan, and for parameters that a method does not take.
@@ -90,8 +83,8 @@ def merging_of(inner: FedAvg, method: str, parameters: MergeParameters, optimize
         )
     followed = EQUIVALENTS[owner](inner)
     if followed.method == PLAIN_METHOD:
-        followed = Merging(method, parameters, followed.optimizer)
+        followed = replace(followed, method=method, parameters=parameters)
     elif (method, parameters) != (PLAIN_METHOD, USUAL):
         raise InputError(f"{owner.__name__} merges by {followed.method}, the plan by {method}: leave one of them at its default")
     check_parameters(followed.method, followed.parameters)
-    return Merging(followed.method, followed.parameters, optimizer or followed.optimizer)
+    return replace(followed, optimizer=optimizer or followed.optimizer)

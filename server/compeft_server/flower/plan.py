@@ -12,12 +12,13 @@ from compeft_core.errors import InputError
 from compeft_core.frozen_tensors import resting_in_round
 from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
+from compeft_proto.merge_settings import DOWNLINK, PLAIN_METHOD
 from compeft_proto.round_task import CodecChoice, Origin
 from compeft_server.flower.model_reader import read_model
 
 NO_ORIGIN = Origin()
-UPLINK, DOWNLINK = Compression(0.05), Compression(0.1)
-"""A twentieth of each update up, a tenth of each merged one down."""
+UPLINK = Compression(0.05)
+"""A twentieth of each update travels up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Plan:
     origin: Origin = NO_ORIGIN
     uplink: Compression = UPLINK
     downlink: Compression = DOWNLINK
-    merge_method: str = "average"
+    merge_method: str = PLAIN_METHOD
     coefficient: float = 1.0
     merge_parameters: MergeParameters = USUAL
     dense: Collection[str] = ()

@@ -8,6 +8,7 @@ leaves behind is one open round, which the next one abandons; a new run goes on 
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
@@ -49,7 +50,12 @@ class CompressedStrategy(Strategy):
 
     def __init__(self, inner: FedAvg, plan: Plan, station: Station | None = None) -> None:
         self.inner, self.plan = inner, plan
-        self._merging = merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer)
+        self._merging = replace(
+            merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer),
+            coefficient=plan.coefficient,
+            compression=plan.downlink,
+            codec="context" if plan.codec == AUTO else plan.codec,
+        )
         self._layout: Layout | None = None
         self._most_bytes = 0
         self._conductor = Conductor(station or station_of({}))
@@ -138,21 +144,11 @@ class CompressedStrategy(Strategy):
         self._health.check_weights(server_round, self.inner.weighted_by_key, replies)
         self._score("clients", replies)
         self._report(server_round, replies)
-        plan, downlink = self.plan, self.plan.downlink
+        plan, settings = self.plan, replace(self._merging, max_payload_bytes=self._most_bytes)
         if self._layout is not None:
-            downlink = share_of_active(self._layout, downlink, resting_in_round(plan.averaging, server_round))
-        closed = self._conductor.close_round(
-            plan.expert,
-            self._run,
-            server_round,
-            self._merging.method,
-            plan.coefficient,
-            downlink,
-            self._merging.parameters,
-            self._merging.optimizer,
-            "context" if plan.codec == AUTO else plan.codec,
-            self._most_bytes,
-        )
+            downlink = share_of_active(self._layout, plan.downlink, resting_in_round(plan.averaging, server_round))
+            settings = replace(settings, compression=downlink)
+        closed = self._conductor.close_round(plan.expert, self._run, server_round, settings)
         if plan.max_staleness and len(replies) < len(self._sent):
             log(WARNING, "round %s: %s clients are late, their updates may join a later round", server_round, len(self._sent))
         else:
