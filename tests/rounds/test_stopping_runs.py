@@ -1,11 +1,13 @@
 """Runs that cannot go on usefully stop with an error that says why; the expert's versions stay."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.common.logger import FLOWER_LOGGER
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -13,6 +15,9 @@ from compeft_core import Compression
 from compeft_core.errors import InputError
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.clock import now_ms
+from compeft_proto.errors import UnreachableError
+from compeft_proto.keys import new_key
+from compeft_server.flower.conductor import Station
 from compeft_server.flower.run_health import MetricWatch, RunStoppedError, Scored
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from tests.rounds.conftest import ORIGIN, World
@@ -175,3 +180,37 @@ def test_a_variance_stays_positive_however_hard_the_clients_and_the_optimizer_pu
     run(world, shrinks, 6, plan)
     assert all((variance > 0).all() for variance in seen)
     assert seen[-1].max() < 0.05
+
+
+def test_a_run_whose_aggregator_is_down_ends_before_a_client_is_asked_with_one_line_in_the_log(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = LoopbackGrid(app_of(lambda message, context: message), configs(world, 2), 7)
+    down = Station("127.0.0.1:9", new_key(), new_key().public)
+    FLOWER_LOGGER.addHandler(caplog.handler)
+    caplog.handler.setLevel(logging.INFO)
+    try:
+        with pytest.raises(
+            UnreachableError, match=r"aggregator 127\.0\.0\.1:9 cannot be reached: .*is `compeft serve` running"
+        ) as error:
+            CompressedStrategy(FedAvg(**NODES), PLAN, down).start(grid, begun(), num_rounds=1)
+        caplog.clear()
+        FLOWER_LOGGER.log(logging.ERROR, "%s raised an exception", "Simulation", exc_info=error.value)  # as Flower does
+        printed = caplog.handler.format(caplog.records[-1])
+    finally:
+        FLOWER_LOGGER.removeHandler(caplog.handler)
+    assert "Simulation raised an exception: aggregator 127.0.0.1:9 cannot be reached" in printed
+    assert len(printed.splitlines()) == 1
+    assert error.value.__cause__ is None
+
+
+def test_an_unexpected_error_keeps_its_traceback_in_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    CompressedStrategy(FedAvg(**NODES), PLAN, station(world))
+    FLOWER_LOGGER.addHandler(caplog.handler)
+    try:
+        {}["absent"]
+    except KeyError as error:
+        FLOWER_LOGGER.log(logging.ERROR, "failed", exc_info=error)
+    finally:
+        FLOWER_LOGGER.removeHandler(caplog.handler)
+    assert "Traceback" in caplog.handler.format(caplog.records[-1])

@@ -14,13 +14,15 @@ from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
-from compeft_proto.errors import from_rpc
+from compeft_proto.errors import UnreachableError, from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.merge_settings import MergeSettings
 from compeft_proto.site_layout import FILES, INDEX, SIMULATED_CONDUCTOR, SITE_VARIABLE, site_options
 from compeft_proto.sync_answer import Answer, MemoryCache, SyncDialogue, fetch, read_answer
 from compeft_proto.transport import ClientTls, SubmitDialogue, offer, open_channel, persist, upload
 from compeft_proto.trusted_keys import TrustedKeys, listed_handovers
+from compeft_proto.v1 import enrolment_pb2 as ep
+from compeft_proto.v1 import enrolment_pb2_grpc as membership
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
@@ -30,6 +32,8 @@ from compeft_server.private_files import read_file, read_private
 
 NONCE_BYTES = 16
 NEEDED = ("aggregator", "aggregator-key", "conductor-key")
+PROBE_S = 10.0
+"""How long `check_reachable` waits for an answer."""
 PATIENCE_S = 30.0
 """How long a fetch that fails is tried again."""
 TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
@@ -47,7 +51,7 @@ class Station:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ClientMetric:
     """A task metric of one arm at one version, of one client."""
 
     run: str
@@ -95,9 +99,18 @@ class Conductor:
 
     def __init__(self, station: Station) -> None:
         self._station = station
-        channel = open_channel(station.address, station.tls)
+        channel = self._channel = open_channel(station.address, station.tls)
         self._stub = rpc.ExpertExchangeStub(channel)
         self._believed = TrustedKeys((station.aggregator, *station.older), lambda: listed_handovers(channel))
+
+    def check_reachable(self) -> None:
+        """Ask the aggregator for its key rotations, which changes nothing. Errors: UnreachableError if nothing answers."""
+        try:
+            membership.MembershipStub(self._channel).ListHandovers(ep.HandoversRequest(), timeout=PROBE_S)
+        except grpc.RpcError as error:
+            found = from_rpc(error, self._station.address)
+            if isinstance(found, UnreachableError):
+                raise found from None  # gRPC's own error says the same in 20 lines
 
     def publish(self, genesis: pb.Genesis, snapshot: bytes = b"") -> pb.VersionManifest:
         """Create an expert with this version 0. Errors: ConflictError if the name is taken."""
@@ -183,7 +196,7 @@ class Conductor:
         answer = persist(attempt, PATIENCE_S)
         return self._believed.with_rotation(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
 
-    def report(self, expert: str, measured: Measured) -> None:
+    def report(self, expert: str, measured: ClientMetric) -> None:
         """Put a task metric beside the bytes. The same again is nothing."""
         report = pb.QualityReport(
             expert=expert,

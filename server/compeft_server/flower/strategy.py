@@ -30,8 +30,9 @@ from compeft_proto.round_task import AUTO, DTYPES, ORDER, RECORD, RoundTask, as_
 from compeft_proto.state_steps import pack_snapshot
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.records import Arm
-from compeft_server.flower.conductor import Conductor, Measured, Station, station_of
+from compeft_server.flower.conductor import ClientMetric, Conductor, Station, station_of
 from compeft_server.flower.equivalents import merging_of
+from compeft_server.flower.error_log import log_errors_as_lines
 from compeft_server.flower.plan import Plan
 from compeft_server.flower.quorum_grid import QuorumGrid
 from compeft_server.flower.relay_grid import RelayGrid
@@ -49,6 +50,7 @@ class CompressedStrategy(Strategy):
     """
 
     def __init__(self, inner: FedAvg, plan: Plan, station: Station | None = None) -> None:
+        log_errors_as_lines()
         self.inner, self.plan = inner, plan
         self._merging = replace(
             merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer),
@@ -72,10 +74,14 @@ class CompressedStrategy(Strategy):
     def start(
         self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, timeout: float = 3600, *args: Any, **kwargs: Any
     ) -> Result:
-        """As `Strategy.start`; the run's id and timeout also become those of the aggregator's rounds."""
+        """As `Strategy.start`; the run's id and timeout also become those of the aggregator's rounds.
+
+        Errors: UnreachableError, before any client is asked, if no aggregator answers.
+        """
         if not self.plan.fetch and (kwargs.get("evaluate_fn") or len(args) > 2):
             raise InputError("evaluate_fn needs the merged arrays here, and the plan has fetch=False")
         self._layout_of(initial_arrays)  # refuses now what would be refused once the nodes are there
+        self._conductor.check_reachable()
         if self.plan.draw:
             initial_arrays = self.seeded_arrays(initial_arrays)
         self._run = str(grid.run.run_id)
@@ -241,7 +247,7 @@ class CompressedStrategy(Strategy):
             log(INFO, "expert %s is there already: this run continues it", self.plan.expert)
 
     def _share(self, layout: Layout, resting: tuple[str, ...], clients: int) -> int:
-        """Most payload bytes of one update of this round, up or down; 0 is no limit. Errors: InputError if that is too little for any,
+        """Most payload bytes of one update of this round, up or down; 0: no limit. Errors: InputError if that is too little for any,
         or nothing would be active.
         """
         active = int(np.count_nonzero(active_places(layout, resting)[: layout.ternary_size]))
@@ -290,7 +296,9 @@ class CompressedStrategy(Strategy):
             if not isinstance(value, int | float) or not isinstance(count, int | float) or not isinstance(version, int):
                 continue
             if math.isfinite(value) and math.isfinite(count) and count >= 0:
-                measured = Measured(self._run, server_round, version, arm, client, self.plan.metric, float(value), float(count))
+                measured = ClientMetric(
+                    self._run, server_round, version, arm, client, self.plan.metric, float(value), float(count)
+                )
                 self._conductor.report(self.plan.expert, measured)
 
 
