@@ -29,7 +29,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)")
 
 
 def payload_bytes(ternary_size: int, dense_size: int, density: float) -> int:
-    """Bytes that an update of so many ternary and dense parameters takes at most, 0 < density <= 1, with one scale and positions no
+    """Most bytes that an update of `ternary_size` and `dense_size` parameters takes, 0 < density <= 1, with one scale and positions no
     worse than random: the entropy with SLACK, header and index, and a byte for the square root of the number kept, because gaps vary.
     """
     k = min(max(density, 1 / max(1, ternary_size)), 1.0)

@@ -1,7 +1,7 @@
 """Server optimizers: a merged task vector -> the step that is published, by a learning rate, momentum, or an adaptive rule (FedOpt).
 
 Algorithm 2 of Reddi et al. (arXiv 2003.00295), with the merged task vector as the pseudo-gradient, and FedAvgM (Hsu et al., arXiv
-1909.06335). Moments start at zero; there is no bias correction. All is elementwise: float64, single IEEE operations in the order
+1909.06335). Moments start at zero; nothing is corrected for bias. All is elementwise: float64, single IEEE operations in the order
 written, each moment rounded to float32 before the step is computed from it, the step rounded to float32 once. So a round recomputes
 bit for bit anywhere.
 """

@@ -85,7 +85,7 @@ def kept_in_range(layout: Layout, state: Vector, step: Vector) -> Vector:
 
 
 def negative_variance(layout: Layout, before: Vector, after: Vector) -> str | None:
-    """Name of the first variance tensor with an entry that is negative in `after` and was not in `before`; None if there is none."""
+    """Name of the first variance tensor with an entry that is negative in `after` and was not in `before`, or None."""
     if not any(is_variance(t.name) for t in layout.tensors):
         return None
     newly = (after < 0) & (before >= 0) & variance_places(layout)

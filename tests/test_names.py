@@ -24,7 +24,4 @@ def classes() -> dict[str, list[str]]:
 def test_no_class_name_occurs_twice() -> None:
     found = classes()
     assert len(found) > 150
-    assert {name: files for name, files in found.items() if len(files) > 1 and name not in LEFT} == {}
-
-
-LEFT = {"Measured"}
+    assert {name: files for name, files in found.items() if len(files) > 1} == {}

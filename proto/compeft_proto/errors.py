@@ -215,7 +215,7 @@ HINTS = {
     "WRONG_VERSION_NUMBER": "the server on that port does not use TLS: is it the right port?",
     "CERTIFICATE_VERIFY_FAILED": "its certificate is not one that the authority in --tls-ca, or in the site's ca.crt, vouches for now: "
     "is it another aggregator, or is a clock wrong?",
-    "Failed to create security handshaker": "--tls-ca, --tls-cert and --tls-key, or ca.crt and tls.pem of the site, are no PEM files",
+    "Failed to create security handshaker": "--tls-ca, --tls-cert and --tls-key, or ca.crt and tls.pem of the site, are not PEM files",
     "Socket closed": "it may want TLS, or another certificate: give --site, or --tls-ca, --tls-cert and --tls-key",
     "Failed parsing HTTP/2": "the server on that port is not an aggregator: is it the right port?",
 }

@@ -62,7 +62,7 @@ class RoundTask:
 
     resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.frozen_tensors`); the density is
     of the
-    others. max_payload_bytes: the update takes no more, and the density is then the highest; 0 is no limit. weighted_by: name of the
+    others. max_payload_bytes: the update takes no more, and the density is then the highest; 0: no limit. weighted_by: name of the
     metric, in the app's reply, that is the update's weight.
     """
 

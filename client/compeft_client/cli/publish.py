@@ -174,9 +174,9 @@ def seconds_of(text: str) -> float:
     try:
         seconds = float(number) * SECONDS[unit]
     except ValueError as error:
-        raise InputError(f"{text!r} is no time: write 30s, 5m or 1h") from error
+        raise InputError(f"invalid duration {text!r}: expected seconds or a unit, such as 30s, 5m or 1h") from error
     if not 0 < seconds < float("inf"):
-        raise InputError(f"{text!r} is no time to wait: write 30s, 5m or 1h")
+        raise InputError(f"invalid duration {text!r}: expected more than 0 and finite, such as 30s, 5m or 1h")
     return seconds
 
 
@@ -191,7 +191,7 @@ def _measured(metric: str | None, base: float | None, dense: float | None) -> "S
     try:
         value = float(text)
     except ValueError as error:
-        raise InputError(f"--metric {metric!r} is none: write accuracy=0.91") from error
+        raise InputError(f"invalid --metric {metric!r}: expected NAME=VALUE, such as accuracy=0.91") from error
     found = (("synced", value), ("base", base), ("dense", dense))
     return [Measured(arm, what, number) for arm, number in found if number is not None]
 
@@ -216,7 +216,7 @@ def _words(command: str) -> list[str]:
     try:
         return shlex.split(command)
     except ValueError as error:
-        raise InputError(f"--exec {command!r} is no command: {error}") from error
+        raise InputError(f"invalid --exec {command!r}: expected a command in shell quoting: {error}") from error
 
 
 def _print(values: dict[str, object], text: str, output_format: str) -> None:

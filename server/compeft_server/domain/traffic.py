@@ -69,7 +69,7 @@ class Score:
 def why_silent(dense_bytes: int, wire_counted: bool, measured: bool) -> str:
     """Why no saving may be stated, in words; empty when one may."""
     if not dense_bytes:
-        return "No transfer of an edge client was recorded yet, so there is no saving to state."
+        return "No transfer of an edge client was recorded yet, so no saving is stated."
     if not wire_counted:
         return "The wire was not counted on this aggregator (it needs Linux), so no saving is stated."
     return (

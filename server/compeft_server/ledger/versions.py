@@ -71,7 +71,7 @@ class VersionRows(Tables):
         return first([Snapshot(**row._mapping) for row in rows])
 
     def keep_snapshot(self, made: Snapshot) -> None:
-        """The whole state at a version, in place of one that was made before: what can be made again is no fact."""
+        """The whole state at a version, in place of one that was made before; it can be computed again, so it is not append-only."""
         table = schema.snapshots
         with self._engine.begin() as connection:
             connection.execute(sa.delete(table).where(table.c.expert == made.expert, table.c.version == made.version))

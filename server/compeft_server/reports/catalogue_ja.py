@@ -23,7 +23,7 @@ JAPANESE = {
     # Who says so, and why nothing is said
     "reported by {name}, not measured": "{name}による申告値、未測定",
     "measured by {clients} client(s)": "{clients}台のクライアントで測定",
-    "No transfer of an edge client was recorded yet, so there is no saving to state.": "クライアントの送受信がまだ記録されていないため、削減量は示しません。",
+    "No transfer of an edge client was recorded yet, so no saving is stated.": "クライアントの送受信がまだ記録されていないため、削減量は示しません。",
     "The wire was not counted on this aggregator (it needs Linux), so no saving is stated.": (
         "この集約サーバーでは通信量が計測されていないため（Linux が必要です）、削減量は示しません。"
     ),

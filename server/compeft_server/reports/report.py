@@ -2,7 +2,7 @@
 
 build.py makes it; this module only does arithmetic. The report's bytes are the transfers of edge clients; those of conductors and
 readers are summed apart. Invariants: the rows of versions and the rows of clients both add up to the totals. A saving is stated only of
-the bytes that led to a version of known quality, beside that quality; where there is none, `silence` says why.
+the bytes that led to a version of known quality, beside that quality; otherwise `silence` says why.
 """
 
 from dataclasses import dataclass

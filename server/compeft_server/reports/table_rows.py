@@ -59,7 +59,7 @@ COLUMNS = (
 
 
 def rows_of(ledger: Ledger, own: Sequence[PublicKey], expert: str | None = None, since_ms: int = 0) -> Iterator[dict[str, Any]]:
-    """All transfers of an expert, or of all, oldest first. Times are milliseconds since 1970; what is not known is None."""
+    """All transfers of an expert, or of all, oldest first. Times are milliseconds since 1970; an unknown value: None."""
     beside = {name: _Beside(ledger, own, name) for name in ledger.experts() if expert in (None, name)}
     for row in Summaries(ledger).transfer_rows(expert, since_ms):
         moved: dict[str, Any] = dict(row)

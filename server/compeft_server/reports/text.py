@@ -297,7 +297,7 @@ def _relayed(traffic: Traffic) -> list[str]:
 
 
 def verdict(report: Report) -> str:
-    """The saving and its quality in one sentence, or why there is none."""
+    """The saving and its quality in one sentence, or why no saving is stated."""
     stated = report.stated
     if report.silence or stated is None or stated.score is None:
         return report.silence
