@@ -20,7 +20,7 @@ READ_BYTES = 4 * 2**20
 def weights_digest(path: Path) -> bytes:
     """SHA-256 (32 bytes) of the weights in a .safetensors file, or in a checkpoint's folder, whole or sharded.
 
-    Files are read once as long as they stay unchanged. Errors: InputError if no weights are there; FormatError, LimitError for damaged ones.
+    Files are read once as long as they stay unchanged. Errors: InputError if no weights are there; FormatError, LimitError if damaged.
     """
     header = _header(path)
     files = sorted({tensor.file for tensor in header.tensors.values()})

@@ -57,10 +57,10 @@ CodecName = Annotated[
     Codec | None,
     typer.Option(help="ternary values: context takes the fewest bytes, rice and rice4 the least time"),
 ]
-Quality = Annotated[float | None, typer.Option(help="keep so much of the products: their cos^2, above 0 and below 1")]
+Quality = Annotated[float | None, typer.Option(help="how much of the products is kept: their cos^2, above 0 and below 1")]
 Times = Annotated[
     float | None,
-    typer.Option(help=f"so many times fewer bytes than the factors take as bfloat16, such as 200; {TIMES:g} by default"),
+    typer.Option(help=f"how many times fewer bytes than the factors take as bfloat16, such as 200; {TIMES:g} by default"),
 ]
 
 app = typer.Typer()

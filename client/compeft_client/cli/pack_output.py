@@ -72,7 +72,7 @@ def _kept(result: Packed, cosine: float) -> str:
 
 
 def _products(result: Packed) -> dict[str, float] | None:
-    """What was kept of the products; None if there are none. low: the tenth percentile of the modules' cos^2."""
+    """What was kept of the products; None without products. low: the tenth percentile of the modules' cos^2."""
     encoded = next((c.encoded for c in result.parts if c.encoded), None)
     if encoded is None:
         return None

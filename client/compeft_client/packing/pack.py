@@ -51,7 +51,7 @@ DENSITY = 0.05
 TIMES = 50.0
 """How many times fewer bytes than bfloat16 the products take, unless told otherwise: docs/choosing-compression.md has what it is worth."""
 SMALL_BYTES, SMALL_TIMES = 4096, 4.0
-"""Products that would take fewer bytes than that get as many, but stay so many times below bfloat16: side information dominates there."""
+"""Products that would take fewer bytes than that get as many, but stay SMALL_TIMES below bfloat16: side information dominates there."""
 LOW_QUALITY = 0.1
 """Below it experts lost a tenth of their gain and more in the evidence: packing says so."""
 MAX_PARAMETERS = 10**9

@@ -39,7 +39,9 @@ def report_command(
     ] = None,
     price_per_gb: PricePerGb = None,
     currency: Currency = "EUR",
-    kwh_per_gb: Annotated[float | None, typer.Option(help="energy of a GB on the wire, in kWh; there is no default")] = None,
+    kwh_per_gb: Annotated[
+        float | None, typer.Option(help="energy of a GB on the wire, in kWh; without it no energy is printed")
+    ] = None,
     co2_per_kwh: Annotated[float | None, typer.Option(help="g of CO2 of a kWh where you are")] = None,
     pool: Annotated[Path | None, typer.Option(help="JSON of `compeft bench pool -o`, for the section on GPU use")] = None,
     dense: Annotated[

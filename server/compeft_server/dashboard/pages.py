@@ -183,7 +183,7 @@ class Pages:
         """One key of a member: when it was seen last, where it is behind, its rate, its certificate."""
         found = next((c for c in self.summaries.clients() if c.keyid == keyid), None)
         if found is None:
-            raise UnknownExpertError(f"unknown member key {keyid[:40]!a}: choose one of the page Clients")
+            raise UnknownExpertError(f"no member has the key {keyid[:40]!a}: choose one of the page Clients")
         heads = {e.name: e.head for e in self.summaries.experts()}
         scores = {e: (m, v, value) for (key, e, m), (v, value) in self.summaries.client_scores().items() if key == keyid}
         return self.render(
@@ -217,7 +217,7 @@ class Pages:
     def _card(self, name: str) -> Card:
         found = figures.read_cards(self.summaries, self._site.now_ms(), name)
         if not found:
-            raise UnknownExpertError(f"unknown expert {name[:40]!a}: choose one of the overview")
+            raise UnknownExpertError(f"no expert {name[:40]!a} here: choose one of the overview")
         return found[0]
 
     def _kpis(self, name: str, versions: Sequence[tuple[int, int]]) -> list[tuple[KpiSeries, KpiChart]]:

@@ -39,16 +39,16 @@ class Energy:
     co2_g_per_kwh: float | None = None
 
     def kwh(self, size: float) -> float:
-        """Energy of so many bytes."""
+        """Energy of `size` bytes, in kWh."""
         return size / GB * self.kwh_per_gb
 
     def co2_g(self, size: float) -> float | None:
-        """Grams of CO2 of so many bytes."""
+        """CO2 of `size` bytes, in g; None without the factor."""
         return None if self.co2_g_per_kwh is None else self.kwh(size) * self.co2_g_per_kwh
 
 
 def energy_of(kwh_per_gb: float | None, co2_g_per_kwh: float | None) -> Energy | None:
-    """The factors of these two options, None where none is given: there is no default. Errors: InputError."""
+    """The factors of these two options, or None if neither is given. Errors: InputError."""
     for option, value in (("--kwh-per-gb", kwh_per_gb), ("--co2-per-kwh", co2_g_per_kwh)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise InputError(f"invalid {option} {value}: expected a number of 0 or more, such as 0.05")

@@ -37,9 +37,9 @@ class Plan:
     metric: name of the task metric in the clients' MetricRecord; `base-` before it marks the same for the frozen base model.
 
     averaging: which LoRA factors rest when, a key of `compeft_core.frozen_tensors.AVERAGING`. optimizer: what the aggregator makes of a
-    merged task vector; None takes what the wrapped strategy asks for. min_updates: a round closes as soon as so many clients have
+    merged task vector; None takes what the wrapped strategy asks for. min_updates: a round closes as soon as that many clients have
     answered, and `deadline_s` seconds after it opened at the latest; None waits for all of them, and as long as `start`'s timeout.
-    max_staleness: an update that comes late joins a later round of the run, if its base is at most so many versions older.
+    max_staleness: an update that comes late joins a later round of the run, if its base is at most that many versions older.
 
     fetch: each new version is fetched from the aggregator too, so that `start` returns arrays and can evaluate them; without it they
     lie at the aggregator only.
@@ -91,7 +91,7 @@ class Plan:
         """The plan of a model: what of it travels dense, what it is trained with and, with a `seed`, how its initial arrays are drawn.
 
         model: a torch module, a PEFT model, an ArrayRecord or a mapping of names to arrays. Buffers, heads and matrices of fewer than 1,024
-        entries that are no LoRA factors travel dense. Of a PEFT model, `origin` is its adapter configuration and the weights digest of its
+        entries that are not LoRA factors travel dense. Of a PEFT model, `origin` is its adapter configuration and the weights digest of its
         base model. seed: the run begins with a draw from this seed within the bounds that PyTorch and PEFT draw from, and no initial byte
         travels; the model must be freshly initialised. Without it the run begins with the app's own arrays. settings: as `Plan`.
 

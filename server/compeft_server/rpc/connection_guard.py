@@ -125,7 +125,7 @@ def _descriptors() -> Iterator[int]:
 
 
 def _peer_at(descriptor: int, ports: set[int]) -> str:
-    """The other end of the connection under this descriptor, which is only borrowed; empty if it is no connection to one of the ports."""
+    """The other end of the connection under this descriptor, which is only borrowed; empty unless it is connected to one of the ports."""
     try:
         borrowed = socket.socket(fileno=descriptor)
     except OSError:

@@ -127,7 +127,7 @@ def test_an_empty_ledger_says_what_to_do(tmp_path: Path, serving: Callable[..., 
 @pytest.mark.parametrize(
     ("path", "status", "said"),
     [
-        ("/nothing", 404, "no such page"),
+        ("/nothing", 404, "This page does not exist"),
         ("/expert?name=none", 404, "no expert 'none'"),
         ("/version?expert=sentiment&number=99", 404, "versions 0 to 12, not 99"),
         ("/rounds?page=x", 400, "does not understand: page"),
