@@ -3,35 +3,31 @@ letters that others carry. Bytes only: what an answer says is checked by whoever
 """
 
 import hashlib
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
 
+from compeft_client.identity.edge_config import Edge
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto import relay_letter as letters
-from compeft_proto.chunk_refs import chunks, refs_of
+from compeft_proto.aggregator_connection import AggregatorConnection, date
+from compeft_proto.chunk_refs import chunks
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import ReplayError, UnknownKeyError
 from compeft_proto.keys import SigningKey
 from compeft_proto.sealed_box import close_box, open_box, relay_key_of
-from compeft_proto.sync_answer import SyncDialogue, SyncStream
-from compeft_proto.transport import ClientTls, SubmitDialogue, open_channel, persist, upload
-from compeft_proto.trusted_keys import listed_handovers
+from compeft_proto.sync_answer import SyncStream
 from compeft_proto.v1 import enrolment_pb2 as ep
 from compeft_proto.v1 import exchange_pb2 as xp
-from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
-
-NONCE_BYTES = 16
 
 T = TypeVar("T")
 
 
 class Carrier(Protocol):
-    """One of the two ways."""
+    """The transport of one client: an `AggregatorConnection`, or `Letters`."""
 
     def date(self, request: pb.SyncRequest) -> None:
         """Give `request` its nonce and time. Errors: as `trust.check_carried`, if it was made before and others have carried it."""
@@ -52,49 +48,12 @@ class Carrier(Protocol):
         """The aggregator's changes of key."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Close the transport."""
 
 
-class Connection:
-    """A client's own connection. Without TLS the address must be loopback."""
-
-    def __init__(self, key: SigningKey, address: str, tls: ClientTls | None, patience_s: float) -> None:
-        self._key, self._address, self._patience_s = key, address, patience_s
-        self._channel = open_channel(address, tls)
-        self._stub = rpc.ExpertExchangeStub(self._channel)
-
-    def date(self, request: pb.SyncRequest) -> None:
-        """A fresh nonce, and now."""
-        request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
-
-    @contextmanager
-    def ask(self, request: pb.SyncRequest) -> Iterator[SyncStream]:
-        """A call of its own."""
-        with SyncDialogue(self._stub.Sync, self._address) as dialogue:
-            dialogue.send(xp.SyncCall(envelope=dsse.seal(self._key, dsse.SYNC_REQUEST, request)))
-            yield dialogue
-
-    def hand_in(self, sealed: Envelope, payload: bytes, _relay_key: bytes) -> Envelope:
-        """Submit until the aggregator has answered."""
-        refs = refs_of(payload)
-
-        def attempt() -> Envelope:
-            with SubmitDialogue(self._stub.Submit, self._address) as dialogue:
-                return upload(dialogue, sealed, refs, payload)
-
-        return self.persist(attempt)
-
-    def persist(self, attempt: Callable[[], T]) -> T:
-        """For as long as its patience lasts."""
-        return persist(attempt, self._patience_s)
-
-    def handovers(self) -> Iterable[ep.Introduction]:
-        """Asked for."""
-        return listed_handovers(self._channel)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+def connected(edge: Edge) -> AggregatorConnection:
+    """The connection of `edge` to its aggregator. Errors: InputError for an address that is not loopback and has no TLS."""
+    return AggregatorConnection(edge.key, edge.address, edge.tls, (edge.aggregator, *edge.older), edge.patience_s, edge.learned)
 
 
 class Letters:
@@ -115,7 +74,7 @@ class Letters:
 
     def enclose(self, request: pb.SyncRequest) -> None:
         """Put the request that is to be answered next into the reply."""
-        request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
+        date(request)
         request.relay_key = self._box.public
         self.reply.request.CopyFrom(dsse.seal(self._key, dsse.SYNC_REQUEST, request))
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from compeft_client.exchange.connections import Carrier, Connection, Letters
+from compeft_client.exchange.connections import Carrier, Letters, connected
 from compeft_client.exchange.quality_floor import Floor
 from compeft_client.exchange.state_directory import Memory, Pending, StateDirectory, settled
 from compeft_client.exchange.update_coding import CodedUpdate, UpdateLimits, coded_update
@@ -80,8 +80,13 @@ class EdgeClient:
 
     def __init__(self, edge: Edge, letters: Letters | None = None) -> None:
         self._edge = edge
-        self._carrier: Carrier = letters or Connection(edge.key, edge.address, edge.tls, edge.patience_s)
-        self._believed = TrustedKeys((edge.aggregator, *edge.older), self._carrier.handovers, edge.learned)
+        if letters is None:
+            connection = connected(edge)
+            self._carrier: Carrier = connection
+            self._trusted = connection.trusted
+        else:
+            self._carrier = letters
+            self._trusted = TrustedKeys((edge.aggregator, *edge.older), letters.handovers, edge.learned)
         self._relay_key = b""
 
     def __enter__(self) -> "EdgeClient":
@@ -146,12 +151,12 @@ class EdgeClient:
 
         def attempt() -> tuple[Answer, list[bytes]]:
             with self._carrier.ask(request) as dialogue:
-                answer = read_answer(dialogue, self._believed.newest, self._believed.any)
+                answer = read_answer(dialogue, self._trusted.newest, self._trusted.any)
                 answer_checks.check_statement(answer.statement, request, memory.version)
                 answer_checks.check_steps(answer.steps, answer.statement)
                 return answer, fetch(dialogue, directory, answer.needed, progress)
 
-        answer, payloads = self._carrier.persist(lambda: self._believed.with_rotation(attempt))
+        answer, payloads = self._carrier.persist(lambda: self._trusted.with_rotation(attempt))
         self._relay_key = answer.statement.relay_key
         return answer, payloads
 
@@ -236,7 +241,7 @@ class EdgeClient:
         answer = self._carrier.hand_in(sealed, payload, self._relay_key)
         if answer is None:
             return None
-        receipt = self._believed.with_rotation(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
+        receipt = self._trusted.with_rotation(lambda: dsse.open_envelope(answer, self._trusted.any, dsse.RECEIPT))
         answer_checks.check_receipt(receipt, hashlib.sha256(sealed.payload).digest())
         return receipt
 

@@ -11,25 +11,22 @@ name. A transfer that breaks goes on where it stopped, in another process too.
 """
 
 import hashlib
-import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from compeft_client.exchange.connections import NONCE_BYTES
+from compeft_client.exchange.connections import connected
 from compeft_client.exchange.state_directory import Memory, StateDirectory
 from compeft_client.identity.edge_config import Edge
 from compeft_core.errors import InputError
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
+from compeft_proto.aggregator_connection import date
 from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import ConflictError, UnknownExpertError
 from compeft_proto.keys import PublicKey
-from compeft_proto.sync_answer import Answer, Progress, SyncDialogue, fetch, no_progress, read_answer
-from compeft_proto.transport import SubmitDialogue, open_channel, persist, upload
-from compeft_proto.trusted_keys import TrustedKeys, listed_handovers
-from compeft_proto.v1 import exchange_pb2 as xp
-from compeft_proto.v1 import exchange_pb2_grpc as rpc
+from compeft_proto.sync_answer import Answer, Progress, SyncDialogue, fetch, no_progress
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 
@@ -83,21 +80,19 @@ class PackageClient:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._channel = open_channel(edge.address, edge.tls)
-        self._stub = rpc.ExpertExchangeStub(self._channel)
-        self._believed = TrustedKeys((edge.aggregator, *edge.older), lambda: listed_handovers(self._channel), edge.learned)
+        self._connection = connected(edge)
 
     def __enter__(self) -> "PackageClient":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._channel.close()
+        self._connection.close()
 
     def newest(self, expert: str, version: int | None = None, channel: str = "") -> Newest:
         """Where `expert` is, of either kind: one small question, nothing is fetched. Errors: as `fetch`."""
         request = self._request(expert, version, channel)
         request.statement_only = True
-        statement = persist(lambda: self._believed.with_rotation(lambda: self._heard(request)), self._edge.patience_s).statement
+        statement = self._connection.retried(lambda: self._heard(request)).statement
         return Newest(statement.want_version, statement.state_digest, statement.package)
 
     def push(
@@ -153,13 +148,12 @@ class PackageClient:
             back = go_back or version is not None
 
             def attempt() -> tuple[pb.VersionManifest, bytes]:
-                with self._dialogue() as dialogue:
-                    answer = self._ask(dialogue, self._request(expert, version, channel))
+                with self._asked(self._request(expert, version, channel)) as (dialogue, answer):
                     answer_checks.check_not_older(answer.statement, known, back)
                     manifest = answer_checks.package_of(answer, publisher)
                     return manifest, b"".join(fetch(dialogue, directory, [manifest], progress))
 
-            manifest, data = persist(lambda: self._believed.with_rotation(attempt), self._edge.patience_s)
+            manifest, data = self._connection.retried(attempt)
             answer_checks.check_file(manifest, data)
             directory.save(Memory(version=max(known, manifest.version)))
         publication = manifest.publication
@@ -180,11 +174,10 @@ class PackageClient:
         sealed = dsse.seal(self._edge.key, dsse.PACKAGE, package)
 
         def attempt() -> Envelope:
-            with SubmitDialogue(self._stub.Submit, self._edge.address) as dialogue, progress(len(data)) as tick:
-                return upload(dialogue, sealed, package.chunks, data, tick)
+            with progress(len(data)) as tick:
+                return self._connection.submit(sealed, package.chunks, data, tick)
 
-        answer = persist(attempt, self._edge.patience_s)
-        return self._believed.with_rotation(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
+        return self._connection.opened(self._connection.persist(attempt), dsse.VERSION)
 
     def _request(self, expert: str, version: int | None, channel: str) -> pb.SyncRequest:
         if channel and version is not None:
@@ -192,18 +185,17 @@ class PackageClient:
         return pb.SyncRequest(expert=expert, keyid=self._edge.key.keyid, want_version=version, channel=channel)
 
     def _heard(self, request: pb.SyncRequest) -> Answer:
-        with self._dialogue() as dialogue:
-            return self._ask(dialogue, request)
+        with self._asked(request) as (_, answer):
+            return answer
 
-    def _ask(self, dialogue: SyncDialogue, request: pb.SyncRequest) -> Answer:
-        request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
-        dialogue.send(xp.SyncCall(envelope=dsse.seal(self._edge.key, dsse.SYNC_REQUEST, request)))
-        answer = read_answer(dialogue, self._believed.newest, self._believed.any)
-        answer_checks.check_statement(answer.statement, request, -1)
-        return answer
-
-    def _dialogue(self) -> SyncDialogue:
-        return SyncDialogue(self._stub.Sync, self._edge.address)
+    @contextmanager
+    def _asked(self, request: pb.SyncRequest) -> Iterator[tuple[SyncDialogue, Answer]]:
+        """The call that answers `request`, and its answer, checked."""
+        date(request)
+        with self._connection.ask(request) as dialogue:
+            answer = self._connection.read(dialogue)
+            answer_checks.check_statement(answer.statement, request, -1)
+            yield dialogue, answer
 
     def _memory_of(self, expert: str) -> StateDirectory:
         return StateDirectory.of(self._edge.state, expert)

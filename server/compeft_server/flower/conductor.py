@@ -7,35 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
-
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
+from compeft_proto.aggregator_connection import NONCE_BYTES, AggregatorConnection, date
 from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
-from compeft_proto.errors import UnreachableError, from_rpc
 from compeft_proto.keys import PublicKey, SigningKey, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.merge_settings import MergeSettings
 from compeft_proto.site_layout import FILES, INDEX, SIMULATED_CONDUCTOR, SITE_VARIABLE, site_options
-from compeft_proto.sync_answer import Answer, MemoryCache, SyncDialogue, fetch, read_answer
-from compeft_proto.transport import ClientTls, SubmitDialogue, offer, open_channel, persist, upload
-from compeft_proto.trusted_keys import TrustedKeys, listed_handovers
-from compeft_proto.v1 import enrolment_pb2 as ep
-from compeft_proto.v1 import enrolment_pb2_grpc as membership
+from compeft_proto.sync_answer import Answer, MemoryCache, fetch
+from compeft_proto.transport import ClientTls, offer
 from compeft_proto.v1 import exchange_pb2 as xp
-from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.domain.records import Arm
 from compeft_server.private_files import read_file, read_private
 
-NONCE_BYTES = 16
 NEEDED = ("aggregator", "aggregator-key", "conductor-key")
-PROBE_S = 10.0
-"""How long `check_reachable` waits for an answer."""
-PATIENCE_S = 30.0
-"""How long a fetch that fails is tried again."""
 TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
 
 
@@ -98,29 +87,21 @@ class Conductor:
     """Commands to one aggregator. Every method raises the aggregator's typed refusal, or UnreachableError."""
 
     def __init__(self, station: Station) -> None:
-        self._station = station
-        channel = self._channel = open_channel(station.address, station.tls)
-        self._stub = rpc.ExpertExchangeStub(channel)
-        self._believed = TrustedKeys((station.aggregator, *station.older), lambda: listed_handovers(channel))
+        keys = (station.aggregator, *station.older)
+        self._connection = AggregatorConnection(station.key, station.address, station.tls, keys)
 
     def check_reachable(self) -> None:
         """Ask the aggregator for its key rotations, which changes nothing. Errors: UnreachableError if nothing answers."""
-        try:
-            membership.MembershipStub(self._channel).ListHandovers(ep.HandoversRequest(), timeout=PROBE_S)
-        except grpc.RpcError as error:
-            found = from_rpc(error, self._station.address)
-            if isinstance(found, UnreachableError):
-                raise found from None  # gRPC's own error says the same in 20 lines
+        self._connection.check_reachable()
 
     def publish(self, genesis: pb.Genesis, snapshot: bytes = b"") -> pb.VersionManifest:
         """Create an expert with this version 0. Errors: ConflictError if the name is taken."""
-        genesis.keyid, genesis.issued_at_ms = self._station.key.keyid, now_ms()
+        key = self._connection.key
+        genesis.keyid, genesis.issued_at_ms = key.keyid, now_ms()
         if genesis.WhichOneof("initial") == "snapshot":
             genesis.snapshot.chunks.extend(refs_of(snapshot))
-        sealed = dsse.seal(self._station.key, dsse.GENESIS, genesis)
-        with SubmitDialogue(self._stub.Submit, self._station.address) as dialogue:
-            answer = upload(dialogue, sealed, genesis.snapshot.chunks, snapshot)
-        return self._believed.with_rotation(lambda: dsse.open_envelope(answer, self._believed.any, dsse.VERSION))
+        answer = self._connection.submit(dsse.seal(key, dsse.GENESIS, genesis), genesis.snapshot.chunks, snapshot)
+        return self._connection.opened(answer, dsse.VERSION)
 
     def open_round(self, expert: str, run: str, number: int, deadline_s: float, max_staleness: int = 0) -> pb.RoundStatement:
         """Collect updates for this round on top of the newest version, for at most `deadline_s` seconds; and updates of the run's
@@ -146,23 +127,20 @@ class Conductor:
 
         Errors: those of a client's sync, `compeft_proto.answer_checks`.
         """
-        request, kept = (
-            pb.SyncRequest(expert=expert, keyid=self._station.key.keyid, want_version=want, run=run, round=number),
-            MemoryCache(),
-        )
+        kept, keyid = MemoryCache(), self._connection.key.keyid
+        request = pb.SyncRequest(expert=expert, keyid=keyid, want_version=want, run=run, round=number)
         if have >= 0:
             request.have_version = have
 
         def attempt() -> tuple[Answer, list[bytes]]:
-            request.nonce, request.issued_at_ms = secrets.token_bytes(NONCE_BYTES), now_ms()
-            with SyncDialogue(self._stub.Sync, self._station.address) as dialogue:
-                dialogue.send(xp.SyncCall(envelope=dsse.seal(self._station.key, dsse.SYNC_REQUEST, request)))
-                answer = read_answer(dialogue, self._believed.newest, self._believed.any)
+            date(request)
+            with self._connection.ask(request) as dialogue:
+                answer = self._connection.read(dialogue)
                 answer_checks.check_statement(answer.statement, request, have)
                 answer_checks.check_steps(answer.steps, answer.statement)
                 return answer, fetch(dialogue, kept, answer.needed)
 
-        return persist(lambda: self._believed.with_rotation(attempt), PATIENCE_S)
+        return self._connection.retried(attempt)
 
     def carry_request(self, request: Envelope) -> list[bytes]:
         """The aggregator's answer to a client's sealed request, in boxes that only this client opens.
@@ -172,13 +150,12 @@ class Conductor:
 
         def attempt() -> list[bytes]:
             boxes = []
-            with SyncDialogue(self._stub.Sync, self._station.address) as dialogue:
-                dialogue.send(xp.SyncCall(envelope=request))
+            with self._connection.call(request) as dialogue:
                 while not (reply := dialogue.receive()).listed:
                     boxes.append(reply.box)
             return boxes
 
-        return persist(attempt, PATIENCE_S)
+        return self._connection.persist(attempt)
 
     def carry_update(self, letter: xp.Letter) -> pb.Receipt:
         """Hand in the update of a client's letter; the receipt. Errors: those of a client's submit."""
@@ -190,11 +167,10 @@ class Conductor:
             return [xp.SubmitRequest(box=boxes[wanted.sha256])]
 
         def attempt() -> Envelope:
-            with SubmitDialogue(self._stub.Submit, self._station.address) as dialogue:
+            with self._connection.submission() as dialogue:
                 return offer(dialogue, xp.SubmitRequest(box=letter.update), part)
 
-        answer = persist(attempt, PATIENCE_S)
-        return self._believed.with_rotation(lambda: dsse.open_envelope(answer, self._believed.any, dsse.RECEIPT))
+        return self._connection.opened(self._connection.persist(attempt), dsse.RECEIPT)
 
     def report(self, expert: str, measured: ClientMetric) -> None:
         """Put a task metric beside the bytes. The same again is nothing."""
@@ -216,13 +192,10 @@ class Conductor:
         command: dsse.M,
         answer: dsse.PayloadType[dsse.N],
     ) -> dsse.N:
-        command.keyid, command.nonce = self._station.key.keyid, secrets.token_bytes(NONCE_BYTES)  # type: ignore[attr-defined]
+        key = self._connection.key
+        command.keyid, command.nonce = key.keyid, secrets.token_bytes(NONCE_BYTES)  # type: ignore[attr-defined]
         command.issued_at_ms = now_ms()  # type: ignore[attr-defined]  # every command has these three
-        try:
-            reply: Envelope = self._stub.Conduct(dsse.seal(self._station.key, kind, command))
-        except grpc.RpcError as error:
-            raise from_rpc(error, self._station.address) from error
-        return self._believed.with_rotation(lambda: dsse.open_envelope(reply, self._believed.newest, answer))
+        return self._connection.command(dsse.seal(key, kind, command), answer)
 
 
 def own_or_simulated_site(folder: Path) -> Path:
