@@ -280,10 +280,10 @@ def test_a_reader_that_has_seen_a_version_is_not_shown_an_older_one_as_the_newes
 
 
 def large(folder: Path) -> bytes:
-    """A packed file of several chunks: a head of random values travels as it is."""
+    """A packed file of several chunks: a head of random values takes about one byte a value."""
     random = np.random.default_rng(0)
     tensors = builders.tuned(builders.initial()) | {
-        "base_model.model.score.weight": random.normal(size=(700, 2048)).astype(np.float32)
+        "base_model.model.score.weight": random.normal(size=(1400, 2048)).astype(np.float32)
     }
     directory = builders.write_adapter(folder / "large", tensors)
     save_compressed(directory, folder / "large.expert")
