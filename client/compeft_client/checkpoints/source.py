@@ -2,8 +2,9 @@
 
 An adapter is adapter_config.json and adapter_model.safetensors, whole or sharded. Beside them belong to it: head.safetensors (a
 classification head, as `compeft pull` writes one), value_head.safetensors (a reward model's), new_embeddings.safetensors (added tokens),
-README.md (the model card). What else lies there is named in `Source.beside`. A checkpoint is model.safetensors, whole or sharded, or any
-one .safetensors file.
+README.md (the model card). What else lies there is named in `Source.beside`. A LoRA file of a diffusion model (kohya's or diffusers'
+names, no configuration) is an adapter too: the file, or a folder that holds it. A checkpoint is model.safetensors, whole or sharded, or
+any other .safetensors file.
 """
 
 import json
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compeft_client.checkpoints.header_checks import check_headers
+from compeft_client.checkpoints.lora_names import lora_names, with_plain_names
 from compeft_client.checkpoints.safetensors_file import Header, Stored, read_header, read_shards
 from compeft_client.checkpoints.tensor_names import plain_names
 from compeft_client.durable_files import read_file
@@ -30,6 +32,7 @@ from compeft_proto.expert_manifest import (
     VALUE_HEAD,
 )
 
+DIFFUSERS = "pytorch_lora_weights.safetensors"
 INDEX_SUFFIX = ".index.json"
 INDEX = MODEL + INDEX_SUFFIX
 BESIDE = (HEAD, VALUE_HEAD, NEW_EMBEDDINGS)
@@ -85,13 +88,38 @@ def read_source(path: Path) -> Source:
     if path.is_file():
         if begins_like_one(path):
             raise InputError(f"{path} is an expert file, needed are weights: `compeft unpack` makes a directory of it")
-        return Source(path, {MODEL: read_header(path)})
-    if _holds(path, ADAPTER):
+        return _lora_file(path, path) or Source(path, {MODEL: read_header(path)})
+    if _holds(path, ADAPTER) and ((path / ADAPTER_CONFIG).exists() or not (path / ADAPTER).exists()):
         return _adapter(path)
     if _holds(path, MODEL):
         config, fields = _config(path / MODEL_CONFIG) if (path / MODEL_CONFIG).exists() else (b"", {})
         return Source(path, {MODEL: _header(path, MODEL)}, config, fields)
+    file = _one_file(path)
+    if file and (source := _lora_file(path, file)):
+        return source
+    if _holds(path, ADAPTER):
+        return _adapter(path)
     raise InputError(_nothing(path))
+
+
+def _one_file(path: Path) -> Path | None:
+    """The file of a folder that may be a LoRA without configuration: by its usual name, or the only one."""
+    usual = [path / name for name in (ADAPTER, DIFFUSERS) if (path / name).exists()]
+    found = usual or (sorted(path.glob("*.safetensors")) if path.is_dir() else [])
+    return found[0] if len(found) == 1 or usual else None
+
+
+def _lora_file(path: Path, file: Path) -> Source | None:
+    """A LoRA file of kohya's or diffusers' names; None if it is something else. Errors: InputError and those of reading it."""
+    header = read_header(file)
+    found = lora_names(header.tensors, file)
+    if found is None:
+        return None
+    files = {ADAPTER: with_plain_names(header, found)}
+    check_headers(path, files)
+    beside = _beside(path, {file.name}) if path.is_dir() else ()
+    note = f"a LoRA of {found.style or 'diffusers'} names without a configuration: unpacking gives {ADAPTER} with the same names"
+    return Source(path, files, fields={"peft_type": "LORA"}, beside=beside, notes=(note,))
 
 
 def _holds(path: Path, name: str) -> bool:

@@ -20,7 +20,7 @@ from compeft_client.checkpoints.source_check import notes_of
 from compeft_client.packing.expert_file import ExpertFile, is_expert_file, open_expert
 from compeft_client.packing.pack import load_compressed
 from compeft_core.errors import FormatError, InputError
-from compeft_proto.expert_manifest import FLOATS, MODEL
+from compeft_proto.expert_manifest import ADAPTER_CONFIG, FLOATS, MODEL
 
 Tensors = Mapping[str, NDArray[np.generic]]
 BASE = "base_model_name_or_path"
@@ -95,11 +95,21 @@ def _candidate(path: Path) -> Candidate:
         opened = open_expert(path)
         if MODEL in opened.manifest.files:
             raise InputError(f"{path} is a full checkpoint: merge takes adapters")
+        _check_config(path, opened.manifest.config)
         return Candidate(path, opened, None, opened.manifest.config, _fields(path, opened.manifest.config))
     source = read_source(path)
     if not source.is_adapter:
         raise InputError(f"{path} is a full checkpoint: merge takes adapters")
+    _check_config(path, source.config)
     return Candidate(path, None, source, source.config, source.fields, notes_of(source))
+
+
+def _check_config(path: Path, config: bytes) -> None:
+    if not config:
+        raise InputError(
+            f"{path} is a LoRA without {ADAPTER_CONFIG} (kohya's or diffusers' names): merge takes PEFT adapters; load it with diffusers "
+            "and save it by save_lora_adapter, or merge there by set_adapters"
+        )
 
 
 def _fields(path: Path, config: bytes) -> Mapping[str, object]:

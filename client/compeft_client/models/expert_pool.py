@@ -102,6 +102,10 @@ class ExpertPool:
         adapter = [part for part in manifest.parts if part.file == ADAPTER]
         if not any(part.coding or part.slices is not None for part in adapter):
             raise InputError(f"{file} is not a packed LoRA adapter: only those can be switched")
+        if not manifest.config:
+            raise InputError(
+                f"{file} is a LoRA of a diffusion model, without adapter_config.json: unpack it and load it with diffusers"
+            )
         self._slot.check([part.layout for part in adapter], fields_of(manifest.config, Path(file)))
         with self._table:
             known = self._files.setdefault(name, opened)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector, read_start, seed_bound
-from compeft_client.checkpoints.lora_modules import PREFIX, factors_of, modules_of, scaling_of
+from compeft_client.checkpoints.lora_modules import PREFIX, LoraModule, factors_of, modules_of, scaling_of
+from compeft_client.checkpoints.lora_names import NAMES, alpha_names
 from compeft_client.checkpoints.safetensors_file import NUMPY, read_values, to_float32
 from compeft_client.checkpoints.source import fields_of, read_source
 from compeft_client.packing.expert_file import ExpertFile, is_expert_file, open_expert, read_payload_of
@@ -134,11 +135,19 @@ def _factors(path: Path, walked: Mapping[str, Walked]) -> dict[str, list[Pair]]:
     whole = {name.partition(":")[2]: w for name, w in walked.items() if w.start == ZERO and name.startswith(f"{ADAPTER}:")}
     found = {}
     for module in modules_of({name: w.shape for name, w in whole.items()}, fields):
-        scaling = scaling_of(fields, module.name.removeprefix(PREFIX), module.rank)
+        scaling = _scaling(fields, module, whole)
         a, b = whole[module.a].values.astype(np.float64), whole[module.b].values.astype(np.float64)
         slices = factors_of(module, a.reshape(module.a_shape), b.reshape(module.b_shape))
         found[module.name] = [(scaling * left.astype(np.float64), right.astype(np.float64)) for left, right in slices]
     return found
+
+
+def _scaling(fields: Mapping[str, object], module: LoraModule, whole: Mapping[str, Walked]) -> float:
+    """By the configuration; without one, by the alpha beside the factors, and 1 if it is absent."""
+    if "lora_alpha" in fields or "alpha_pattern" in fields:
+        return scaling_of(fields, module.name.removeprefix(PREFIX), module.rank)
+    alpha = next((whole[name].values for name in alpha_names(module.name) if name in whole), None)
+    return float(alpha[0]) / module.rank if alpha is not None and alpha.size == 1 else 1.0
 
 
 def _sides(pair: Pair) -> tuple[int, int]:
@@ -178,8 +187,10 @@ def fields_of_expert(path: Path) -> Mapping[str, object]:
     """What the configuration of an expert file or a directory says; nothing if it has none. Errors: those of reading."""
     if not is_expert_file(path):
         return read_source(path).fields
-    config = open_expert(path).manifest.config
-    return fields_of(config, path) if config else {}
+    manifest = open_expert(path).manifest
+    if not manifest.config:
+        return {"peft_type": "LORA"} if NAMES in manifest.metadata.get(ADAPTER, {}) else {}
+    return fields_of(manifest.config, path)
 
 
 def _of_directory(path: Path) -> Iterator[tuple[str, str, Walked]]:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start, read_start
+from compeft_client.checkpoints.lora_names import NAMES, stored_name
 from compeft_client.checkpoints.safetensors_file import NUMPY, PIECE, from_float32, header_bytes, to_float32
 from compeft_client.checkpoints.source import Source, read_source
 from compeft_client.checkpoints.source_check import notes_of
@@ -34,7 +35,7 @@ from compeft_client.packing.plan import PlannedPart, plan
 from compeft_client.packing.product_codec import NOTHING, products_of, sides
 from compeft_core import Codec, Compression, Tensor, Vector
 from compeft_core.budget import filled
-from compeft_core.errors import InputError, LimitError, NotFiniteError
+from compeft_core.errors import FormatError, InputError, LimitError, NotFiniteError
 from compeft_core.product import LowRank, ProductSettings
 from compeft_proto.convert import compression_of
 from compeft_proto.expert_file import check_payload
@@ -332,6 +333,8 @@ def from_compressed(
         opened = unpack(file, folder, init=init, key=key)
         if opened.manifest.config_name != ADAPTER_CONFIG:
             raise InputError(f"{file} is a full checkpoint, not an adapter: unpack it and load the folder")
+        if not opened.manifest.config:
+            raise InputError(f"{file} is a LoRA of a diffusion model: unpack it and load it with diffusers, load_lora_weights")
         model: PeftModel = PeftModel.from_pretrained(base_model, folder)
     return model
 
@@ -351,7 +354,14 @@ def _tensors(opened: ExpertFile, file: str, start: Start) -> Iterator[tuple[Tens
         if part.file != file:
             continue
         for tensor, dtype, values in tensors_in(part, read_payload_of(opened, number), start, opened.path.name):
-            yield tensor, dtype, iter([values]) if isinstance(values, bytes) else _pieces(tensor, dtype, values)
+            named = replace(tensor, name=_stored_name(opened, file, tensor.name))
+            yield named, dtype, iter([values]) if isinstance(values, bytes) else _pieces(named, dtype, values)
+
+
+def _stored_name(opened: ExpertFile, file: str, name: str) -> str:
+    """A tensor's name in the file that was packed: another one only for a LoRA of kohya's or diffusers' names."""
+    style = opened.manifest.metadata.get(file, {}).get(NAMES)
+    return name if style is None else stored_name(name, style)
 
 
 def _pieces(tensor: Tensor, dtype: str, values: Vector) -> Iterator[bytes]:
@@ -365,8 +375,12 @@ def _pieces(tensor: Tensor, dtype: str, values: Vector) -> Iterator[bytes]:
 def _write_tensors(stream: BinaryIO, opened: ExpertFile, file: str, start: Start, progress: Progress) -> None:
     """One safetensors file. Parts come one after the other, so each tensor is written where the header says that it goes."""
     parts = [part for part in opened.manifest.parts if part.file == file]
-    rows = [(t.name, dtype, t.shape) for part in parts for t, dtype in zip(part.layout.tensors, part.dtypes, strict=True)]
-    head, starts = header_bytes(rows, opened.manifest.metadata.get(file, {}))
+    kinds = [(t, dtype) for part in parts for t, dtype in zip(part.layout.tensors, part.dtypes, strict=True)]
+    rows = [(_stored_name(opened, file, t.name), dtype, t.shape) for t, dtype in kinds]
+    if len({name for name, _, _ in rows}) != len(rows):
+        raise FormatError(f"{opened.path} names two tensors of {file} alike: pack it again")
+    metadata = opened.manifest.metadata.get(file, {})
+    head, starts = header_bytes(rows, {key: value for key, value in metadata.items() if key != NAMES})
     stream.write(head)
     for tensor, dtype, pieces in _tensors(opened, file, start):
         stream.seek(starts[tensor.name])

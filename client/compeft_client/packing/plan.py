@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from compeft_client.checkpoints.initial_values import Start, seed_bound
 from compeft_client.checkpoints.lora_modules import PREFIX, LoraModule, modules_of, scaling_of
+from compeft_client.checkpoints.lora_names import alpha_names
 from compeft_client.checkpoints.peft_fields import LORA as LORA_FIELDS
 from compeft_client.checkpoints.peft_fields import RANDOM_STARTS, is_off
-from compeft_client.checkpoints.safetensors_file import Stored
+from compeft_client.checkpoints.safetensors_file import Header, Stored, read_values
 from compeft_client.checkpoints.source import Source
 from compeft_client.packing.tensor_rules import COARSE, Treatment, fits_bf16, treatment_of
 from compeft_core import Compression, Layout, layout_of
@@ -98,7 +99,17 @@ def product_modules(source: Source) -> list[tuple[LoraModule, float]]:
     modules = modules_of(shapes, fields)
     if sum(m.slices for m in modules) > MAX_PRODUCTS:
         return []
-    return [(m, abs(scaling_of(fields, m.name.removeprefix(PREFIX), m.rank)) or 1.0) for m in modules]
+    return [(m, abs(_scaling(source, header, m)) or 1.0) for m in modules]
+
+
+def _scaling(source: Source, header: Header, module: LoraModule) -> float:
+    """By the configuration; without one, by the alpha that lies beside the factors, and 1 if it does not. Errors: those of both."""
+    if source.config:
+        return scaling_of(source.fields, module.name.removeprefix(PREFIX), module.rank)
+    alpha = next((header.tensors[name] for name in alpha_names(module.name) if name in header.tensors), None)
+    if alpha is None or alpha.size != 1 or alpha.dtype not in FLOATS:
+        return 1.0
+    return float(next(read_values(alpha))[0]) / module.rank
 
 
 def _runs(first: Treatment, members: list[tuple[Stored, Treatment]]) -> list[list[tuple[Stored, Treatment]]]:

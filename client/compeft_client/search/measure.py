@@ -97,6 +97,10 @@ def write_untrained(directory: Path, target: Path) -> None:
 
     Errors: InputError if it is not an adapter; those of reading.
     """
+    if not read_source(directory).config:
+        raise InputError(
+            f"{directory} is a LoRA without adapter_config.json (kohya's or diffusers' names): needed is a PEFT directory"
+        )
     tensors = adapter_float32(directory)
     shutil.copytree(directory, target, dirs_exist_ok=True)
     start = {n: np.zeros_like(t) if n.endswith(ZERO_FACTORS) else t for n, t in tensors.items()}
