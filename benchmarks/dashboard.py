@@ -14,7 +14,7 @@ import httpx
 
 from compeft_proto.clock import now_ms
 from compeft_server.dashboard.metrics import Registry
-from compeft_server.dashboard.server import Door, Web
+from compeft_server.dashboard.server import ListenAddress, Web
 from tests.server.dashboard.ledgers import Story, tell
 from tests.server.dashboard.test_pages import ALL
 
@@ -26,7 +26,7 @@ def measure(rounds: int, clients: int) -> dict[str, tuple[float, float]]:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         ledger = tell(data, Story(rounds=rounds, clients=clients, now_ms=now_ms()))
-        with Web(data, ledger, Door(), None, Registry(data, ledger)).beside() as port, httpx.Client() as client:
+        with Web(data, ledger, ListenAddress(), None, Registry(data, ledger)).beside() as port, httpx.Client() as client:
             found = {page: _median(client, f"http://127.0.0.1:{port}{page}") for page in (*ALL, "/metrics")}
         ledger.close()
     return found

@@ -23,7 +23,7 @@ from compeft_server.admin import policy_admin
 from compeft_server.app.server import Settings, start
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.limits import Limits
-from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.flower.conductor import Conductor, ConductorConfig
 from compeft_server.identity.aggregator_keys import own_key
 
 EXPERT, RUN, DEADLINE_S = "benchmark", "run", 3600.0
@@ -60,7 +60,7 @@ class Exchange:
         conductor = new_key()
         self._ledger.enrol("conductor", conductor.public, "conductor", now_ms())
         policy_admin.rule(self._ledger, "allow", "*", "role:edge", policy_admin.USUAL["edge"], now_ms())
-        self._conductor = Conductor(Station(address, conductor, aggregator))
+        self._conductor = Conductor(ConductorConfig(address, conductor, aggregator))
         self._flat = layout
         self._layout = layout_of({t.name: t.shape for t in layout.tensors}, dense=links.dense)
         self._most_bytes = (links.budget_bytes or 0) // 2

@@ -21,7 +21,7 @@ from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.data_directory import open_ledger
-from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.flower.conductor import Conductor, ConductorConfig
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.ledger.ledger import Ledger
 
@@ -91,7 +91,7 @@ def ours(folder: Path, size: int, way: Way, clients: int) -> Iterator[Arm]:
     settings = [_enrolled(ledger, folder, size, number) for number in range(clients)]
     policy_admin.rule(ledger, "allow", EXPERT, "role:edge", policy_admin.USUAL["edge"], now_ms())
     with _serving(folder / "data") as (address, pid):
-        conductor = Conductor(Station(address, conductor_key, own_key(folder / "data").public))
+        conductor = Conductor(ConductorConfig(address, conductor_key, own_key(folder / "data").public))
         conductor.publish(_genesis(lora_layout(size)))
 
         def open_round(number: int) -> RoundTask:

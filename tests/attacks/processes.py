@@ -26,7 +26,7 @@ from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Invited, Role
-from compeft_server.flower.conductor import Conductor, station_of
+from compeft_server.flower.conductor import Conductor, conductor_config
 from compeft_server.identity import authority_files
 from compeft_server.identity import certificate_authority as ca
 from tests.rounds.conftest import EXPERT, genesis, grant_usual
@@ -110,7 +110,7 @@ def serving(folder: Path, descriptors: int | None = None) -> Iterator[Site]:
     site = Site(folder, port, door, process)
     try:
         _wait(site)
-        Conductor(station_of({"site": site.member("conductor", "conductor")})).publish(genesis())
+        Conductor(conductor_config({"site": site.member("conductor", "conductor")})).publish(genesis())
         yield site
     finally:
         process.terminate()

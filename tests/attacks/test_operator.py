@@ -16,7 +16,7 @@ from compeft_proto.keys import new_key
 from compeft_server.chunks.disk_space import RESERVE_FILE, keep_reserve
 from compeft_server.dashboard.metrics import Registry
 from compeft_server.dashboard.security import FAILURES, set_password
-from compeft_server.dashboard.server import Door, Web
+from compeft_server.dashboard.server import ListenAddress, Web
 from compeft_server.data_directory import check_data, open_ledger
 from compeft_server.identity.aggregator_keys import own_key
 from tests.attacks.processes import compeft
@@ -48,7 +48,7 @@ def data(tmp_path: Path) -> Path:
 def page(data: Path) -> Iterator[int]:
     """The live page over a data directory; its port."""
     ledger = open_ledger(data)
-    with Web(data, ledger, Door(), None, Registry(data, ledger)).beside() as port:
+    with Web(data, ledger, ListenAddress(), None, Registry(data, ledger)).beside() as port:
         yield port
     ledger.close()
 

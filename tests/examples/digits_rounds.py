@@ -19,7 +19,7 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.simulated_sites import make_sites
 from compeft_server.app.server import Settings, start
 from compeft_server.data_directory import open_ledger
-from compeft_server.flower.conductor import station_of
+from compeft_server.flower.conductor import conductor_config
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.reports.build import read_report
@@ -59,7 +59,7 @@ def run_compressed(strategy: str, rounds: int, folder: Path) -> Compressed:
     ledger = open_ledger(data)
     server, port = start(Settings(data), ledger)
     make_sites(data, sites, CLIENTS, f"127.0.0.1:{port}", ["digits"])
-    inner, station = server_app.make_strategy(strategy, 0.0), station_of({"site": sites / SIMULATED_CONDUCTOR})
+    inner, station = server_app.make_strategy(strategy, 0.0), conductor_config({"site": sites / SIMULATED_CONDUCTOR})
     wrapped = CompressedStrategy(inner, Plan.for_model(Net(), "digits", seed=0), station)
     try:
         os.environ[SITE_VARIABLE] = str(sites)

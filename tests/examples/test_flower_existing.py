@@ -16,7 +16,7 @@ from compeft_core import state_digest
 from compeft_core.layout import flatten, layout_of
 from compeft_core.statistics import dense_names
 from compeft_proto.keys import new_key
-from compeft_server.flower.conductor import Station
+from compeft_server.flower.conductor import ConductorConfig
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from tests.examples.digits_rounds import CLIENTS, PARAMETERS, accuracies, run_compressed
 
@@ -73,7 +73,7 @@ def test_no_client_has_an_image_of_another_or_of_the_server() -> None:
 
 def test_the_plan_begins_within_the_bounds_of_pytorch() -> None:
     plan, fresh = Plan.for_model(Net(), "digits", seed=0), ArrayRecord(Net().state_dict())
-    drawn = CompressedStrategy(FedAvg(), plan, Station("127.0.0.1:1", new_key(), new_key().public)).seeded_arrays(fresh)
+    drawn = CompressedStrategy(FedAvg(), plan, ConductorConfig("127.0.0.1:1", new_key(), new_key().public)).seeded_arrays(fresh)
     assert list(drawn) == list(fresh)
     for name, array in fresh.items():
         bound = plan.bounds[name]  # type: ignore[index]  # the plan has bounds

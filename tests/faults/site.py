@@ -19,7 +19,7 @@ from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.transport import ClientTls
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Role
-from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.flower.conductor import Conductor, ConductorConfig
 from compeft_server.identity.aggregator_keys import own_key
 from tests.rounds.conftest import grant_usual
 
@@ -73,7 +73,7 @@ class Site:
 
     def conductor(self) -> Conductor:
         """The conductor."""
-        return Conductor(Station(self.address, self.conductor_key, self.key.public, self.client_tls))
+        return Conductor(ConductorConfig(self.address, self.conductor_key, self.key.public, self.client_tls))
 
     def start(self) -> None:
         """Start the aggregator and wait until it listens."""

@@ -22,7 +22,7 @@ from compeft_server.app.server import Settings, start
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Role, Transfer
-from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.flower.conductor import Conductor, ConductorConfig
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.ledger.ledger import Ledger
 
@@ -82,7 +82,7 @@ class World:
 
     def conductor(self) -> Conductor:
         """The conductor."""
-        return Conductor(Station(self.address, self.conductor_key, self.aggregator.public))
+        return Conductor(ConductorConfig(self.address, self.conductor_key, self.aggregator.public))
 
     def open_round(self, number: int = 1, deadline_s: float = 60.0) -> RoundTask:
         """Open a round; the task that its clients get."""

@@ -15,7 +15,7 @@ from compeft_proto.errors import WrongBaseError
 from compeft_server.admin.lineage import Versions
 from compeft_server.cli.versions import _as_json, _as_text
 from compeft_server.data_directory import open_store
-from compeft_server.flower.conductor import Station
+from compeft_server.flower.conductor import ConductorConfig
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from compeft_server.ledger import schema
 from tests.rounds.conftest import DOWNLINK, EXPERT, LAYOUT, ORIGIN, RUN, UPLINK, World, synced_by, task_vector, trained
@@ -139,4 +139,4 @@ def test_the_whole_layout_moves(world: World) -> None:
 def test_a_plan_with_a_parameter_for_another_method_fails_before_the_first_round(world: World) -> None:
     plan = Plan(EXPERT, ORIGIN, UPLINK, DOWNLINK, merge_method="median", merge_parameters=MergeParameters(trim=0.3))
     with pytest.raises(InputError, match="median takes no parameters, not trim"):
-        CompressedStrategy(FedAvg(), plan, Station(world.address, world.conductor_key, world.aggregator.public))
+        CompressedStrategy(FedAvg(), plan, ConductorConfig(world.address, world.conductor_key, world.aggregator.public))

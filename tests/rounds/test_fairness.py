@@ -16,7 +16,7 @@ from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_server.app.server import Settings, start
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.limits import Limits
-from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.flower.conductor import Conductor, ConductorConfig
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.rpc.rate_limits import Slots
 from tests.rounds.conftest import EXPERT, genesis
@@ -42,7 +42,7 @@ def test_a_call_that_stands_still_is_ended_and_others_are_served(tmp_path: Path)
     silence: queue.SimpleQueue[xp.SubmitRequest | None] = queue.SimpleQueue()
     with grpc.insecure_channel(address) as channel:
         stalled = rpc.ExpertExchangeStub(channel).Submit(iter(silence.get, None))
-        Conductor(Station(address, member, aggregator.public)).publish(genesis())
+        Conductor(ConductorConfig(address, member, aggregator.public)).publish(genesis())
         edge = Edge(address, member, aggregator.public, tmp_path / "state", patience_s=0)
         assert EdgeClient(edge).sync(EXPERT).version == 0
         with pytest.raises(grpc.RpcError) as caught:

@@ -40,7 +40,7 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.admin.lineage import Versions
 from compeft_server.aggregation.expert_log import ExpertLog
 from compeft_server.data_directory import open_store
-from compeft_server.flower.conductor import Station
+from compeft_server.flower.conductor import ConductorConfig
 from compeft_server.flower.equivalents import merging_of
 from compeft_server.flower.quorum_grid import QuorumGrid
 from compeft_server.flower.run_health import RunStoppedError
@@ -121,8 +121,8 @@ def configs(world: World, count: int = 2) -> list[dict[str, object]]:
     return found
 
 
-def station(world: World) -> Station:
-    return Station(world.address, world.conductor_key, world.aggregator.public)
+def station(world: World) -> ConductorConfig:
+    return ConductorConfig(world.address, world.conductor_key, world.aggregator.public)
 
 
 def run(world: World, inner: FedAvg, plan: Plan, rounds: int, train: Train = obedient, run_id: int = 7) -> LoopbackGrid:

@@ -26,7 +26,7 @@ from compeft_proto.site_layout import SITE_VARIABLE
 from compeft_proto.state_steps import initial_state, pack_snapshot
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin.simulated_sites import make_sites
-from compeft_server.flower.conductor import Station, station_of
+from compeft_server.flower.conductor import ConductorConfig, conductor_config
 from compeft_server.flower.run_health import RunStoppedError
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from tests.rounds.conftest import World
@@ -115,9 +115,9 @@ def test_a_model_that_was_trained_is_not_drawn_again_but_refused_by_name() -> No
         Plan.for_model(trained, "digits", seed=0)
 
 
-def station_of_world(world: World) -> Station:
+def station_of_world(world: World) -> ConductorConfig:
     make_sites(world.folder / "data", world.folder / "sites", 2, world.address, ["tags", "digits"])
-    return station_of({"site": str(world.folder / "sites" / "simulated-conductor")})
+    return conductor_config({"site": str(world.folder / "sites" / "simulated-conductor")})
 
 
 def run(

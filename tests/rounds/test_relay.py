@@ -39,7 +39,7 @@ from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.admin import policy_admin
 from compeft_server.app.server import Settings, start
-from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.flower.conductor import Conductor, ConductorConfig
 from compeft_server.flower.run_health import RunStoppedError
 from compeft_server.flower.strategy import CompressedStrategy
 from compeft_server.identity.aggregator_keys import stage, take_up
@@ -362,7 +362,7 @@ def test_an_update_that_its_client_has_taken_back_is_refused_even_after_a_restar
         assert far.memory().pending is None, "the statement said that it had not come in"  # type: ignore[attr-defined]
         refused(world, ReplayError, "sequence number 1", lambda: far.conductor.carry_update(kept))
         server, port = start(Settings(tmp_path / "data"), world.ledger)
-        again = Station(f"127.0.0.1:{port}", world.conductor_key, world.aggregator.public)
+        again = ConductorConfig(f"127.0.0.1:{port}", world.conductor_key, world.aggregator.public)
         with pytest.raises(ReplayError, match="accepted or settled is 1"):
             Conductor(again).carry_update(kept)
         server.stop(None).wait()

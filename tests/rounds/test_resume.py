@@ -27,7 +27,7 @@ from compeft_proto.v1 import exchange_pb2_grpc as rpc
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.app.server import Settings, start
 from compeft_server.data_directory import open_ledger
-from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.flower.conductor import Conductor, ConductorConfig
 from compeft_server.identity.aggregator_keys import own_key
 from tests.relay import Relay, end
 from tests.rounds.conftest import EXPERT, ORIGIN, RUN, World, genesis, grant_usual, synced_by, trained
@@ -168,7 +168,7 @@ def test_an_aggregator_killed_and_started_again_goes_on_where_it_was(tmp_path: P
         return serve()
 
     first = serve()
-    conductor = Conductor(Station(f"127.0.0.1:{port}", conductor_key, key.public))
+    conductor = Conductor(ConductorConfig(f"127.0.0.1:{port}", conductor_key, key.public))
     conductor.publish(genesis())
     opened = conductor.open_round(EXPERT, RUN, 1, 60.0)
     task = RoundTask(EXPERT, RUN, 1, opened.round_nonce, 0, Compression(0.05, "norm"))

@@ -17,7 +17,7 @@ from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnreachableError
 from compeft_proto.keys import new_key
-from compeft_server.flower.conductor import Station
+from compeft_server.flower.conductor import ConductorConfig
 from compeft_server.flower.run_health import MetricWatch, RunStoppedError, Scored
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from tests.rounds.conftest import ORIGIN, World
@@ -186,7 +186,7 @@ def test_a_run_whose_aggregator_is_down_ends_before_a_client_is_asked_with_one_l
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     grid = LoopbackGrid(app_of(lambda message, context: message), configs(world, 2), 7)
-    down = Station("127.0.0.1:9", new_key(), new_key().public)
+    down = ConductorConfig("127.0.0.1:9", new_key(), new_key().public)
     FLOWER_LOGGER.addHandler(caplog.handler)
     caplog.handler.setLevel(logging.INFO)
     try:

@@ -14,7 +14,7 @@ from compeft_proto.keys import SigningKey, new_key
 from compeft_proto.transport import ClientTls
 from compeft_server.app.server import Settings, start
 from compeft_server.data_directory import open_ledger
-from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.flower.conductor import Conductor, ConductorConfig
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.identity.tls_credentials import Tls
 from tests.rounds.conftest import EXPERT, genesis
@@ -65,7 +65,7 @@ def test_a_client_with_a_certificate_publishes_and_syncs(
 ) -> None:
     address, aggregator, member = secured
     tls = credentials(authority, authority.issue_cert("edge"))
-    Conductor(Station(address, member, aggregator.public, tls)).publish(genesis())
+    Conductor(ConductorConfig(address, member, aggregator.public, tls)).publish(genesis())
     assert edge(secured, tls, tmp_path / "state").sync(EXPERT).version == 0
 
 

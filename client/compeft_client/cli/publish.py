@@ -94,7 +94,7 @@ def pull(
 
     compeft pull sentiment@3 --packed sentiment.expert --site ~/.compeft
     """
-    from compeft_client.delivery.pull import Reference, Wishes, deliver, fetch_package, reference_of
+    from compeft_client.delivery.pull import PullOptions, Reference, deliver, fetch_package, reference_of
     from compeft_client.durable_files import written_whole
     from compeft_client.exchange.package_client import PackageClient
 
@@ -105,15 +105,15 @@ def pull(
         reference = Reference(reference.expert, version)
     if (output is None) == (packed is None):
         raise InputError("say where to: -o DIRECTORY, or --packed FILE")
-    wishes = Wishes(load_public_key(publisher) if publisher else None, init, go_back)
+    options = PullOptions(load_public_key(publisher) if publisher else None, init, go_back)
     if output is not None:
-        got = deliver(us, reference, output, wishes, lambda total: watched("fetching", total))
+        got = deliver(us, reference, output, options, lambda total: watched("fetching", total))
         values = {"expert": got.expert, "version": got.version, "publisher": got.publisher, "directory": str(output)}
         by = f", published by {got.publisher}" if got.publisher else ""
         _print(values, f"{got.expert} version {got.version}, {got.parameters:,} parameters{by} -> {output}", output_format)
     elif packed is not None:
         with PackageClient(us) as client:
-            fetched = fetch_package(client, reference, wishes, lambda total: watched("fetching", total))
+            fetched = fetch_package(client, reference, options, lambda total: watched("fetching", total))
         with written_whole(packed) as stream:
             stream.write(fetched.data)
         values = {"expert": fetched.expert, "version": fetched.version, "publisher": fetched.publisher, "file": str(packed)}
@@ -143,13 +143,13 @@ def watch(
     Example: compeft watch sentiment@stable -o /srv/experts/sentiment --site ~/.compeft --exec "systemctl reload my-server"
     """
     from compeft_client.delivery import watch
-    from compeft_client.delivery.pull import Wishes, reference_of
+    from compeft_client.delivery.pull import PullOptions, reference_of
     from compeft_client.exchange.package_client import PackageClient
 
-    wishes = Wishes(load_public_key(publisher) if publisher else None, init, go_back)
-    job = watch.Job(reference_of(name), output, _words(command), seconds_of(every), wishes)
+    options = PullOptions(load_public_key(publisher) if publisher else None, init, go_back)
+    settings = watch.WatchSettings(reference_of(name), output, _words(command), seconds_of(every), options)
     us, stop = edge_of(edge), threading.Event()
-    voice = watch.Voice(
+    callbacks = watch.WatchCallbacks(
         lambda got: _print(
             {"expert": got.expert, "version": got.version, "publisher": got.publisher, "directory": str(output)},
             f"{got.expert} version {got.version} -> {output}",
@@ -160,11 +160,11 @@ def watch(
     if not once:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: start_new_thread(stop.set, ()))  # `set` takes a lock that we may hold just now
-        watch.watch(us, job, stop, voice)
+        watch.watch(us, settings, stop, callbacks)
         return
     watch.check_directory(output)
     with PackageClient(us) as client:
-        if not watch.follow(client, us, job, stop, voice):
+        if not watch.follow(client, us, settings, stop, callbacks):
             raise typer.Exit(1)
 
 

@@ -30,8 +30,8 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a delivery may and must be. publisher: nobody else's package; init: where a package was packed against, as for `unpack`;
+class PullOptions:
+    """Options of a delivery. publisher: nobody else's package; init: where a package was packed against, as for `unpack`;
     go_back: an older version than one that was here is fine.
     """
 
@@ -63,23 +63,23 @@ def reference_of(text: str) -> Reference:
 
 
 def deliver(
-    edge: Edge, reference: Reference, folder: Path, wishes: Wishes = Wishes(), progress: Progress = no_progress
+    edge: Edge, reference: Reference, folder: Path, options: PullOptions = PullOptions(), progress: Progress = no_progress
 ) -> Delivered:
     """Fetch an expert and write it to `folder`. Errors: those of `PackageClient.fetch`, `EdgeClient.sync` and `packing.unpack`."""
     with PackageClient(edge) as client:
         if client.newest(reference.expert, reference.version, reference.channel).package:
-            return _unpacked(fetch_package(client, reference, wishes, progress), folder, wishes.init)
-    return _composed(edge, reference, folder, wishes, progress)
+            return _unpacked(fetch_package(client, reference, options, progress), folder, options.init)
+    return _composed(edge, reference, folder, options, progress)
 
 
-def fetch_package(client: PackageClient, reference: Reference, wishes: Wishes, progress: Progress = no_progress) -> Fetched:
+def fetch_package(client: PackageClient, reference: Reference, options: PullOptions, progress: Progress = no_progress) -> Fetched:
     """The file of a package. Errors: those of `PackageClient.fetch`."""
     return client.fetch(
         reference.expert,
         reference.version,
         channel=reference.channel,
-        publisher=wishes.publisher,
-        go_back=wishes.go_back,
+        publisher=options.publisher,
+        go_back=options.go_back,
         progress=progress,
     )
 
@@ -93,15 +93,15 @@ def _unpacked(fetched: Fetched, folder: Path, init: str | None) -> Delivered:
     return Delivered(fetched.expert, fetched.version, digest, opened.manifest.size, fetched.publisher)
 
 
-def _composed(edge: Edge, reference: Reference, folder: Path, wishes: Wishes, progress: Progress) -> Delivered:
-    if wishes.publisher is not None:
+def _composed(edge: Edge, reference: Reference, folder: Path, options: PullOptions, progress: Progress) -> Delivered:
+    if options.publisher is not None:
         raise InputError(f"{reference.expert} is composed in rounds: no one publisher signed it, --publisher does not apply")
     with EdgeClient(edge) as client:
         synced = client.sync(
             reference.expert,
             reference.version,
             channel=reference.channel,
-            go_back=wishes.go_back or reference.version is not None,
+            go_back=options.go_back or reference.version is not None,
             progress=progress,
         )
     write_peft_directory(folder, synced)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compeft_client.delivery.pull import Delivered, Reference, Wishes, deliver
+from compeft_client.delivery.pull import Delivered, PullOptions, Reference, deliver
 from compeft_client.durable_files import write_durably
 from compeft_client.exchange.package_client import PackageClient
 from compeft_client.identity.edge_config import Edge
@@ -26,19 +26,19 @@ KILL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WatchSettings:
     """What to follow, the folder to keep, the command to run after each change (empty: none), and how often to ask."""
 
     reference: Reference
     directory: Path
     command: Sequence[str] = ()
     every_s: float = 30.0
-    wishes: Wishes = field(default_factory=Wishes)
+    options: PullOptions = field(default_factory=PullOptions)
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
-    """Who is told of what: `changed` of each new version, `trouble` of each new reason why it is missing."""
+class WatchCallbacks:
+    """Callbacks: `changed` for each new version, `trouble` for each new reason why it is missing."""
 
     changed: Callable[[Delivered], None]
     trouble: Callable[[str], None]
@@ -48,40 +48,40 @@ class Stopped(Exception):  # noqa: N818  # no error: somebody asked
     """Told to stop in the middle of a transfer; what has arrived is kept."""
 
 
-def watch(edge: Edge, job: Job, stop: threading.Event, voice: Voice) -> None:
+def watch(edge: Edge, settings: WatchSettings, stop: threading.Event, callbacks: WatchCallbacks) -> None:
     """Follow until `stop`. An aggregator that is away, or refuses, is asked again; nothing here changes meanwhile.
 
     Errors: InputError if the folder is not a link; TrustError, FormatError and LimitError, which waiting does not mend.
     """
-    check_directory(job.directory)
+    check_directory(settings.directory)
     edge, last = replace(edge, patience_s=0.0), ""
     while not stop.is_set():
         try:
             with PackageClient(edge) as client:
                 while not stop.is_set():
-                    follow(client, edge, job, stop, voice)
+                    follow(client, edge, settings, stop, callbacks)
                     last = ""
-                    stop.wait(job.every_s)
+                    stop.wait(settings.every_s)
         except Stopped:
             return
         except (TransferError, RefusedError) as error:
             if str(error) != last:
-                voice.trouble(str(error))
+                callbacks.trouble(str(error))
             last = str(error)
-            stop.wait(job.every_s)
+            stop.wait(settings.every_s)
 
 
-def follow(client: PackageClient, edge: Edge, job: Job, stop: threading.Event, voice: Voice) -> bool:
+def follow(client: PackageClient, edge: Edge, settings: WatchSettings, stop: threading.Event, callbacks: WatchCallbacks) -> bool:
     """One look: bring the folder to the newest version if it is not there, run the command. Whether the command, if any, succeeded.
 
     Errors: those of `deliver`.
     """
-    newest = client.newest(job.reference.expert, job.reference.version, job.reference.channel)
-    if _current(job.directory) != _place(job.directory, newest.version, newest.state_digest).name:
-        delivered = deliver(edge, job.reference, _fresh(job.directory), job.wishes, _until(stop))
-        _switch(job.directory, delivered)
-        voice.changed(delivered)
-    return not job.command or _ran(job) == _current(job.directory) or _run(job, stop, voice)
+    newest = client.newest(settings.reference.expert, settings.reference.version, settings.reference.channel)
+    if _current(settings.directory) != _place(settings.directory, newest.version, newest.state_digest).name:
+        delivered = deliver(edge, settings.reference, _fresh(settings.directory), settings.options, _until(stop))
+        _switch(settings.directory, delivered)
+        callbacks.changed(delivered)
+    return not settings.command or _ran(settings) == _current(settings.directory) or _run(settings, stop, callbacks)
 
 
 def check_directory(directory: Path) -> None:
@@ -128,25 +128,25 @@ def _switch(directory: Path, delivered: Delivered) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _run(job: Job, stop: threading.Event, voice: Voice) -> bool:
+def _run(settings: WatchSettings, stop: threading.Event, callbacks: WatchCallbacks) -> bool:
     """Run the command; whether it succeeded. It is told to end when we are."""
-    current = _current(job.directory)
-    version = current.removeprefix(f".{job.directory.name}.").partition("-")[0]
+    current = _current(settings.directory)
+    version = current.removeprefix(f".{settings.directory.name}.").partition("-")[0]
     told = {
-        "COMPEFT_EXPERT": job.reference.expert,
+        "COMPEFT_EXPERT": settings.reference.expert,
         "COMPEFT_VERSION": version,
-        "COMPEFT_DIRECTORY": str(job.directory.absolute()),
+        "COMPEFT_DIRECTORY": str(settings.directory.absolute()),
     }
     try:
-        child = subprocess.Popen(job.command, env=os.environ | told)  # noqa: S603  # the user's own command, no shell
+        child = subprocess.Popen(settings.command, env=os.environ | told)  # noqa: S603  # the user's own command, no shell
     except OSError as error:
-        raise InputError(f"cannot run {job.command[0]}: {error.strerror}") from error
+        raise InputError(f"cannot run {settings.command[0]}: {error.strerror}") from error
     code = _ended(child, stop)
     if stop.is_set():
         return False
-    write_durably(_ran_file(job), current.encode())
+    write_durably(_ran_file(settings), current.encode())
     if code:
-        voice.trouble(f"{job.command[0]} ended with code {code} after {job.reference.expert} version {version}")
+        callbacks.trouble(f"{settings.command[0]} ended with code {code} after {settings.reference.expert} version {version}")
     return code == 0
 
 
@@ -161,14 +161,14 @@ def _ended(child: "subprocess.Popen[bytes]", stop: threading.Event) -> int:
     return child.wait()
 
 
-def _ran(job: Job) -> str:
+def _ran(settings: WatchSettings) -> str:
     """After which change the command ran last: if we ended between a change and its command, it still runs."""
-    file = _ran_file(job)
+    file = _ran_file(settings)
     return file.read_text() if file.exists() else ""
 
 
-def _ran_file(job: Job) -> Path:
-    return job.directory.parent / f".{job.directory.name}.ran"
+def _ran_file(settings: WatchSettings) -> Path:
+    return settings.directory.parent / f".{settings.directory.name}.ran"
 
 
 def _until(stop: threading.Event) -> Progress:

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result
 
 from compeft_proto.convert import compression_of
-from compeft_server.flower.conductor import station_of
+from compeft_server.flower.conductor import conductor_config
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from sentiment.expert import HEAD, initial_arrays, initial_bounds, origin
 
@@ -35,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     run = context.run_config
     rounds = int(run["num-server-rounds"])
     plain = FinalEvaluation(rounds, int(run["num-clients"]))
-    strategy = CompressedStrategy(plain, plan(run), station_of(run)) if run["compressed"] else plain
+    strategy = CompressedStrategy(plain, plan(run), conductor_config(run)) if run["compressed"] else plain
     arrays = initial_arrays(int(run["rank"]), int(run["seed"]))
     result = strategy.start(
         grid=grid,

@@ -1,4 +1,4 @@
-"""Who may change what at the same time: many updates side by side, a round's opening or closing alone, one update a client.
+"""The aggregator's locks: updates are recorded in parallel, one at a time for each client; opening or closing a round excludes them.
 
 Long work (decoding a payload, waiting for bytes) is done outside.
 """
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class ReadWriteLock:
-    """Many may be inside `shared`, or one inside `alone`. Who wants to be alone goes before those who come after."""
+    """A readers-writer lock: any number of `shared` holders or one `alone` holder. A waiting `alone` holder precedes new `shared` ones."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -19,7 +19,7 @@ class ReadWriteLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Be inside with others. Not to be entered twice by one thread."""
+        """Hold the lock together with others. Not reentrant."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting == 0)
             self._inside += 1
@@ -32,7 +32,7 @@ class ReadWriteLock:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Be the only one inside."""
+        """Hold the lock alone."""
         with self._changed:
             self._waiting += 1
         try:
@@ -47,13 +47,13 @@ class ReadWriteLock:
 
 
 class KeyedLocks:
-    """One at a time for each name; names do not wait for each other."""
+    """A lock for each name."""
 
     def __init__(self) -> None:
         self._locks: dict[str, threading.Lock] = {}
 
     @contextmanager
     def take(self, name: str) -> Iterator[None]:
-        """Hold the turn of `name`. The names are those of enrolled keys, so they are few."""
+        """Hold the lock of `name`. Locks are never removed: the names are those of enrolled keys, so they are few."""
         with self._locks.setdefault(name, threading.Lock()):
             yield

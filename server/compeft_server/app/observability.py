@@ -37,10 +37,10 @@ class Observed:
                 yield
                 return
             from compeft_server.dashboard.metrics import Registry
-            from compeft_server.dashboard.server import Door, Web
+            from compeft_server.dashboard.server import ListenAddress, Web
 
             registry = Registry(self.data, ledger, self.calls)
-            with Web(self.data, ledger, Door(port=self.web), self.price, registry).beside() as self.web_port:
+            with Web(self.data, ledger, ListenAddress(port=self.web), self.price, registry).beside() as self.web_port:
                 yield
         finally:
             if self.tracer is not None:

@@ -33,11 +33,11 @@ def dashboard(
     compeft dashboard --data /var/lib/compeft --host 0.0.0.0 --tls-cert page.crt --tls-key page.pem
     """
     from compeft_server.dashboard.metrics import Registry
-    from compeft_server.dashboard.server import Door, Web
+    from compeft_server.dashboard.server import ListenAddress, Web
 
     ledger = open_ledger(_existing(data))
-    door = Door(host, port, tls_cert, tls_key, behind_proxy)
-    web = Web(data, ledger, door, price_of(price_per_gb, currency), Registry(data, ledger))
+    listen = ListenAddress(host, port, tls_cert, tls_key, behind_proxy)
+    web = Web(data, ledger, listen, price_of(price_per_gb, currency), Registry(data, ledger))
     address = f"{'https' if tls_cert else 'http'}://{host}:{web.port}/"
     typer.echo(json.dumps({"address": address}) if output_format == "json" else f"the live page is at {address}")
     sys.stdout.flush()

@@ -23,8 +23,8 @@ GRACE_S = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """Where the page listens. `behind_proxy`: a proxy in front of it speaks TLS with the browser."""
+class ListenAddress:
+    """Where the page listens, and its TLS files. `behind_proxy`: a proxy in front of it speaks TLS with the browser."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -43,26 +43,28 @@ class Door:
         return self.behind_proxy or self.certificate is not None
 
 
-def check_door(door: Door, password: Password | None) -> None:
+def check_listen_address(address: ListenAddress, password: Password | None) -> None:
     """Errors: InputError if the page would be seen, or its password heard, by others than its operator."""
-    if (door.certificate is None) != (door.key is None):
+    if (address.certificate is None) != (address.key is None):
         raise InputError("TLS needs both --tls-cert and --tls-key")
-    remote = door.name not in LOOPBACK_NAMES
-    if (remote or door.behind_proxy) and password is None:
-        raise InputError(f"a page on {door.host} needs a password: set one with `compeft dashboard-password --data DIR`")
-    if remote and not door.secure:
-        raise InputError(f"plain HTTP on {door.host} would show the password: give --tls-cert and --tls-key, or --behind-proxy")
+    remote = address.name not in LOOPBACK_NAMES
+    if (remote or address.behind_proxy) and password is None:
+        raise InputError(f"a page on {address.host} needs a password: set one with `compeft dashboard-password --data DIR`")
+    if remote and not address.secure:
+        raise InputError(
+            f"plain HTTP on {address.host} would show the password: give --tls-cert and --tls-key, or --behind-proxy"
+        )
 
 
 class Web:
     """The live page over one data directory, listening since it was made; `port` is where."""
 
-    def __init__(self, data: Path, ledger: Ledger, door: Door, price: Price | None, exposition: Exposition) -> None:
+    def __init__(self, data: Path, ledger: Ledger, address: ListenAddress, price: Price | None, exposition: Exposition) -> None:
         password = read_password(data)
-        check_door(door, password)
-        gate = Gate(password, door.secure)
+        check_listen_address(address, password)
+        gate = Gate(password, address.secure)
         site = Site(ledger, own_public_keys(data), gate, price, exposition.text, now_ms)
-        self._socket = _listen(door)
+        self._socket = _listen(address)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             create_app(site, lambda: self._server.should_exit),
@@ -74,8 +76,8 @@ class Web:
             ws="none",
             lifespan="off",
             timeout_graceful_shutdown=GRACE_S,
-            ssl_certfile=door.certificate,
-            ssl_keyfile=door.key,
+            ssl_certfile=address.certificate,
+            ssl_keyfile=address.key,
         )
         self._server = uvicorn.Server(config)
 
@@ -98,8 +100,10 @@ class Web:
             thread.join(2 * GRACE_S)
 
 
-def _listen(door: Door) -> socket.socket:
+def _listen(address: ListenAddress) -> socket.socket:
     try:
-        return socket.create_server((door.name, door.port), family=socket.AF_INET6 if ":" in door.name else socket.AF_INET)
+        return socket.create_server(
+            (address.name, address.port), family=socket.AF_INET6 if ":" in address.name else socket.AF_INET
+        )
     except OSError as error:
-        raise InputError(f"cannot listen on {door.host}:{door.port}: {error.strerror}") from error
+        raise InputError(f"cannot listen on {address.host}:{address.port}: {error.strerror}") from error

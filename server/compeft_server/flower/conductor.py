@@ -29,7 +29,7 @@ TLS = {"tls-ca": read_file, "tls-cert": read_file, "tls-key": read_private}
 
 
 @dataclass(frozen=True, slots=True)
-class Station:
+class ConductorConfig:
     """Who this conductor is and whom it trusts; `older` are keys that the aggregator had before. Without TLS: loopback only."""
 
     address: str
@@ -53,7 +53,7 @@ class ClientMetric:
     num_examples: float
 
 
-def station_of(config: Mapping[str, object]) -> Station:
+def conductor_config(config: Mapping[str, object]) -> ConductorConfig:
     """The conductor that a run's configuration describes: `site`, a folder from `compeft enroll`; or `aggregator` host:port,
     `aggregator-key` and `conductor-key` files, and PEM files `tls-ca`, `tls-cert`, `tls-key` for anything but loopback; what is given
     comes before what is in the folder. Where it says none of these, the folder is the one that the environment variable COMPEFT_SITE names,
@@ -74,7 +74,7 @@ def station_of(config: Mapping[str, object]) -> Station:
     if tls and len(tls) < 3:
         raise InputError("run configuration has some of tls-ca, tls-cert and tls-key: TLS needs all three")
     newest, *older = public_keys_from_pem(read_file(trusted), str(trusted))
-    return Station(
+    return ConductorConfig(
         address=str(config["aggregator"]),
         key=signing_key_from_pem(read_file(key), str(key), key.stat().st_mode),
         aggregator=newest,
@@ -83,12 +83,16 @@ def station_of(config: Mapping[str, object]) -> Station:
     )
 
 
+Station, station_of = ConductorConfig, conductor_config
+"""The names of earlier versions: apps that call them run unchanged."""
+
+
 class Conductor:
     """Commands to one aggregator. Every method raises the aggregator's typed refusal, or UnreachableError."""
 
-    def __init__(self, station: Station) -> None:
-        keys = (station.aggregator, *station.older)
-        self._connection = AggregatorConnection(station.key, station.address, station.tls, keys)
+    def __init__(self, config: ConductorConfig) -> None:
+        keys = (config.aggregator, *config.older)
+        self._connection = AggregatorConnection(config.key, config.address, config.tls, keys)
 
     def check_reachable(self) -> None:
         """Ask the aggregator for its key rotations, which changes nothing. Errors: UnreachableError if nothing answers."""
@@ -205,7 +209,7 @@ def own_or_simulated_site(folder: Path) -> Path:
 
 
 def _site(folder: Path) -> dict[str, object]:
-    """What a site folder holds, under the names of `station_of`. Errors: InputError, ForbiddenError if others may enter it."""
+    """What a site folder holds, under the names of `conductor_config`. Errors: InputError, ForbiddenError if others may enter it."""
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder} is not a site folder, it has no {INDEX}: make one with `compeft enroll`")
     present = {file for file in FILES.values() if (folder / file).exists()}

@@ -30,7 +30,7 @@ from compeft_proto.round_task import AUTO, DTYPES, ORDER, RECORD, RoundTask, as_
 from compeft_proto.state_steps import pack_snapshot
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.records import Arm
-from compeft_server.flower.conductor import ClientMetric, Conductor, Station, station_of
+from compeft_server.flower.conductor import ClientMetric, Conductor, ConductorConfig, conductor_config
 from compeft_server.flower.equivalents import merging_of
 from compeft_server.flower.error_log import log_errors_as_lines
 from compeft_server.flower.plan import Plan
@@ -46,10 +46,10 @@ class CompressedStrategy(Strategy):
     """A Flower strategy whose arrays travel compressed and signed.
 
     inner: a FedAvg, FedProx or FedOpt, or any that `equivalents` knows; the merge itself happens at the aggregator. station: who conducts,
-    from `station_of`; by default the site folder that the environment variable COMPEFT_SITE names.
+    from `conductor_config`; by default the site folder that the environment variable COMPEFT_SITE names.
     """
 
-    def __init__(self, inner: FedAvg, plan: Plan, station: Station | None = None) -> None:
+    def __init__(self, inner: FedAvg, plan: Plan, station: ConductorConfig | None = None) -> None:
         log_errors_as_lines()
         self.inner, self.plan = inner, plan
         self._merging = replace(
@@ -60,7 +60,7 @@ class CompressedStrategy(Strategy):
         )
         self._layout: Layout | None = None
         self._most_bytes = 0
-        self._conductor = Conductor(station or station_of({}))
+        self._conductor = Conductor(station or conductor_config({}))
         self._follower: Follower | None = None
         self._dtypes: dict[str, str] = {}
         """The type of each of the app's arrays by name, in the app's order."""

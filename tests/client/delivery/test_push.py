@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from compeft_client.cli.main import run
-from compeft_client.delivery.pull import Reference, Wishes, deliver, reference_of
+from compeft_client.delivery.pull import PullOptions, Reference, deliver, reference_of
 from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.exchange.package_client import Measured, PackageClient
 from compeft_client.packing.pack import save_compressed, unpack
@@ -429,4 +429,4 @@ def test_a_name_may_say_a_version_or_a_channel() -> None:
 def test_nobody_signed_a_composed_expert_alone(world: World, tmp_path: Path) -> None:
     edge = edge_at(world, "edge", world.enrol("edge"))
     with pytest.raises(InputError, match="no one publisher"):
-        deliver(edge, Reference(EXPERT), tmp_path / "out", Wishes(publisher=new_key().public))
+        deliver(edge, Reference(EXPERT), tmp_path / "out", PullOptions(publisher=new_key().public))

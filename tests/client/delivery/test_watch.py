@@ -19,7 +19,7 @@ import pytest
 from compeft_client.cli.main import run
 from compeft_client.cli.publish import seconds_of
 from compeft_client.delivery.pull import Delivered, Reference
-from compeft_client.delivery.watch import Job, Voice, follow, watch
+from compeft_client.delivery.watch import WatchCallbacks, WatchSettings, follow, watch
 from compeft_client.exchange.package_client import PackageClient
 from compeft_client.identity.edge_config import Edge
 from compeft_client.packing.pack import unpack
@@ -43,8 +43,8 @@ class Heard:
     trouble: list[str] = field(default_factory=list)
 
     @property
-    def voice(self) -> Voice:
-        return Voice(self.changed.append, self.trouble.append)
+    def callbacks(self) -> WatchCallbacks:
+        return WatchCallbacks(self.changed.append, self.trouble.append)
 
 
 def wait_for(ready: Callable[[], bool], limit_s: float = 60.0) -> None:
@@ -59,23 +59,23 @@ def edge(world: World) -> Edge:
     return edge_at(world, "watcher", world.enrol("watcher"))
 
 
-def look(edge: Edge, job: Job, heard: Heard) -> bool:
+def look(edge: Edge, settings: WatchSettings, heard: Heard) -> bool:
     """Look once."""
     with PackageClient(edge) as client:
-        return follow(client, edge, job, threading.Event(), heard.voice)
+        return follow(client, edge, settings, threading.Event(), heard.callbacks)
 
 
 def test_a_watched_folder_becomes_each_new_version_whole(world: World, edge: Edge, tmp_path: Path) -> None:
-    heard, job = Heard(), Job(Reference(PACKAGE), tmp_path / "served")
+    heard, settings = Heard(), WatchSettings(Reference(PACKAGE), tmp_path / "served")
     for version in range(3):
         file = packed(tmp_path, version)
         publisher(world).push(PACKAGE, file.read_bytes())
-        held = os.open(job.directory, os.O_RDONLY) if version else None
-        look(edge, job, heard)
+        held = os.open(settings.directory, os.O_RDONLY) if version else None
+        look(edge, settings, heard)
         unpack(file, tmp_path / f"unpacked-{version}")
-        assert contents(job.directory) == contents(tmp_path / f"unpacked-{version}")
+        assert contents(settings.directory) == contents(tmp_path / f"unpacked-{version}")
         if held is not None:
-            assert sorted(os.listdir(held)) == sorted(contents(job.directory))
+            assert sorted(os.listdir(held)) == sorted(contents(settings.directory))
             os.close(held)
     assert [got.version for got in heard.changed] == [0, 1, 2]
     kept = sorted(p.name for p in tmp_path.glob(".served.*"))
@@ -83,19 +83,19 @@ def test_a_watched_folder_becomes_each_new_version_whole(world: World, edge: Edg
 
 
 def test_a_composed_expert_is_followed_too(world: World, edge: Edge, tmp_path: Path) -> None:
-    heard, job = Heard(), Job(Reference(EXPERT), tmp_path / "served")
-    look(edge, job, heard)
-    look(edge, job, heard)
+    heard, settings = Heard(), WatchSettings(Reference(EXPERT), tmp_path / "served")
+    look(edge, settings, heard)
+    look(edge, settings, heard)
     assert [got.version for got in heard.changed] == [0]
-    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(contents(job.directory))
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= set(contents(settings.directory))
 
 
 def test_an_idle_look_costs_few_bytes_and_changes_nothing(world: World, edge: Edge, tmp_path: Path) -> None:
     publisher(world).push(PACKAGE, packed(tmp_path, 1).read_bytes())
-    heard, job = Heard(), Job(Reference(PACKAGE), tmp_path / "served")
+    heard, settings = Heard(), WatchSettings(Reference(PACKAGE), tmp_path / "served")
     with PackageClient(edge) as client:
         for _ in range(4):
-            follow(client, edge, job, threading.Event(), heard.voice)
+            follow(client, edge, settings, threading.Event(), heard.callbacks)
     mine = lambda: [t for t in world.ledger.transfers(PACKAGE) if t.keyid == edge.key.keyid]  # noqa: E731
     wait_for(lambda: len(mine()) == 6)
     assert len(heard.changed) == 1
@@ -107,10 +107,10 @@ def test_the_command_runs_after_each_change_and_again_if_the_watcher_ended_befor
 ) -> None:
     log = tmp_path / "log"
     script = f"import os; open({str(log)!r}, 'a').write(' '.join(os.environ[n] for n in ('COMPEFT_EXPERT', 'COMPEFT_VERSION')) + '\\n')"
-    job = Job(Reference(PACKAGE), tmp_path / "served")
-    with_command = replace(job, command=[sys.executable, "-c", script])
+    settings = WatchSettings(Reference(PACKAGE), tmp_path / "served")
+    with_command = replace(settings, command=[sys.executable, "-c", script])
     publisher(world).push(PACKAGE, packed(tmp_path, 1).read_bytes())
-    look(edge, job, Heard())
+    look(edge, settings, Heard())
     for _ in range(2):
         assert look(edge, with_command, Heard())
     publisher(world).push(PACKAGE, packed(tmp_path, 2).read_bytes())
@@ -120,17 +120,17 @@ def test_the_command_runs_after_each_change_and_again_if_the_watcher_ended_befor
 
 def test_a_command_that_fails_is_told_of_and_the_new_version_stays(world: World, edge: Edge, tmp_path: Path) -> None:
     publisher(world).push(PACKAGE, packed(tmp_path, 1).read_bytes())
-    heard, job = Heard(), Job(Reference(PACKAGE), tmp_path / "served", ["false"])
-    assert not look(edge, job, heard)
+    heard, settings = Heard(), WatchSettings(Reference(PACKAGE), tmp_path / "served", ["false"])
+    assert not look(edge, settings, heard)
     assert (len(heard.changed), heard.trouble) == (1, [f"false ended with code 1 after {PACKAGE} version 0"])
     with pytest.raises(InputError, match="cannot run"):
-        look(edge, replace(job, command=["/no/such/thing"], directory=tmp_path / "other"), heard)
+        look(edge, replace(settings, command=["/no/such/thing"], directory=tmp_path / "other"), heard)
 
 
 def test_a_folder_that_is_no_link_is_left_alone(world: World, edge: Edge, tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
     with pytest.raises(InputError, match="no link"):
-        watch(edge, Job(Reference(PACKAGE), tmp_path / "served"), threading.Event(), Heard().voice)
+        watch(edge, WatchSettings(Reference(PACKAGE), tmp_path / "served"), threading.Event(), Heard().callbacks)
 
 
 @dataclass
@@ -175,10 +175,10 @@ def test_a_watcher_waits_for_an_aggregator_that_is_away_and_for_an_expert_that_i
     site: Site, tmp_path: Path
 ) -> None:
     heard, stop = Heard(), threading.Event()
-    job = Job(Reference(PACKAGE), tmp_path / "served", every_s=0.1)
+    settings = WatchSettings(Reference(PACKAGE), tmp_path / "served", every_s=0.1)
     reading, writing = site.edge("reader", "reader"), site.edge("conductor", "conductor")
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(watch, reading, job, stop, heard.voice)
+        done = pool.submit(watch, reading, settings, stop, heard.callbacks)
         try:
             wait_for(lambda: any("cannot be reached" in text for text in heard.trouble))
             site.up()
@@ -197,7 +197,7 @@ def test_a_watcher_waits_for_an_aggregator_that_is_away_and_for_an_expert_that_i
             stop.set()
         done.result()
     unpack(tmp_path / "expert-2.expert", tmp_path / "unpacked")
-    assert contents(job.directory) == contents(tmp_path / "unpacked")
+    assert contents(settings.directory) == contents(tmp_path / "unpacked")
 
 
 def test_the_command_follows_until_it_is_told_to_stop(world: World, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from compeft_proto.site_layout import SIMULATED_CONDUCTOR, simulated
 from compeft_server.admin.simulated_sites import make_sites
 from compeft_server.cli.clients import app
 from compeft_server.data_directory import open_ledger
-from compeft_server.flower.conductor import station_of
+from compeft_server.flower.conductor import conductor_config
 from compeft_server.identity.aggregator_keys import own_key
 
 ADDRESS = "127.0.0.1:9443"
@@ -26,7 +26,7 @@ def test_every_simulated_client_is_an_edge_with_a_key_of_its_own_and_one_conduct
         edge = edge_of({"site": sites / simulated(number)})
         assert members[edge.key.keyid] == (simulated(number), "edge")
         assert (edge.address, edge.aggregator) == (ADDRESS, own_key(data).public)
-    station = station_of({"site": sites / SIMULATED_CONDUCTOR})
+    station = conductor_config({"site": sites / SIMULATED_CONDUCTOR})
     assert members[station.key.keyid] == (SIMULATED_CONDUCTOR, "conductor")
     assert {(sites / name).stat().st_mode & 0o777 for name, _ in members.values()} == {0o700}
 

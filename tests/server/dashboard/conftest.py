@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from compeft_proto.clock import now_ms
 from compeft_server.dashboard.metrics import Registry
-from compeft_server.dashboard.server import Door, Web
+from compeft_server.dashboard.server import ListenAddress, Web
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
@@ -46,11 +46,11 @@ def serving() -> Iterator[Callable[..., Served]]:
     """Serve the page over a data directory for the rest of the test."""
     with ExitStack() as stack:
 
-        def serve(data: Path, door: Door = Door(), price: Price | None = None) -> Served:  # noqa: B008  # frozen
+        def serve(data: Path, address: ListenAddress = ListenAddress(), price: Price | None = None) -> Served:  # noqa: B008  # frozen
             ledger = stack.enter_context(closing(open_ledger(data)))
-            web = Web(data, ledger, door, price, Registry(data, ledger))
+            web = Web(data, ledger, address, price, Registry(data, ledger))
             port = stack.enter_context(web.beside())
-            return Served(f"{'https' if door.certificate else 'http'}://localhost:{port}", data, ledger)
+            return Served(f"{'https' if address.certificate else 'http'}://localhost:{port}", data, ledger)
 
         yield serve
 

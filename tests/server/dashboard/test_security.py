@@ -12,7 +12,7 @@ import trustme
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import ForbiddenError
 from compeft_server.dashboard.security import FAILURES, PASSWORD_FILE, Gate, read_password, safe_next, set_password
-from compeft_server.dashboard.server import Door, check_door
+from compeft_server.dashboard.server import ListenAddress, check_listen_address
 from compeft_server.data_directory import open_ledger
 from tests.server.dashboard.conftest import Served
 
@@ -79,16 +79,16 @@ def test_beyond_loopback_it_takes_a_password_and_tls_or_a_proxy(data: Path) -> N
     set_password(data, SECRET)
     password, here = read_password(data), Path("x.pem")
     with pytest.raises(InputError, match="needs a password"):
-        check_door(Door("0.0.0.0", behind_proxy=True), None)
+        check_listen_address(ListenAddress("0.0.0.0", behind_proxy=True), None)
     with pytest.raises(InputError, match="needs a password"):
-        check_door(Door("127.0.0.1", behind_proxy=True), None)
+        check_listen_address(ListenAddress("127.0.0.1", behind_proxy=True), None)
     with pytest.raises(InputError, match="plain HTTP"):
-        check_door(Door("0.0.0.0"), password)
+        check_listen_address(ListenAddress("0.0.0.0"), password)
     with pytest.raises(InputError, match="both"):
-        check_door(Door("0.0.0.0", certificate=here), password)
-    check_door(Door("0.0.0.0", behind_proxy=True), password)
-    check_door(Door("::", certificate=here, key=here), password)
-    check_door(Door(), None)
+        check_listen_address(ListenAddress("0.0.0.0", certificate=here), password)
+    check_listen_address(ListenAddress("0.0.0.0", behind_proxy=True), password)
+    check_listen_address(ListenAddress("::", certificate=here, key=here), password)
+    check_listen_address(ListenAddress(), None)
 
 
 def test_without_a_password_only_the_names_of_this_machine_are_answered(data: Path, serving: Callable[..., Served]) -> None:
@@ -185,7 +185,7 @@ def test_over_tls_the_cookie_goes_no_other_way(data: Path, tmp_path: Path, servi
     certificate = authority.issue_cert("localhost")
     certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "c.pem"))
     certificate.private_key_pem.write_to_path(str(tmp_path / "k.pem"))
-    site = serving(data, Door(certificate=tmp_path / "c.pem", key=tmp_path / "k.pem"))
+    site = serving(data, ListenAddress(certificate=tmp_path / "c.pem", key=tmp_path / "k.pem"))
     context = ssl.create_default_context()
     authority.configure_trust(context)
     with httpx.Client(verify=context) as client:

@@ -17,7 +17,7 @@ from compeft_server.app.server import Settings, start, start_enrolment
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.limits import Limits
 from compeft_server.domain.records import Invited, Role
-from compeft_server.flower.conductor import Conductor, station_of
+from compeft_server.flower.conductor import Conductor, conductor_config
 from compeft_server.identity import authority_files
 from compeft_server.identity import certificate_authority as ca
 from compeft_server.identity.aggregator_keys import own_key, take_up
@@ -86,7 +86,9 @@ class House:
     def conductor(self) -> Conductor:
         """The conductor, by its site folder, which is made at first."""
         site = self.folder / "conductor"
-        return Conductor(station_of({"site": site if site.exists() else self.enrol("conductor", "conductor"), "aggregator": ""}))
+        return Conductor(
+            conductor_config({"site": site if site.exists() else self.enrol("conductor", "conductor"), "aggregator": ""})
+        )
 
     def registrar(self) -> Registrar:
         """One that may be asked without a connection."""

@@ -14,7 +14,7 @@ import pytest
 
 from compeft_client.cli.main import run
 from compeft_server.data_directory import open_ledger
-from compeft_server.flower.conductor import Conductor, station_of
+from compeft_server.flower.conductor import Conductor, conductor_config
 from tests.rounds.conftest import EXPERT, genesis
 
 
@@ -70,7 +70,7 @@ def test_the_whole_way_from_an_authority_to_a_revoked_member(
 ) -> None:
     conductor, site, data = tmp_path / "conductor", tmp_path / "berlin", str(service.data)
     assert run(["enroll", invited(service, "conductor", "conductor", capsys), "--site", str(conductor)]) == 0
-    Conductor(station_of({"site": conductor})).publish(genesis())
+    Conductor(conductor_config({"site": conductor})).publish(genesis())
     invitation = invited(service, "berlin", "reader", capsys)
     assert run(["enroll", invitation, "--site", str(site), "--format", "json"]) == 0
     assert said(capsys)["aggregator"] == service.exchange

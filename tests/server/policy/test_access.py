@@ -7,7 +7,7 @@ from compeft_proto.clock import now_ms
 from compeft_proto.errors import ForbiddenError, UnknownExpertError
 from compeft_server.admin import policy_admin
 from compeft_server.domain.policy import ACTIONS, Action
-from compeft_server.flower.conductor import Conductor, Station
+from compeft_server.flower.conductor import Conductor, ConductorConfig
 from compeft_server.ledger.audit import check
 from tests.rounds.conftest import genesis
 from tests.server.policy.conftest import EXPERT, World, grow, synced_by, trained
@@ -96,7 +96,7 @@ def test_a_denial_by_name_outweighs_what_the_role_is_allowed(strict: World) -> N
 
 
 def test_another_conductor_may_not_run_rounds_of_an_expert_that_is_not_its_own(strict: World) -> None:
-    other = Conductor(Station(strict.address, strict.enrol("rival", "conductor"), strict.aggregator.public))
+    other = Conductor(ConductorConfig(strict.address, strict.enrol("rival", "conductor"), strict.aggregator.public))
     before = strict.everything()
     with pytest.raises(ForbiddenError, match="'rival', role conductor, may not publish sentiment"):
         other.open_round(EXPERT, "its-run", 1, 60.0)
@@ -107,7 +107,7 @@ def test_another_conductor_may_not_run_rounds_of_an_expert_that_is_not_its_own(s
 
 
 def test_a_conductor_that_is_denied_by_name_publishes_no_new_expert(strict: World) -> None:
-    rival = Conductor(Station(strict.address, strict.enrol("rival", "conductor"), strict.aggregator.public))
+    rival = Conductor(ConductorConfig(strict.address, strict.enrol("rival", "conductor"), strict.aggregator.public))
     policy_admin.rule(strict.ledger, "deny", "*", "rival", ["publish"], now_ms())
     with pytest.raises(ForbiddenError, match="may not publish its-own: a rule denies it"):
         rival.publish(genesis(expert="its-own"))

@@ -7,7 +7,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from compeft_core import Compression
 from compeft_proto.round_task import Origin
-from compeft_server.flower.conductor import station_of
+from compeft_server.flower.conductor import conductor_config
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 
 app = ServerApp()
@@ -18,5 +18,5 @@ def main(grid: Grid, context: Context) -> None:
     run = context.run_config
     plan = Plan("steady", Origin(), Compression(0.2), Compression(0.4), relay=bool(run["relay"]))
     arrays = ArrayRecord({"w": Array(np.zeros((200, 300), np.float32))})
-    strategy = CompressedStrategy(FedAvg(), plan, station_of(run))
+    strategy = CompressedStrategy(FedAvg(), plan, conductor_config(run))
     strategy.start(grid=grid, initial_arrays=arrays, num_rounds=int(str(run["num-server-rounds"])))
