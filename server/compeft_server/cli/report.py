@@ -24,7 +24,7 @@ from compeft_server.reports.report import Report
 
 T = TypeVar("T")
 Format = Literal["text", "html", "md", "json", "csv", "parquet"]
-TABLE_WIDTH = 110
+TABLE_WIDTH = 80
 """Columns that the report's table needs; a narrower terminal wraps its lines rather than lose figures."""
 
 app = typer.Typer()

@@ -20,7 +20,7 @@ from compeft_server.domain.price import price_of
 from compeft_server.identity.aggregator_keys import own_key
 from compeft_server.identity.tls_credentials import Tls
 
-TABLE_WIDTH = 110
+TABLE_WIDTH = 80
 """Columns that the report's table needs; a narrower terminal wraps its lines rather than lose figures."""
 
 app = typer.Typer()

@@ -24,6 +24,7 @@ from compeft_proto.keys import new_key
 from compeft_server.admin import policy_admin
 from compeft_server.data_directory import open_ledger
 from compeft_server.demo.processes import ProcessError, Processes, free_ports
+from compeft_server.demo.progress_lines import ProgressLines
 from compeft_server.domain.records import Role
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.reports.build import read_report
@@ -182,11 +183,13 @@ class _Stage:
     def _watch(self, progress: Progress, name: str, run: int, state: Callable[[], tuple[int, str]]) -> None:
         """Show the rounds of a run until it has finished. Errors: ProcessError if it fails or takes too long."""
         task = progress.add_task(name, total=self._settings.rounds, detail="")
+        lines = ProgressLines(progress.console, name, self._settings.rounds)
         give_up, ask_at = time.monotonic() + self._settings.timeout_s, time.monotonic() + ASK_S
         while time.monotonic() < give_up:
             self._processes.check()
             done, detail = state()
             progress.update(task, completed=done, detail=detail)
+            lines.tell(done, detail)
             if time.monotonic() > ask_at:
                 status, ask_at = str(self._listed(run)["status"]), time.monotonic() + ASK_S
                 if status == "finished:completed":

@@ -197,14 +197,19 @@ NOTHING_BESIDE = Extras()
 
 def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
     """What `rich` prints: one row a version, base only and uncompressed beside them, then the totals in words, and what they cost and what
-    a pool measured if that is given. From 100 columns on.
+    a pool measured if that is given. Fits 80 columns.
     """
     table = Table(
-        title=Text(f"expert {printable(report.expert)}", "bold"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False
+        title=Text(f"expert {printable(report.expert)}", "bold"),
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        show_edge=False,
+        padding=0,
     )
     table.add_column("version", no_wrap=True)
-    for name in (printable(report.metric), *_COLUMNS):
-        table.add_column(Text(name), justify="right", no_wrap=True, min_width=6)
+    metric = _hyphenated(printable(report.metric), 10 if report.uncompressed is None else 7)
+    for name in (metric, *_COLUMNS):
+        table.add_column(Text(name), justify="right", no_wrap=True)
     table.add_row("base only", human_score(report.metric, report.base), *["0 B"] * 6, "–", "–")
     if report.uncompressed is not None:
         table.add_row("uncompressed", human_score(report.metric, report.uncompressed), *["–"] * len(_COLUMNS))
@@ -228,6 +233,15 @@ def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
         f"{name}: wire {wire}; dense fp32 {fp32}, bf16 {bf16}" for name, fp32, bf16, wire in energy_rows(report, extras.energy)
     ]
     return Group(table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *energy, *_pool(extras)]))
+
+
+def _hyphenated(name: str, width: int) -> str:
+    """`name` in lines of at most `width` characters, such as accu-, racy."""
+    if len(name) <= width:
+        return name
+    lines = -(-(len(name) - 1) // (width - 1))
+    size = -(-len(name) // lines)
+    return "-\n".join(name[at : at + size] for at in range(0, len(name), size))
 
 
 def led_name(report: Report, say: Say = ENGLISH) -> str:

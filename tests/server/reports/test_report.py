@@ -418,3 +418,16 @@ def test_times_and_savings_are_shown_in_three_digits() -> None:
         "312×",
         "1,234×",
     ]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "matthews_correlation", "ppl"])
+def test_the_table_fits_80_columns_with_the_widest_cells(told: Story, metric: str) -> None:
+    report = replace(read_report(told.ledger, "sentiment"), metric=metric)
+    wide = replace(
+        report.versions[-1].traffic, payload_bytes=123_456, wire_sent_bytes=123_456_789, dense_fp32_bytes=12_345_678_901
+    )
+    rows = tuple(replace(row, up=wide, down=wide) for row in report.versions)
+    lines = printed(replace(report, versions=rows, uncompressed=report.base), 200).splitlines()
+    table = lines[: next(n for n, line in enumerate(lines) if line.startswith("total")) + 1]
+    assert any("123 MB" in line and "24.7 GB" in line for line in table)
+    assert max(map(len, table)) <= 80
