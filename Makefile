@@ -1,5 +1,5 @@
 # `make demo` runs the whole system, `make test` all tests, `make quick` what a change needs before every commit. Each target sets itself up.
-# CONTRIBUTING.md says what each does and how long it takes.
+# CONTRIBUTING.md says what each does.
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := compeft_core proto/compeft_proto server/compeft_server client/compeft_client

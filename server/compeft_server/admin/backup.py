@@ -37,7 +37,7 @@ PRIVATE_FILES = (KEY_FILE, NEXT_FILE, HANDOVERS_FILE, *(f"{FOLDER}/{name}" for n
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The first member: what the others are. `files` are digests by name. Digests are SHA-256 in hexadecimal."""
+    """The first member of a backup: lists the others. `files` are digests by name. Digests are SHA-256 in hexadecimal."""
 
     format: int
     program: str
@@ -77,7 +77,7 @@ def back_up(data: Path, target: Path, now_ms: int) -> Head:
 
 
 def _copy_ledger(source: Path, copy: Path) -> list[bytes]:
-    """The ledger as it is at one instant; the chunks it names, in the order of their digests."""
+    """Copy the ledger at one instant; returns the chunks that it names, ordered by digest."""
     reading, writing = sqlite3.connect(source), sqlite3.connect(copy)
     try:
         reading.backup(writing)

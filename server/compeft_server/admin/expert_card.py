@@ -1,4 +1,4 @@
-"""All that is known of one expert, as one frozen value: for `compeft experts show`. It reads the ledger and decides nothing."""
+"""The card of one expert as a frozen value, read from the ledger, for `compeft experts show`."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ NEWEST = 10
 
 @dataclass(frozen=True, slots=True)
 class ExpertCard:
-    """An expert: what it is, where it stands, and whose it is. contributors: number of updates in its versions, by member."""
+    """An expert with its origin, versions, channels, policy and contributors. contributors: number of updates, by member."""
 
     expert: str
     base_model: BaseModel
@@ -59,7 +59,7 @@ def read_card(ledger: Ledger, log: ExpertLog, versions: Sequence[VersionOrigin],
 
 
 def to_json(card: ExpertCard) -> dict[str, object]:
-    """Everything, for programs."""
+    """The card as values for JSON."""
     layout, base = card.layout, card.base_model
     return {
         "expert": card.expert,
@@ -93,7 +93,7 @@ def to_json(card: ExpertCard) -> dict[str, object]:
 
 
 def to_text(card: ExpertCard) -> str:
-    """For people: one fact a line, the newest versions last."""
+    """The card as text: one fact a line, the newest versions last."""
     layout, base = card.layout, card.base_model
     channels = [f"{name} {'nowhere yet' if at is None else f'version {at}'}" for name, at in card.channels.items()]
     contributors = [f"{name} ({count} update{'s' if count != 1 else ''})" for name, count in card.contributors.items()]

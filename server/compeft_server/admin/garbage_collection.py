@@ -1,4 +1,4 @@
-"""Garbage collection: which chunks the ledger still speaks of, and removing the others. Safe while aggregators run.
+"""Garbage collection: finds the chunks that the ledger refers to and removes the others. Safe while aggregators run.
 
 Kept: the chunks of every version and of every accepted update (lineage, `verify-merge` and `forget` merge them again), and the
 residual after the newest version and after the base of every open round. Older residuals are as long as the whole expert and can be
@@ -22,7 +22,7 @@ from compeft_server.ledger.ledger import Ledger
 
 @dataclass(frozen=True, slots=True)
 class Grace:
-    """How long what nobody names is kept: chunks since their newest claim, parts since their newest byte."""
+    """How long unreferenced data is kept: chunks since their newest claim, parts since their newest byte."""
 
     chunks_ms: int = 24 * 60 * 60 * 1000
     parts_ms: int = 7 * 24 * 60 * 60 * 1000
@@ -41,7 +41,7 @@ class Collected:
 
 
 def collect(store: ChunkStore, ledger: Ledger, now_ms: int, grace: Grace, dry_run: bool = False) -> Collected:
-    """Remove what nobody names and nobody has claimed for long. Errors: FormatError if the ledger cannot be read; then nothing is."""
+    """Remove chunks that nothing refers to and whose grace period has ended. Errors: FormatError if the ledger cannot be read."""
     stored = list(store.chunks())
     keep = named(ledger)
     garbage = [chunk for chunk in stored if chunk.sha256 not in keep]

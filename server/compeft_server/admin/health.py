@@ -22,7 +22,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 class NotServingError(CompeftError):
-    """It answers, and says that it does not serve."""
+    """The aggregator answers that it does not serve."""
 
     code = "not_serving"
 
@@ -43,7 +43,7 @@ def ask(address: str, service: str, tls: ClientTls | None, timeout_s: float) -> 
 
 
 def ask_until(address: str, service: str, tls: ClientTls | None, timeout_s: float, patience_s: float) -> None:
-    """`ask` again while nobody answers, for `patience_s` seconds. Errors: as `ask`."""
+    """Repeat `ask` while nobody answers, for `patience_s` seconds. Errors: as `ask`."""
     persist(lambda: ask(address, service, tls, timeout_s), patience_s)
 
 

@@ -1,4 +1,4 @@
-"""What an expert's versions are made of, and the operator's ways to mend them: lineage, verify, roll back, forget a client.
+"""Operations on an expert's versions: lineage, verify, roll back, forget a client.
 
 The log only grows: rolling back and forgetting append a version whose chunks are a whole state. Everything is recomputed from what
 is stored (signed updates, seeds, residuals by construction), so anybody with the store can check it bit for bit.
@@ -95,7 +95,7 @@ class Versions:
         self._check_as_a_client(expert, number, manifest)
 
     def _check_row(self, expert: Expert, number: int, manifest: pb.VersionManifest) -> None:
-        """What the ledger says beside the signed manifest is what that says. Errors: WrongBaseError."""
+        """Check that the ledger's row equals the signed manifest. Errors: WrongBaseError."""
         row = self._log.version(expert.name, number)
         told, signed = (expert.name, number, row.state_digest), (manifest.expert, manifest.version, manifest.state_digest)
         if told != signed:
@@ -208,7 +208,7 @@ class Versions:
         return carried
 
     def _step(self, expert: Expert, manifest: pb.VersionManifest, before: Carried, forgotten: Collection[str]) -> Carried:
-        """One merge again, from its stored inputs; where nobody is left, nothing changes, moments included."""
+        """Recompute one merge from its stored inputs; where nobody is left, nothing changes, moments included."""
         inputs = [_contribution(c) for c in manifest.contributions if c.keyid not in forgotten]
         if not inputs:
             return before
@@ -230,7 +230,7 @@ class Versions:
         return self._recompute(expert, manifest.version - 1, list(manifest.forgotten)).state
 
     def _publish_again(self, expert: Expert, old: pb.VersionManifest, now_ms: int) -> Version:
-        """The file of an earlier version of a package as the next one: its publisher's signature stays."""
+        """Append the file of an earlier version of a package as the next one: its publisher's signature stays."""
         head = self._log.version(expert.name, self._head(expert))
         manifest = next_manifest(expert, head, old.state_digest, old.chunks, now_ms)
         manifest.publication.CopyFrom(old.publication)

@@ -1,4 +1,4 @@
-"""What an operator decides about experts: checked here, then recorded in the ledger's terms. Nothing is decided for a client here."""
+"""Checks an operator's decisions about experts and records them in the ledger."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Bounds:
 def rule(
     ledger: Ledger, effect: Effect, expert: str, who: str, actions: Collection[Action], now_ms: int, bounds: Bounds | None = None
 ) -> list[Rule]:
-    """Say who may do what with an expert, or with every one (`*`); it need not exist yet. One rule an action.
+    """Record who may do what with an expert, or with every one (`*`); it need not exist yet. One rule an action.
 
     who: a member's name, or `role:<role>`. Errors: InputError.
     """
@@ -50,7 +50,7 @@ def rule(
 
 
 def retire(ledger: Ledger, expert: str, version: int | None, now_ms: int, undo: bool = False) -> None:
-    """Retire an expert, or one version of it, or take that back. The same again is nothing. Errors: UnknownExpertError."""
+    """Retire an expert, or one version of it, or take that back. Repeating it changes nothing. Errors: UnknownExpertError."""
     if version is None:
         check_expert(ledger, expert)
     else:
@@ -60,7 +60,7 @@ def retire(ledger: Ledger, expert: str, version: int | None, now_ms: int, undo: 
 
 
 def promote(ledger: Ledger, expert: str, version: int, channel: str, now_ms: int) -> None:
-    """Make a channel point at a version, newer or older than where it points. The same again is nothing.
+    """Make a channel point at a version, newer or older than where it points. Repeating it changes nothing.
 
     Errors: InputError for `canary`, which is the newest version always, another channel or a retired version; UnknownExpertError.
     """
@@ -77,13 +77,13 @@ def promote(ledger: Ledger, expert: str, version: int, channel: str, now_ms: int
 
 
 def check_expert(ledger: Ledger, expert: str) -> None:
-    """The expert exists. Errors: UnknownExpertError, which names those there are."""
+    """Check that the expert exists. Errors: UnknownExpertError, which names those there are."""
     if ledger.expert(expert) is None:
         raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
 
 
 def check_version(ledger: Ledger, expert: str, version: int) -> None:
-    """The expert has that version. Errors: UnknownExpertError, which names what exists."""
+    """Check that the expert has that version. Errors: UnknownExpertError, which names what exists."""
     check_expert(ledger, expert)
     head = ledger.head(expert)
     if not 0 <= version <= head:

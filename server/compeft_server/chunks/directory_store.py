@@ -26,16 +26,16 @@ class DirectoryStore:
 
     @property
     def partial(self) -> Path:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         return self._parts.directory
 
     def has(self, sha256: bytes) -> bool:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         with self._locked(fcntl.LOCK_SH):
             return self._claim(sha256)
 
     def put(self, data: bytes) -> bytes:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         sha256 = hashlib.sha256(data).digest()
         if not self.has(sha256):
             beside = self._parts.path(f"put-{os.getpid()}-{threading.get_ident()}", sha256)
@@ -48,35 +48,35 @@ class DirectoryStore:
         return sha256
 
     def read(self, sha256: bytes) -> bytes:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         try:
             return checked(sha256, self._path(sha256).read_bytes())
         except FileNotFoundError:
             missing(sha256)
 
     def stream(self, sha256: bytes, offset: int) -> Iterator[bytes]:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         yield from in_parts(self.read(sha256), offset)
 
     def received(self, sender: str, sha256: bytes) -> int:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         return self._parts.received(sender, sha256)
 
     def append(self, sender: str, sha256: bytes, data: bytes) -> None:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         self._parts.append(sender, sha256, data)
 
     def check(self, sender: str, sha256: bytes) -> None:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         self._parts.check(sender, sha256)
 
     def peek(self, sender: str, sha256: bytes) -> bytes:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         part = self._parts.read(sender, sha256)
         return self.read(sha256) if part is None else part
 
     def commit(self, sender: str, sha256: bytes) -> None:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         try:
             self._move(self._parts.path(sender, sha256), sha256)
         except FileNotFoundError:
@@ -84,11 +84,11 @@ class DirectoryStore:
                 missing(sha256)
 
     def drop(self, sender: str, sha256: bytes) -> None:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         self._parts.drop(sender, sha256)
 
     def chunks(self) -> Iterator[StoredChunk]:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         for path in self._chunks.glob("??/*"):
             try:
                 found = path.stat()
@@ -97,7 +97,7 @@ class DirectoryStore:
             yield StoredChunk(bytes.fromhex(path.name), found.st_size, found.st_mtime_ns // 1_000_000)
 
     def remove(self, sha256: bytes, claimed_before_ms: int) -> bool:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         path = self._path(sha256)
         with self._locked(fcntl.LOCK_EX):
             if not path.exists() or path.stat().st_mtime_ns // 1_000_000 >= claimed_before_ms:
@@ -106,7 +106,7 @@ class DirectoryStore:
             return True
 
     def remove_parts(self, touched_before_ms: int, dry_run: bool = False) -> int:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         return self._parts.sweep(touched_before_ms, dry_run)
 
     def _path(self, sha256: bytes) -> Path:

@@ -48,11 +48,11 @@ class ObjectStore:
 
     @property
     def partial(self) -> Path:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         return self._parts.directory
 
     def has(self, sha256: bytes) -> bool:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         found = self._head(sha256)
         if found is None:
             return False
@@ -61,13 +61,13 @@ class ObjectStore:
         return True
 
     def put(self, data: bytes) -> bytes:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         sha256 = hashlib.sha256(data).digest()
         self._write(sha256, data)
         return sha256
 
     def read(self, sha256: bytes) -> bytes:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         try:
             return checked(sha256, bytes(self._bucket.get(_name(sha256)).bytes()))
         except FileNotFoundError:
@@ -76,28 +76,28 @@ class ObjectStore:
             raise _unreachable(error) from error
 
     def stream(self, sha256: bytes, offset: int) -> Iterator[bytes]:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         yield from in_parts(self.read(sha256), offset)
 
     def received(self, sender: str, sha256: bytes) -> int:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         return self._parts.received(sender, sha256)
 
     def append(self, sender: str, sha256: bytes, data: bytes) -> None:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         self._parts.append(sender, sha256, data)
 
     def check(self, sender: str, sha256: bytes) -> None:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         self._parts.check(sender, sha256)
 
     def peek(self, sender: str, sha256: bytes) -> bytes:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         part = self._parts.read(sender, sha256)
         return self.read(sha256) if part is None else part
 
     def commit(self, sender: str, sha256: bytes) -> None:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         part = self._parts.read(sender, sha256)
         if part is not None:
             self._write(sha256, part)
@@ -106,11 +106,11 @@ class ObjectStore:
             missing(sha256)
 
     def drop(self, sender: str, sha256: bytes) -> None:
-        """As promised."""
+        """As `ChunkStore` specifies."""
         self._parts.drop(sender, sha256)
 
     def chunks(self) -> Iterator[StoredChunk]:
-        """As promised. Objects of other names are not chunks, and are left alone."""
+        """As `ChunkStore` specifies. Objects of other names are not chunks, and are left alone."""
         try:
             for page in self._bucket.list():
                 yield from (_stored(found) for found in page if _is_chunk(found["path"]))
@@ -118,7 +118,7 @@ class ObjectStore:
             raise _unreachable(error) from error
 
     def remove(self, sha256: bytes, claimed_before_ms: int) -> bool:
-        """As promised, but for a claim in the milliseconds between the look and the removal: buckets have no lock."""
+        """As `ChunkStore` specifies, but for a claim in the milliseconds between the look and the removal: buckets have no lock."""
         found = self._head(sha256)
         if found is None or found.claimed_at_ms >= claimed_before_ms:
             return False
@@ -129,7 +129,7 @@ class ObjectStore:
         return True
 
     def remove_parts(self, touched_before_ms: int, dry_run: bool = False) -> int:
-        """As promised, of this machine's parts."""
+        """As `ChunkStore` specifies, of this machine's parts."""
         return self._parts.sweep(touched_before_ms, dry_run)
 
     def _head(self, sha256: bytes) -> StoredChunk | None:

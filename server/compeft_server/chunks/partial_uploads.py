@@ -21,7 +21,7 @@ class Parts:
         return self.directory / f"{sender}-{sha256.hex()}"
 
     def received(self, sender: str, sha256: bytes) -> int:
-        """Bytes there are."""
+        """Number of bytes received."""
         path = self.path(sender, sha256)
         return path.stat().st_size if path.exists() else 0
 
@@ -38,14 +38,14 @@ class Parts:
             return None
 
     def check(self, sender: str, sha256: bytes) -> None:
-        """Hold a part against its digest. Errors: ChunkMismatchError, and then it is dropped."""
+        """Compare a part with its digest. Errors: ChunkMismatchError, and then it is dropped."""
         found = hashlib.sha256(self.read(sender, sha256) or b"").digest()
         if found != sha256:
             self.drop(sender, sha256)
             raise ChunkMismatchError(f"chunk {sha256.hex()[:16]} arrived as {found.hex()[:16]}: send it again")
 
     def drop(self, sender: str, sha256: bytes) -> None:
-        """Forget a part."""
+        """Delete a part."""
         self.path(sender, sha256).unlink(missing_ok=True)
 
     def sweep(self, touched_before_ms: int, dry_run: bool = False) -> int:

@@ -65,7 +65,7 @@ class ChunkStore(Protocol):
         """Keep the next bytes of a chunk that `sender` is sending."""
 
     def check(self, sender: str, sha256: bytes) -> None:
-        """Hold what `sender` has sent against its digest. Errors: ChunkMismatchError, and then it is dropped."""
+        """Compare what `sender` has sent with its digest. Errors: ChunkMismatchError, and then it is dropped."""
 
     def peek(self, sender: str, sha256: bytes) -> bytes:
         """A chunk that is here, or that `sender` has sent but nobody has committed. Errors: as `read`."""
@@ -74,7 +74,7 @@ class ChunkStore(Protocol):
         """Make a checked part of `sender` a chunk; a claim if it is one already. Errors: UnknownExpertError if it is neither."""
 
     def drop(self, sender: str, sha256: bytes) -> None:
-        """Forget what `sender` has sent of a chunk."""
+        """Delete what `sender` has sent of a chunk."""
 
     def chunks(self) -> Iterator[StoredChunk]:
         """Every chunk, in no order. One that comes or goes meanwhile may be listed or not."""
@@ -87,7 +87,7 @@ class ChunkStore(Protocol):
 
 
 def checked(sha256: bytes, data: bytes) -> bytes:
-    """`data`, if it is what its name says. Errors: ChunkMismatchError."""
+    """`data`, if its SHA-256 is the expected one. Errors: ChunkMismatchError."""
     if hashlib.sha256(data).digest() != sha256:
         raise ChunkMismatchError(f"chunk {sha256.hex()[:16]} has changed in the aggregator's store: restore it from a backup")
     return data

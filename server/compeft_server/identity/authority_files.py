@@ -25,7 +25,7 @@ AUTHORITY, OLD, SERVER = "authority.pem", "authority-old.pem", "server.pem"
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The authority that signs, and the one before it while it is still believed."""
+    """The authority that signs, and the one before it while it is still trusted."""
 
     current: Authority
     old: Authority | None
@@ -74,7 +74,7 @@ def renew_server(data: Path, now_ms: int, hosts: list[str] | None = None) -> x50
 
 
 def rotate(data: Path, now_ms: int) -> Trust:
-    """A new authority that signs from now on, beside the old one, which is believed until `retire`.
+    """A new authority that signs from now on, beside the old one, which is trusted until `retire`.
 
     The server shows a certificate of the new one with a chain to the old one, so every client believes it. Errors: ConflictError
     while the one before is still believed.
@@ -91,7 +91,7 @@ def rotate(data: Path, now_ms: int) -> Trust:
 
 
 def retire(data: Path, now_ms: int) -> x509.Certificate:
-    """Believe the old authority no more; its certificate. Errors: ConflictError if absent."""
+    """Remove the old authority from the trusted ones; returns its certificate. Errors: ConflictError if absent."""
     trust = load(data)
     if trust.old is None:
         raise ConflictError(f"{data / FOLDER} holds one authority only: no other can be retired")

@@ -108,13 +108,13 @@ def hosts_of(certificate: x509.Certificate) -> tuple[str, ...]:
 
 
 def is_due(certificate: x509.Certificate, now_ms: int) -> bool:
-    """Whether so little of its life is left that it should be renewed."""
+    """Whether the certificate should be renewed now."""
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return end - _when(now_ms) < DUE * (end - start)
 
 
 def ends_ms(certificate: x509.Certificate) -> int:
-    """When it ends."""
+    """End of the certificate's validity, in ms since 1970."""
     return int(certificate.not_valid_after_utc.timestamp() * 1000)
 
 

@@ -1,4 +1,4 @@
-"""What the aggregator shows in a TLS handshake, read anew for every connection: a renewed certificate needs no restart.
+"""The aggregator's TLS credentials, read again for every connection: a renewed certificate needs no restart.
 
 Where reading fails (a file half copied, a wrong mode), the handshake goes on with what was read last, and the log says so.
 """
@@ -38,12 +38,12 @@ class Shown:
 
 
 def from_files(tls: Tls) -> Shown:
-    """What the operator's own files say. Errors: InputError, ForbiddenError if others may read the key."""
+    """Credentials from the operator's own files. Errors: InputError, ForbiddenError if others may read the key."""
     return Shown(read_private(tls.key), read_file(tls.certificate), read_file(tls.client_authority))
 
 
 def from_authority(data: Path, now_ms: int) -> Shown:
-    """What the aggregator's own authority says; the server's certificate is renewed when it is due. Errors: as `from_files`."""
+    """Credentials from the aggregator's own authority; the server's certificate is renewed when it is due. Errors: as `from_files`."""
     trust = authority_files.load(data)
     if ca.is_due(authority_files.server_certificate(data), now_ms):
         authority_files.renew_server(data, now_ms)

@@ -22,7 +22,7 @@ _NEWEST = sa.select(*(sa.select(sa.func.max(table.c.id)).scalar_subquery().label
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """All that was said of one expert, oldest first; `upto` are the newest numbers when it was read."""
+    """All decisions about one expert, oldest first; `upto` are the newest numbers when it was read."""
 
     upto: tuple[object, ...]
     rules: Sequence[Rule]
@@ -31,14 +31,14 @@ class Word:
 
 
 class Terms:
-    """The operator's word on the experts of one ledger."""
+    """The operator's decisions about the experts of one ledger."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._kept: dict[str, Word] = {}
 
     def word(self, expert: str) -> Word:
-        """Everything said of an expert up to now. It is read again only when something was said since."""
+        """All decisions about an expert up to now. They are read again only after a new one."""
         upto, kept = tuple(self._rows(_NEWEST)[0]), self._kept.get(expert)
         if kept is None or kept.upto != upto:
             kept = Word(upto, self.rules(expert), self.channel_moves(expert), self.retirements(expert))

@@ -67,7 +67,7 @@ class NewestVersion:
 
 @dataclass(frozen=True, slots=True)
 class ExpertQuality:
-    """What an expert is worth by its own metric: the base model alone, the uncompressed peer, and the composed expert."""
+    """An expert's newest quality by its own metric: the base model alone, the uncompressed peer, and the composed expert."""
 
     metric: str
     base: NewestVersion | None
@@ -166,7 +166,7 @@ class Summaries:
         return {r.expert: r.metric for r in self._select(query)}
 
     def standing(self, expert: str, metric: str) -> ExpertQuality:
-        """What the expert is worth: the newest measurement of each arm."""
+        """An expert's quality: the newest measurement of each arm."""
         q = quality.c
         where = (q.expert == expert, q.metric == metric)
         heads = sa.select(q.arm, sa.func.max(q.version).label("version")).where(*where).group_by(q.arm)
@@ -232,7 +232,7 @@ class Summaries:
     # Counts
 
     def clients(self) -> list[ClientSummary]:
-        """Everybody enrolled, by name, with what each moved."""
+        """All enrolled keys, by name, with what each moved."""
         moved = self._moved(transfers.c.keyid, ())
         seen = sa.select(transfers.c.keyid, sa.func.max(transfers.c.at_ms).label("last")).group_by(transfers.c.keyid)
         last = {r.keyid: r.last for r in self._select(seen)}

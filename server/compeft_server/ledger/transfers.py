@@ -17,23 +17,23 @@ class CallRows(Tables):
     """Transfers, refusals and task metrics: what the reports add up."""
 
     def record_transfer(self, transfer: Transfer) -> None:
-        """Bytes that one call moved."""
+        """Record the bytes that one call moved."""
         self._insert(schema.transfers, asdict(transfer))
 
     def note_transfer(self, transfer: Transfer) -> Future[None]:
-        """The same without waiting: it is durable a moment later, and lost if the process is killed in that moment."""
+        """Record it without waiting: it is durable a moment later, and lost if the process is killed in that moment."""
         row = asdict(transfer)
         return self._writes.ask(lambda connection: add_row(connection, schema.transfers, row, None))
 
     def record_refusal(self, refusal: Refusal) -> None:
-        """A submission that was not taken."""
+        """Record a refused submission."""
         happened = audit.event(
             refusal.at_ms, "refuse", refusal.expert, peer=refusal.peer, code=refusal.code, reason=refusal.reason
         )
         self._insert(schema.refusals, asdict(refusal), happened)
 
     def record_quality(self, quality: Quality) -> None:
-        """A task metric. The same arm, client and metric at the same version again is nothing: the first report stands."""
+        """A task metric. The same arm, client and metric at the same version again changes nothing: the first report is kept."""
         try:
             self._insert(schema.quality, asdict(quality))
         except sa.exc.IntegrityError:
