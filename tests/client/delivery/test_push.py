@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from compeft_client.cli.main import run
 from compeft_client.delivery.pull import PullOptions, Reference, deliver, reference_of
 from compeft_client.exchange.edge_client import EdgeClient
 from compeft_client.exchange.package_client import Measured, PackageClient
+from compeft_client.packing.expert_file import open_expert
 from compeft_client.packing.pack import save_compressed, unpack
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import envelope as dsse
@@ -430,3 +434,38 @@ def test_nobody_signed_a_composed_expert_alone(world: World, tmp_path: Path) -> 
     edge = edge_at(world, "edge", world.enrol("edge"))
     with pytest.raises(InputError, match="no one publisher"):
         deliver(edge, Reference(EXPERT), tmp_path / "out", PullOptions(publisher=new_key().public))
+
+
+def test_a_file_of_products_is_pushed_and_pulled_with_its_names_types_and_configuration(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(5)
+    factors = builders.tuned(builders.initial(3))
+    tensors = {name: t.astype(np.float16 if "layers.0" in name else np.float32) for name, t in factors.items()}
+    tensors["base_model.model.score.weight"] = random.normal(size=(40, 64)).astype(np.float32)
+    adapter = builders.write_adapter(tmp_path / "products", tensors, use_rslora=True)
+    theirs, ours = key_file(tmp_path, "conductor", world.conductor_key), key_file(tmp_path, "reader", world.enrol("reader"))
+    push = ["push", str(adapter), PACKAGE, *options(world, theirs, "push"), "--quality", "0.9", "--format", "json"]
+    assert run(push) == 0
+    pushed = answer_of(capsys)
+    assert pushed["new"] is True
+    assert run(["pull", PACKAGE, *options(world, ours, "pull"), "-o", str(tmp_path / "out")]) == 0
+    assert run(["pull", PACKAGE, *options(world, ours, "pull"), "--packed", str(tmp_path / "out.expert")]) == 0
+    assert (tmp_path / "out.expert").stat().st_size == pushed["bytes"]
+    parts = open_expert(tmp_path / "out.expert").manifest.parts
+    assert [len(part.modules) for part in parts if part.slices is not None] == [3]
+    assert all(part.coding is None for part in parts)
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in found.items()} == {n: (t.shape, t.dtype) for n, t in tensors.items()}
+    assert (tmp_path / "out" / "adapter_config.json").read_bytes() == (adapter / "adapter_config.json").read_bytes()
+    before, after = (products(t) for t in (tensors, found))
+    assert np.sum(before * after) > 0.93 * np.linalg.norm(before) * np.linalg.norm(after)
+    rows = [row for row in rows_of(world.ledger, (world.aggregator.public,), PACKAGE) if row["payload_bytes"]]
+    assert {row["version_origin"] for row in rows} == {"push"}
+
+
+def products(tensors: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
+    """B A of every module, one after the other."""
+    names = [name for name in sorted(tensors) if "lora_A" in name]
+    pairs = [(tensors[name.replace("lora_A", "lora_B")].astype(np.float64), tensors[name].astype(np.float64)) for name in names]
+    return np.stack([b @ a for b, a in pairs])
