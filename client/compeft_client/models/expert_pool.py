@@ -21,10 +21,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
 
 from compeft_client.checkpoints.initial_values import Start, read_start
 from compeft_client.checkpoints.safetensors_file import NUMPY, to_float32
@@ -53,7 +55,7 @@ class Held:
 
 
 class ExpertPool:
-    """Experts for one adapter of one PEFT model.
+    """Experts for one adapter of one model: a PEFT model, or a base model, which the first expert's configuration makes one in place.
 
     capacity_bytes: of compressed experts in memory, the one used longest ago leaves first; init: the directory that experts were
     packed against, where they were; key: their signer's, without it nobody's signature is asked for.
@@ -61,21 +63,22 @@ class ExpertPool:
 
     def __init__(
         self,
-        model: PeftModel,
+        model: nn.Module,
         *,
         capacity_bytes: int = CAPACITY_BYTES,
         init: str | None = None,
         key: PublicKey | None = None,
         adapter: str = "default",
     ) -> None:
-        self._slot = AdapterSlot(model, adapter)
+        self._model, self._adapter = model, adapter
+        self._slot = AdapterSlot(model, adapter) if isinstance(model, PeftModel) else None
         self._start, self._key = read_start(init), key
         self._files: dict[str, ExpertFile] = {}
         self._held = LruCache[str, Held](capacity_bytes, lambda held: held.held_bytes, keep_last=False)
         self._active: dict[str, float] = {}
         self._table, self._model_lock = threading.RLock(), threading.RLock()
         self._reader = ThreadPoolExecutor(1, "expert-prefetch")
-        self._slot.leave()
+        self.deactivate()
 
     def __enter__(self) -> "ExpertPool":
         return self
@@ -106,11 +109,21 @@ class ExpertPool:
             raise InputError(
                 f"{file} is a LoRA of a diffusion model, without adapter_config.json: unpack it and load it with diffusers"
             )
-        self._slot.check([part.layout for part in adapter], fields_of(manifest.config, Path(file)))
+        fields = fields_of(manifest.config, Path(file))
+        self._slot_for(fields).check([part.layout for part in adapter], fields)
         with self._table:
             known = self._files.setdefault(name, opened)
         if _payloads(known.manifest) != _payloads(manifest):
             raise ConflictError(f"{name!r} is {known.path} already: choose another name for {file}")
+
+    def _slot_for(self, fields: Mapping[str, Any]) -> AdapterSlot:
+        """The adapter's place in the model. A base model gets an adapter of the configuration `fields`, once."""
+        with self._model_lock:
+            if self._slot is None:
+                config = cast(PeftConfig, cast(Any, PeftConfig).from_peft_type(**{**fields, "inference_mode": True}))
+                self._slot = AdapterSlot(get_peft_model(self._model, config, adapter_name=self._adapter), self._adapter)
+                self._slot.leave()
+            return self._slot
 
     def prefetch(self, names: Iterable[str]) -> "list[Future[Held]]":
         """Read experts in the background, in this order. A failure shows when the expert is activated."""
@@ -126,13 +139,14 @@ class ExpertPool:
         held = [(self._hold(name).parts, weight) for name, weight in sorted(weights.items())]
         with self._model_lock:
             if weights != self._active:
-                self._slot.fill(held)
+                self._slot_for({}).fill(held)
                 self._active = weights
 
     def deactivate(self) -> None:
         """Back to the base model, bit for bit."""
         with self._model_lock:
-            self._slot.leave()
+            if self._slot is not None:
+                self._slot.leave()
             self._active = {}
 
     @contextmanager

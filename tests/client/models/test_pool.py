@@ -16,7 +16,7 @@ from compeft_client.packing.pack import PackSettings, load_compressed, save_comp
 from compeft_core.errors import FormatError, InputError, LayoutMismatchError
 from compeft_proto.errors import ConflictError, UnknownKeyError, WrongBaseError
 from compeft_proto.keys import new_key
-from tests.client.models.test_adapter import model
+from tests.client.models.test_adapter import base, model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 IDS = torch.tensor([[1, 2, 3, 4]])
@@ -47,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def pool_of(peft: PeftModel, files: dict[str, Path], **options: int) -> ExpertPool:
+def pool_of(peft: torch.nn.Module, files: dict[str, Path], **options: int) -> ExpertPool:
     pool = ExpertPool(peft, init=str(files["start"]), **options)
     for name in NAMES:
         pool.add(name, files[name])
@@ -196,3 +196,16 @@ def test_a_file_damaged_after_it_was_added_leaves_the_model_as_it_was(files: dic
             pool.activate("copy")
         assert torch.equal(output(peft), before)
         assert pool.active == {"berlin": 1.0}
+
+
+def test_a_base_model_becomes_one_with_an_adapter_by_its_first_expert(files: dict[str, Path]) -> None:
+    peft, unwrapped = model().eval(), base().eval()
+    with torch.inference_mode():
+        before = unwrapped(input_ids=IDS).last_hidden_state
+    with pool_of(unwrapped, files) as pool, pool_of(peft, files) as wrapped:
+        for name in NAMES:
+            with pool.using(name), wrapped.using(name), torch.inference_mode():
+                assert torch.equal(unwrapped(input_ids=IDS).last_hidden_state, output(peft))
+                assert not torch.equal(unwrapped(input_ids=IDS).last_hidden_state, before)
+        with torch.inference_mode():
+            assert torch.equal(unwrapped(input_ids=IDS).last_hidden_state, before)
