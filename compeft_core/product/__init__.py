@@ -7,8 +7,8 @@ docs/product-format.md is normative for the bytes. `encode_product` chooses what
     [(left, right)] = decode_product(encoded.blob, [(b.shape[0], a.shape[1])])
 """
 
-from compeft_core.product.blob import check_product, parse_product, write_product
-from compeft_core.product.encode import ModuleFacts, ProductEncoded, ProductSettings, decode_product, encode_product
+from compeft_core.product.blob import check_product, decode_product, parse_product, write_product
+from compeft_core.product.encode import ModuleFacts, ProductEncoded, ProductSettings, encode_product
 from compeft_core.product.low_rank import LowRank, low_rank_of
 from compeft_core.product.symbols import Factors, ProductLimits, ProductSymbols, factors_of
 

@@ -13,8 +13,8 @@ from compeft_core.compress import read_only
 from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_core.format.header import MAGIC, Reader, varints
 from compeft_core.parallel import shares, spread
-from compeft_core.product import model
-from compeft_core.product.symbols import ProductLimits, ProductSymbols, Shape, check_shapes
+from compeft_core.product import model, ranks_and_scales, vectors
+from compeft_core.product.symbols import Factors, ProductLimits, ProductSymbols, Shape, check_shapes, factors_of
 
 CODEC = 3
 """Codec id in the header."""
@@ -129,11 +129,13 @@ def _write(segment: Segment, part: Part, stream: NDArray[np.uint8]) -> int:
     logits, ages = model.new_model()
     sides = segment.rows, segment.columns
     coder = model.start(stream, False)
-    coder = model.code_ranks(part.ranks, *sides, segment.same, np.iinfo(np.int64).max, logits, ages, coder, stream, False)
+    coder = ranks_and_scales.code_ranks(
+        part.ranks, *sides, segment.same, np.iinfo(np.int64).max, logits, ages, coder, stream, False
+    )
     if coder[3] >= 0:
-        coder = model.code_scales(part.scales, part.ranks, logits, ages, coder, stream, False)
+        coder = ranks_and_scales.code_scales(part.scales, part.ranks, logits, ages, coder, stream, False)
     if coder[3] >= 0:
-        coder = model.code_modules(part.entries, part.ranks, *sides, logits, ages, coder, stream, False)
+        coder = vectors.code_modules(part.entries, part.ranks, *sides, logits, ages, coder, stream, False)
     return model.finish(coder, stream)
 
 
@@ -154,7 +156,9 @@ def _open(segment: Segment, stream: NDArray[np.uint8], limits: ProductLimits) ->
     logits, ages = model.new_model()
     ranks, most = np.zeros(segment.rows.size, np.int64), _most_entries(stream.size)
     coder = model.start(stream, True)
-    coder = model.code_ranks(ranks, segment.rows, segment.columns, segment.same, most, logits, ages, coder, stream, True)
+    coder = ranks_and_scales.code_ranks(
+        ranks, segment.rows, segment.columns, segment.same, most, logits, ages, coder, stream, True
+    )
     if coder[3] < 0:
         raise FormatError(
             f"a stream of {stream.size} bytes claims more components than it or the shapes have room for, or ends early"
@@ -167,9 +171,9 @@ def _open(segment: Segment, stream: NDArray[np.uint8], limits: ProductLimits) ->
 def _read(opened: _Opened) -> Part:
     o, s = opened, opened.segment
     part = Part(o.ranks, np.zeros(int(o.ranks.sum()), np.int64), np.zeros(o.entries, np.int16))
-    coder = model.code_scales(part.scales, o.ranks, o.logits, o.ages, o.coder, o.stream, True)
+    coder = ranks_and_scales.code_scales(part.scales, o.ranks, o.logits, o.ages, o.coder, o.stream, True)
     if coder[3] >= 0:
-        coder = model.code_modules(part.entries, o.ranks, s.rows, s.columns, o.logits, o.ages, coder, o.stream, True)
+        coder = vectors.code_modules(part.entries, o.ranks, s.rows, s.columns, o.logits, o.ages, coder, o.stream, True)
     if coder[3] < 0 or not model.is_finished(coder, o.stream):
         raise FormatError(f"modules {s.first} to {s.stop - 1}: not the canonical stream of any symbols")
     return part
@@ -237,3 +241,13 @@ def _streams(reader: Reader, modules: int, segments: int) -> list[NDArray[np.uin
     if reader.left:
         raise FormatError(f"{reader.left} bytes follow the last stream")
     return [np.frombuffer(bytearray(stream), np.uint8) for stream in streams]
+
+
+def decode_product(
+    blob: bytes | memoryview, shapes: Sequence[Shape], limits: ProductLimits = DEFAULT_LIMITS, *, workers: int = 1
+) -> list[Factors]:
+    """The factors of each module: left (m x r'), right (r' x n), float32, whose product stands for left @ right of the input.
+
+    Errors: as `parse_product`.
+    """
+    return factors_of(parse_product(blob, shapes, limits, workers=workers))

@@ -34,9 +34,9 @@ class Spectrum:
 
 
 def spectrum_of(module: LowRank) -> Spectrum:
-    """Thin QR of both factors and the SVD of the r x r matrix between them: B A = Qb (Rb Ra^T) Qa^T, Rb Ra^T = u s v^T.
-
-    So U s = Qb u s = B (Ra^T v) and V s = Qa v s = A^T (Rb^T u): nothing of the modules' size is kept but the factors.
+    """The SVD of a product without ever forming it: with B = Qb Rb and A^T = Qa Ra (Q orthonormal, R of r x r), B A = Qb (Rb Ra^T) Qa^T,
+    and Rb Ra^T = u s v^T is small. So U s = Qb u s = B (Ra^T v) and V s = Qa v s = A^T (Rb^T u), and no Q is needed: any R with
+    R^T R = B^T B does, such as the root of its eigendecomposition. Values below 1e-8 of the largest are noise, far below any step.
     Errors: InputError on shapes that do not fit, NotFiniteError.
     """
     left, right = module.left, module.right
@@ -44,16 +44,16 @@ def spectrum_of(module: LowRank) -> Spectrum:
         raise InputError(f"factors are {left.shape} and {right.shape}, expected (m, r) and (r, n)")
     if not (np.isfinite(left).all() and np.isfinite(right).all() and math.isfinite(module.scale)):
         raise NotFiniteError("a factor or its scale is NaN or infinite")
-    rb = _triangle(left.astype(np.float64))
-    ra = _triangle(right.T.astype(np.float64))
+    rb, ra = _root(left), _root(right.T)
     u, values, vt = np.linalg.svd(module.scale * (rb @ ra.T))
     return Spectrum(values, module.scale * (ra.T @ vt.T), module.scale * (rb.T @ u))
 
 
-def _triangle(tall: Matrix) -> Matrix:
-    """R of a QR decomposition, r x r (rows of zeros below if there are fewer rows than columns)."""
-    r: Matrix = np.asarray(np.linalg.qr(tall, mode="r"))
-    return np.vstack([r, np.zeros((tall.shape[1] - r.shape[0], tall.shape[1]))]) if r.shape[0] < tall.shape[1] else r
+def _root(tall: NDArray[np.float32]) -> Matrix:
+    """An r x r matrix R with R^T R = X^T X."""
+    exact = tall.astype(np.float64)
+    squares, vectors = np.linalg.eigh(exact.T @ exact)
+    return np.asarray(np.sqrt(np.maximum(squares, 0.0))[:, None] * vectors.T, np.float64)
 
 
 def low_rank_of(matrix: NDArray[np.float32], max_rank: int, *, rounds: int = 3) -> LowRank:

@@ -9,8 +9,7 @@ KERNELS = [
     "compeft_core.selection_kernels",
     "compeft_core.merging.block_kernels",
     *(f"compeft_core.format.{name}" for name in FORMAT),
-    "compeft_core.product.model",
-    "compeft_core.product.quantise",
+    *(f"compeft_core.product.{name}" for name in ("model", "ranks_and_scales", "trellis", "vectors")),
 ]
 """Not instrumented: numba compiles them itself."""
 

@@ -64,6 +64,16 @@ def test_the_scale_of_a_module_moves_bytes_to_it_and_is_not_in_what_is_decoded()
     assert 0.5 < (left @ right * (b.left @ b.right)).sum() / ((b.left @ b.right) ** 2).sum() < 2
 
 
+def test_a_negative_scale_does_not_turn_what_is_decoded() -> None:
+    modules = expert(shapes=[(96, 40)])
+    turned = [LowRank(x.left, x.right, -x.scale) for x in modules]
+    one, other = (encode_product(x, ProductSettings(budget=500)) for x in (modules, turned))
+    assert one.cos2 == pytest.approx(other.cos2, abs=0.02)
+    assert other.projection > 0.5
+    (left, right), x = decode_product(other.blob, shapes_of(turned))[0], turned[0]
+    assert (left @ right * (x.left @ x.right)).sum() > 0
+
+
 def test_an_expert_of_zeros_takes_a_few_bytes() -> None:
     modules = [LowRank(np.zeros((50, 4), np.float32), np.ones((4, 30), np.float32))] * 3
     encoded = encode_product(modules, ProductSettings(budget=100))
