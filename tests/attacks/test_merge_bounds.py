@@ -28,11 +28,10 @@ from compeft_core import (
 from compeft_core.errors import NotFiniteError
 from compeft_core.merging.size_bounds import bounded
 from compeft_core.server_optimizer import OPTIMIZERS, ServerOptimizer, descend, no_moments
-from compeft_proto.convert import parameters_to_proto
-from compeft_proto.v1 import expert_pb2 as pb
+from compeft_proto.merge_settings import MergeSettings
 from compeft_server.aggregation import rounds
 from compeft_server.aggregation.expert_log import Carried, compose
-from compeft_server.aggregation.rounds import _parameters_of
+from compeft_server.aggregation.rounds import _checked
 from compeft_server.domain.client_weights import COHORT, MAX_SIZE, bounded_weights, capped_weights
 from compeft_server.domain.limits import Limits
 
@@ -97,8 +96,7 @@ def merged_step(
     claimed, scales = [c.examples for c in clients], [float(u.scales.max()) for u in updates]
     norms = [float(np.linalg.norm(u.dense.astype(np.float64))) for u in updates]
     weights = capped_weights(claimed) if method in rounds.SUMS else bounded_weights(claimed, scales, norms)
-    closing = pb.RoundClosing(merge_method=method)
-    parameters = _parameters_of(closing, len(clients))
+    parameters = _checked(MergeSettings(method), len(clients)).parameters
     cut = bounded(updates, MAX_SIZE if len(clients) >= COHORT else 0.0)
     coefficient = 1 / sum(c.examples for c in clients) if method in SUMS else 1.0
     merged = choose_and_merge(method, cut, weights, coefficient=coefficient, parameters=parameters)
@@ -168,9 +166,8 @@ def test_clients_that_agree_move_on_at_most_ten_times_as_far_with_one_that_does_
 
 
 def test_a_trimmed_mean_of_three_trims_one_at_either_end_and_says_so() -> None:
-    assert int(_parameters_of(pb.RoundClosing(merge_method="trimmed_mean"), 3).trim * 3) == 1
-    told = parameters_to_proto(MergeParameters(trim=0.0))
-    assert _parameters_of(pb.RoundClosing(merge_method="trimmed_mean", merge_parameters=told), 3).trim == 0.0
+    assert int(_checked(MergeSettings("trimmed_mean"), 3).parameters.trim * 3) == 1
+    assert _checked(MergeSettings("trimmed_mean", parameters=MergeParameters(trim=0.0)), 3).parameters.trim == 0.0
 
 
 def test_cutting_leaves_updates_within_the_bound_as_they_are_and_keeps_the_names_of_the_others() -> None:

@@ -28,4 +28,5 @@ def test_a_cnn_with_batchnorm_learns_at_five_percent_and_its_variances_stay_posi
     sparse, payload_bytes = ours(world, app, 4, Compression(0.05), Compression(0.1))
     assert app.accuracy(sparse) > app.accuracy(plain(app, 4)) - 0.25
     assert min(float(a.numpy().min()) for n, a in sparse.items() if n.endswith("running_var")) > 0
-    assert 0 < payload_bytes < 4 * 6_000 * 3 * 2 * 4 / 8
+    version_0 = 3 * 6_000 * 4  # without a seed it travels once to each of the three clients, coded without loss
+    assert 0 < payload_bytes < version_0 + 4 * 6_000 * 3 * 2 * 4 / 8

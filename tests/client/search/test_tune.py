@@ -98,7 +98,7 @@ def test_a_floor_nothing_reaches_writes_no_file(
         ("print('nothing')", "must print the metric"),
         ("raise SystemExit('no data')", "no data"),
         ("print('nan')", "answered nan"),
-        ("print(0.5)", "no gain that could be retained"),
+        ("print(0.5)", "no gain exists that could be retained"),
     ],
 )
 def test_a_command_that_does_not_measure_is_refused_by_what_it_said(

@@ -1,4 +1,4 @@
-"""Prints the SHA-256 of what the golden vectors decode to: started with other processor features by test_machines."""
+"""Prints the SHA-256 of what the golden vectors decode to: started with other processor features by tests/e2e/test_other_machines.py."""
 
 import hashlib
 

@@ -147,6 +147,6 @@ def test_a_client_that_was_told_nothing_is_told_of_the_site_folder(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(command) == 3
-    assert "give --site" in capsys.readouterr().err
+    assert "missing --site" in capsys.readouterr().err
     assert run([*command, "--site", str(tmp_path)]) == 3
     assert "compeft enroll" in capsys.readouterr().err

@@ -27,7 +27,7 @@ def test_an_invitation_is_read_as_it_was_written(fingerprint: bytes, address: st
     "address", ["nonsense", "agg.example", ":9444", "agg.example:", "agg.example:0", "agg.example:70000", "a:²"]
 )
 def test_nobody_is_invited_to_what_is_no_address(address: str) -> None:
-    with pytest.raises(InputError, match="write host:port"):
+    with pytest.raises(InputError, match="expected HOST:PORT"):
         new_invitation(b"", address)
     assert new_invitation(b"", "[::1]:9444").address == "[::1]:9444"
 

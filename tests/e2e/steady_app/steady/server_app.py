@@ -17,6 +17,6 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     run = context.run_config
     plan = Plan("steady", Origin(), Compression(0.2), Compression(0.4), relay=bool(run["relay"]))
-    arrays = ArrayRecord({"w": Array(np.zeros((200, 300), np.float32))})
+    arrays = ArrayRecord({"w": Array(np.zeros((400, 600), np.float32))})
     strategy = CompressedStrategy(FedAvg(), plan, conductor_config(run))
     strategy.start(grid=grid, initial_arrays=arrays, num_rounds=int(str(run["num-server-rounds"])))
