@@ -5,6 +5,7 @@ Health checks are not counted, so that a full house still answers its orchestrat
 """
 
 import asyncio
+import errno
 import inspect
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -104,6 +105,10 @@ class CallGuard(AioInterceptor):
                 raise
             except Exception as error:  # whatever it is, a client hears no SQL, host or path of it
                 log.error("call failed", error=repr(error), exc_info=True)
+                if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                    await refuse(
+                        context, BusyError("the aggregator is out of file descriptors: try again in a few seconds", BUSY_MS)
+                    )
                 await context.abort(grpc.StatusCode.INTERNAL, "the aggregator failed: its log says why")
 
         name = "stream_stream" if handler.response_streaming else "stream_unary"
