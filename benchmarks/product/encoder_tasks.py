@@ -29,7 +29,7 @@ Texts = Sequence[tuple[Text, int]]
 
 
 def examples_of(task: str, data: Path, seed: int, counts: tuple[int, int]) -> tuple[Examples, Examples]:
-    """At most so many training rows, drawn with `seed` (pairs: made with it), and test rows, the same for every seed."""
+    """At most the given number of training rows, drawn with `seed` (pairs: made with it), and test rows, the same for every seed."""
     train, test = TASKS[task](data, np.random.default_rng(seed), counts[0])
     return _tokenised(train[: counts[0]]), _tokenised(test[: counts[1]])
 

@@ -117,7 +117,7 @@ def write_stream(segment: Segment, part: Part) -> bytes:
 
 
 def is_plausible(entries: int, octets: int) -> bool:
-    """Whether a stream of so many bytes may stand for so many entries."""
+    """Whether a stream of this length in bytes may stand for this number of entries."""
     return entries <= _most_entries(octets)
 
 

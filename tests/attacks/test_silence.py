@@ -58,7 +58,7 @@ def held(channels: list[grpc.Channel], method: str, count: int) -> Iterator[None
 
 
 def syncs(site: Site, member: Path, count: int, new_connection: bool) -> list[float]:
-    """Seconds that each of so many syncs took."""
+    """Seconds that each of `count` syncs took."""
     took, key = list[float](), key_of(member)
     with ExitStack() as stack:
         channel = stack.enter_context(site.channel(member))

@@ -33,7 +33,7 @@ Files = dict[str, dict[str, NDArray[np.generic]]]
 def merge_as_factors(
     paths: Sequence[Path], method: str, settings: FactorSettings, weights: Sequence[float], reading: Reading
 ) -> tuple[Files, bytes]:
-    """Tensors by file, and the configuration, of the merged adapter. `weights` are for what is no factor: its weighted mean.
+    """Tensors by file, and the configuration, of the merged adapter. `weights` apply to tensors other than factors: their weighted mean.
 
     Errors: InputError that names the tensor or the field that stands in the way; those of reading.
     """

@@ -113,7 +113,7 @@ def _scaling(source: Source, header: Header, module: LoraModule) -> float:
 
 
 def _runs(first: Treatment, members: list[tuple[Stored, Treatment]]) -> list[list[tuple[Stored, Treatment]]]:
-    """Members that go into one part: all of them, but coarse ones, which keep so many entries, in runs of COARSE_SIZE."""
+    """Members that go into one part: all of them, but coarse ones, which keep two thirds of their entries, in runs of COARSE_SIZE."""
     if first != "coarse":
         return [members] if members else []
     runs: list[list[tuple[Stored, Treatment]]] = []

@@ -123,7 +123,7 @@ class Aggregator:
         return Upload(offer, tuple((ref, self._store.received(sender, ref.sha256)) for ref in once.values()))
 
     def make_room(self, keyid: str, missing_bytes: int) -> None:
-        """Whether so many bytes may come from this client now. Errors: StorageFullError."""
+        """Whether this number of bytes may come from this client now. Errors: StorageFullError."""
         self._room.check(keyid, missing_bytes)
 
     def receive(self, upload: Upload[M, Checked], ref: pb.ChunkRef, data: bytes) -> int:

@@ -1,4 +1,4 @@
-"""One check of the source: what is no adapter is refused, and nothing that belongs to one is left out without a word."""
+"""One check of the source: refuses files that are not an adapter, and names files of an adapter that are left out."""
 
 import json
 from pathlib import Path
