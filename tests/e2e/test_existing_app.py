@@ -10,7 +10,7 @@ import pytest
 
 from compeft_server.data_directory import open_ledger
 from compeft_server.demo.processes import Processes
-from compeft_server.reports.build import read_report
+from compeft_server.reports.figures.build import read_report
 from tests.e2e.flower_runs import FlowerRuns, environment, left_of
 from tests.e2e.installed import install_wheel, run_page
 

@@ -6,7 +6,7 @@ import pytest
 
 from compeft_server.demo.processes import Processes
 from compeft_server.domain.records import Transfer
-from compeft_server.reports.build import read_report
+from compeft_server.reports.figures.build import read_report
 from tests.e2e.flower_runs import FlowerRuns, environment, left_of
 from tests.e2e.test_existing_app import traffic
 

@@ -22,8 +22,8 @@ from compeft_server.data_directory import open_ledger
 from compeft_server.flower.conductor import conductor_config
 from compeft_server.flower.strategy import CompressedStrategy, Plan
 from compeft_server.identity.aggregator_keys import own_key
-from compeft_server.reports.build import read_report
-from compeft_server.reports.report import Report
+from compeft_server.reports.figures.build import read_report
+from compeft_server.reports.figures.report import Report
 from tests.rounds.loopback_grid import LoopbackGrid
 
 CLIENTS = 5

@@ -228,7 +228,7 @@ class EdgeClient:
         return memory, sealed
 
     def resume(self, expert: str) -> pb.Receipt | None:
-        """Go on with the update that was under way when an earlier process ended; None if there is none. Errors: as `submit`."""
+        """Send an update again that an earlier process left pending; its receipt, or None without one. Errors: as `submit`."""
         directory = self._memory_of(expert)
         with directory.lock():
             pending = directory.load().pending
@@ -237,7 +237,7 @@ class EdgeClient:
             return self._send(Envelope.FromString(directory.read(pending.envelope)), directory.read(pending.payload))
 
     def _send(self, sealed: Envelope, payload: bytes) -> pb.Receipt | None:
-        """Bring a sealed update on its way; the aggregator's receipt, checked, if there is one yet."""
+        """Send a sealed update; return the aggregator's checked receipt, or None where a relay will bring it later."""
         answer = self._carrier.hand_in(sealed, payload, self._relay_key)
         if answer is None:
             return None
@@ -296,7 +296,7 @@ def _rewound(memory: Memory) -> Memory:
 
 
 def _follow(directory: StateDirectory, memory: Memory, answer: Answer, payloads: Sequence[bytes]) -> tuple[Memory, Synced]:
-    """Go where the answer leads, each step checked against its signed digest. The memory that names it is not saved yet."""
+    """Apply the steps of the answer, checking each against its signed digest. The memory that names the result is not saved yet."""
     statement = answer.statement
     if memory.version < 0:
         memory = replace(

@@ -137,7 +137,7 @@ def _weight(metrics: MetricRecord, name: str) -> float:
 
 
 def _letters(message: Message, key: SigningKey) -> Letters | None:
-    """Those of a message that carries one; it is taken out. None if this client is to reach the aggregator itself. Errors: FormatError."""
+    """Take the relay letter out of a message; None without one: this client then calls the aggregator itself. Errors: FormatError."""
     record = message.content.array_records.get(relay_letter.RECORD)
     if record is None:
         return None
@@ -145,7 +145,7 @@ def _letters(message: Message, key: SigningKey) -> Letters | None:
     try:
         return Letters(key, xp.Letter.FromString(record[relay_letter.RECORD].data))
     except (KeyError, DecodeError) as error:
-        raise FormatError("the message's letter is none") from error
+        raise FormatError("the message's relay letter is not a valid Letter") from error
 
 
 def _enclosed(reply: Message, client: EdgeClient, task: RoundTask, letters: Letters) -> Message:

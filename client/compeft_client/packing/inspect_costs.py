@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a directory holds. `riding` rows are no part of the method; `dead` names tensors that were never trained.
+    """What a directory holds. `riding` rows belong to layers saved whole beside the adapter; `dead` names tensors that were never trained.
 
     sizes: (density, bytes of the whole file) as ternary changes.   products: (times below bf16, bytes of the whole file, cos^2 of what is
     kept), where there are products.   notes: what a publisher should know, a line each.

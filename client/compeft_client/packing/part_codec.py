@@ -208,7 +208,7 @@ def _part(
 
 
 def _cosine(front: Vector, update: Update) -> float:
-    """Cosine of the ternary part and of what was kept of it; 1.0 if there is none. A piece at a time: positions can be many."""
+    """Cosine of the ternary tensors' changes and what was kept of them; 1.0 without any. Computed in pieces to bound memory."""
     ternary = update.ternary
     dot = 0.0
     for at in range(0, ternary.count, PIECE):

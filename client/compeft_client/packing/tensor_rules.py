@@ -76,12 +76,12 @@ def is_factor(source: Source, file: str, name: str) -> bool:
 
 
 def is_small(shape: tuple[int, ...]) -> bool:
-    """A vector, in however many dimensions it is written, or fewer than TINY parameters."""
+    """Whether a tensor has at most one dimension above 1 (a vector), or fewer than TINY parameters."""
     return sum(size > 1 for size in shape) < 2 or math.prod(shape) < TINY
 
 
 def rides_along(source: Source, file: str, name: str) -> bool:
-    """Whether it is no part of the method, but a layer saved whole beside it: a head, an embedding, modules_to_save."""
+    """Whether a tensor belongs to a layer that is saved whole beside the adapter: a head, an embedding, modules_to_save."""
     words = set(name.split("."))
     if file == MODEL:
         return bool(words & set(HEADS))

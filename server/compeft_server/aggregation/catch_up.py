@@ -1,8 +1,8 @@
-"""Catching up: the way to a version that costs a client the fewest bytes, docs/protocol.md, "Catching up".
+"""Catching up: finds the path to a version that costs a client the fewest bytes; docs/protocol.md, "Catching up".
 
-States are places, named by their digests; a step leads from its parent's place to its own, a whole state leads to its own from
-anywhere. A rollback leads back to a place that was there before, so a way may run along steps that are older than it. If even the
-cheapest way costs more than the state itself, the state is coded, signed and kept, once for each version that somebody needs.
+States are the nodes of a graph, named by their digests. A step is an edge from its parent's state to its own; a whole state (snapshot)
+is an edge to its own state from any node. A rollback returns to an earlier state, so a path may use steps older than the rollback. If
+the cheapest path costs more than the state itself, the state is coded and signed as a snapshot, once a version, and kept.
 """
 
 import heapq
@@ -58,9 +58,9 @@ class Way:
 
 
 def cheapest(steps: Sequence[Step], known: Mapping[bytes, int], goal: bytes) -> tuple[int, list[Step]] | None:
-    """Bytes and steps of the cheapest way from a known place to `goal`; `known` says what each place costs to be at.
+    """Return bytes and steps of the cheapest path to state `goal` (Dijkstra's algorithm), or None without a path.
 
-    None if there is no way. Dijkstra's algorithm over the places.
+    known: the states to start from, each with the bytes that it costs to reach.
     """
     leaving: dict[bytes, list[Step]] = {}
     for step in steps:
@@ -90,7 +90,7 @@ def _way_back(came: Mapping[bytes, Step], goal: bytes) -> list[Step]:
 
 
 def _known(steps: Sequence[Step], genesis: pb.Genesis, have: int) -> dict[bytes, int]:
-    """The places that a client is at, or can be at for so many bytes. Who has nothing is sent version 0 in any case: its layout."""
+    """The states that a client has (0 bytes) or can fetch (their bytes). A client without any is always sent version 0."""
     known = {steps[have].state: 0} if have >= 0 else {}
     if genesis.WhichOneof("initial") == "seeded":
         known[steps[0].state] = 0

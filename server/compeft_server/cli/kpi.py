@@ -13,7 +13,7 @@ from compeft_server.cli.options import AsFormat, Data, ExpertName, show
 from compeft_server.cli.report import moment_of
 from compeft_server.data_directory import existing, open_ledger
 from compeft_server.domain.kpi import Kpi, KpiSeries, KpiValue, check_kpi, values_from_csv
-from compeft_server.reports.text import iso, printable
+from compeft_server.reports.formats.text import iso, printable
 
 app = typer.Typer()
 kpi = typer.Typer(help="Business metrics of an expert over time, beside its bytes.", no_args_is_help=True)

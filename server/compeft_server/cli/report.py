@@ -18,9 +18,9 @@ from compeft_server.data_directory import existing, open_ledger, open_store
 from compeft_server.domain.price import energy_of, price_of
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.private_files import write_durably
-from compeft_server.reports.extras import Extras
-from compeft_server.reports.provenance import own_public_keys
-from compeft_server.reports.report import Report
+from compeft_server.reports.figures.extras import Extras
+from compeft_server.reports.figures.provenance import own_public_keys
+from compeft_server.reports.figures.report import Report
 
 T = TypeVar("T")
 Format = Literal["text", "html", "md", "json", "csv", "parquet"]
@@ -58,8 +58,8 @@ def report_command(
     Examples: compeft report --data /var/lib/compeft --since 2026-11-01 --price-per-gb 0.08 --format html -o report.html;
     compeft report --data /var/lib/compeft --format parquet -o transfers.parquet
     """
-    from compeft_server.reports.build import read_report
-    from compeft_server.reports.json_format import dense_from_json
+    from compeft_server.reports.figures.build import read_report
+    from compeft_server.reports.formats.json_format import dense_from_json
 
     ledger, since_ms = open_ledger(existing(data)), None if since is None else moment_of(since)
     if output_format in ("csv", "parquet"):
@@ -83,10 +83,10 @@ def moment_of(words: str) -> int:
 
 
 def _write_report(report: Report, extras: Extras, output_format: Format, output: Path | None, language: str) -> None:
-    from compeft_server.reports.html import to_html
-    from compeft_server.reports.json_format import to_json
-    from compeft_server.reports.language import language_of
-    from compeft_server.reports.markdown import to_markdown
+    from compeft_server.reports.formats.html import to_html
+    from compeft_server.reports.formats.json_format import to_json
+    from compeft_server.reports.formats.language import language_of
+    from compeft_server.reports.formats.markdown import to_markdown
 
     say = language_of(language)
     if language != "en" and output_format != "html":
@@ -106,7 +106,7 @@ def _write_report(report: Report, extras: Extras, output_format: Format, output:
 def _write_rows(
     ledger: Ledger, data: Path, expert: str | None, since_ms: int | None, output_format: Format, output: Path | None
 ) -> None:
-    from compeft_server.reports.table_rows import rows_of, to_csv, write_parquet
+    from compeft_server.reports.formats.table_rows import rows_of, to_csv, write_parquet
 
     if expert is not None and expert not in ledger.experts():
         raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
@@ -121,7 +121,7 @@ def _write_rows(
 
 
 def _extras(ledger: Ledger, data: Path, name: str, price: float | None, currency: str, pool: Path | None) -> Extras:
-    from compeft_server.reports.extras import densities_of, pool_from_json
+    from compeft_server.reports.figures.extras import densities_of, pool_from_json
 
     measured = _parsed(pool, pool_from_json) if pool else None
     return Extras(price_of(price, currency), measured, densities_of(ledger, name, own_public_keys(data), open_store(data)))
@@ -155,7 +155,7 @@ def _put(words: str, output: Path | None, end: str = "\n") -> None:
 
 
 def _as_text(report: Report, extras: Extras) -> str:
-    from compeft_server.reports.text import to_table
+    from compeft_server.reports.formats.text import to_table
 
     capture = Console(record=True, file=StringIO(), width=TABLE_WIDTH)
     capture.print(to_table(report, extras))
@@ -163,7 +163,7 @@ def _as_text(report: Report, extras: Extras) -> str:
 
 
 def _print(report: Report, extras: Extras) -> None:
-    from compeft_server.reports.text import to_table
+    from compeft_server.reports.formats.text import to_table
 
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)

@@ -103,9 +103,9 @@ def demo_command(
     Examples: compeft demo; compeft demo --compare; compeft demo --rounds 2 --format json
     """
     from compeft_server.demo.demo import DemoSettings, run_demo
-    from compeft_server.reports.html import to_html
-    from compeft_server.reports.json_format import to_json
-    from compeft_server.reports.text import to_table
+    from compeft_server.reports.formats.html import to_html
+    from compeft_server.reports.formats.json_format import to_json
+    from compeft_server.reports.formats.text import to_table
 
     where = (folder or Path("demo-runs") / time.strftime("%Y%m%d-%H%M%S")).absolute()
     if where.exists():

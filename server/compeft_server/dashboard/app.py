@@ -19,7 +19,7 @@ from compeft_server.dashboard.over_time import TimeRange
 from compeft_server.dashboard.pages import Pages, Site
 from compeft_server.dashboard.security import HEADERS, Gate, safe_next
 from compeft_server.ledger.database import LedgerError
-from compeft_server.reports.html import TEMPLATES
+from compeft_server.reports.formats.html import TEMPLATES
 
 log = structlog.get_logger()
 STATIC = Path(__file__).parent / "static"

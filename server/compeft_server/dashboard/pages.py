@@ -20,13 +20,13 @@ from compeft_server.domain.traffic import why_row_silent
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.pages import PAGE, Listings
 from compeft_server.ledger.totals import Moved, Summaries
-from compeft_server.reports import text
-from compeft_server.reports.chart import NARROW, WIDE, Curves, describe, draw, without_start
-from compeft_server.reports.html import TEMPLATES, environment
-from compeft_server.reports.kpi_chart import KpiChart, draw_kpi, human_value
-from compeft_server.reports.language import ENGLISH
-from compeft_server.reports.provenance import read_origin
-from compeft_server.reports.timeline import NARROW_PANELS, WIDE_PANELS, describe_timeline, draw_timeline
+from compeft_server.reports.figures.provenance import read_origin
+from compeft_server.reports.formats import text
+from compeft_server.reports.formats.chart import NARROW, WIDE, Curves, describe, draw, without_start
+from compeft_server.reports.formats.html import TEMPLATES, environment
+from compeft_server.reports.formats.kpi_chart import KpiChart, draw_kpi, human_value
+from compeft_server.reports.formats.language import ENGLISH
+from compeft_server.reports.formats.timeline import NARROW_PANELS, WIDE_PANELS, describe_timeline, draw_timeline
 
 MENU = (
     ("/", "Overview"),

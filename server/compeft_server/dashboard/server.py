@@ -17,7 +17,7 @@ from compeft_server.dashboard.pages import Site
 from compeft_server.dashboard.security import LOOPBACK_NAMES, Gate, Password, read_password
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.reports.provenance import own_public_keys
+from compeft_server.reports.figures.provenance import own_public_keys
 
 GRACE_S = 3
 

@@ -27,9 +27,9 @@ from compeft_server.demo.processes import ProcessError, Processes, free_ports
 from compeft_server.demo.progress_lines import ProgressLines
 from compeft_server.domain.records import Role
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.reports.build import read_report
-from compeft_server.reports.json_format import dense_to_json
-from compeft_server.reports.report import DenseArm, Report
+from compeft_server.reports.figures.build import read_report
+from compeft_server.reports.figures.report import DenseArm, Report
+from compeft_server.reports.formats.json_format import dense_to_json
 
 EXPERT = "sentiment"
 CLIENTS = 4

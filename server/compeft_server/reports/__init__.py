@@ -1,1 +1,1 @@
-"""The bandwidth report: one value, six formats."""
+"""The bandwidth report: one value (`figures`), written in several formats (`formats`)."""

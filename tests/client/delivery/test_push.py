@@ -40,13 +40,13 @@ from compeft_server.admin import policy_admin
 from compeft_server.admin.lineage import Versions
 from compeft_server.data_directory import open_store
 from compeft_server.ledger import schema
-from compeft_server.reports.build import read_report
-from compeft_server.reports.extras import densities_of
-from compeft_server.reports.html import to_html
-from compeft_server.reports.json_format import to_json
-from compeft_server.reports.markdown import to_markdown
-from compeft_server.reports.table_rows import rows_of
-from compeft_server.reports.text import verdict
+from compeft_server.reports.figures.build import read_report
+from compeft_server.reports.figures.extras import densities_of
+from compeft_server.reports.formats.html import to_html
+from compeft_server.reports.formats.json_format import to_json
+from compeft_server.reports.formats.markdown import to_markdown
+from compeft_server.reports.formats.table_rows import rows_of
+from compeft_server.reports.formats.text import verdict
 from tests.client import builders
 from tests.client.delivery.conftest import PACKAGE, edge_at, packed, publisher, reader
 from tests.rounds.conftest import EXPERT, World

@@ -16,7 +16,7 @@ from compeft_client.cli.main import run
 from compeft_proto.clock import now_ms
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Transfer
-from compeft_server.reports.text import human_bytes, human_metric, human_times
+from compeft_server.reports.formats.text import human_bytes, human_metric, human_times
 from tests.server.dashboard.conftest import Served
 from tests.server.dashboard.ledgers import LAYOUT, Story, tell
 

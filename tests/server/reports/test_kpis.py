@@ -14,7 +14,7 @@ from compeft_proto.errors import ConflictError
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.kpi import Kpi, KpiSeries, KpiValue
 from compeft_server.ledger.audit import check
-from compeft_server.reports.kpi_chart import HEIGHT, LEFT, WIDTH, draw_kpi, human_value
+from compeft_server.reports.formats.kpi_chart import HEIGHT, LEFT, WIDTH, draw_kpi, human_value
 from tests.server.dashboard.ledgers import Story, tell
 
 NAME = "tickets solved"

@@ -11,13 +11,13 @@ import pytest
 from compeft_client.cli.main import run
 from compeft_server.domain.price import Price
 from compeft_server.domain.traffic import Score
-from compeft_server.reports.build import read_report
-from compeft_server.reports.catalogue_ja import JAPANESE
-from compeft_server.reports.extras import DensityRow, Extras, Pool
-from compeft_server.reports.html import to_html
-from compeft_server.reports.language import ENGLISH, language_of
-from compeft_server.reports.report import DenseArm, Report
-from compeft_server.reports.summary import summary
+from compeft_server.reports.figures.build import read_report
+from compeft_server.reports.figures.extras import DensityRow, Extras, Pool
+from compeft_server.reports.figures.report import DenseArm, Report
+from compeft_server.reports.formats.catalogue_ja import JAPANESE
+from compeft_server.reports.formats.html import to_html
+from compeft_server.reports.formats.language import ENGLISH, language_of
+from compeft_server.reports.formats.summary import summary
 from tests.server.dashboard.ledgers import START_MS, Story, refuse, tell
 
 FIGURE = re.compile(r"\d[\d,.]*")

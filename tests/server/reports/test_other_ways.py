@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from compeft_server.reports.build import read_report
-from compeft_server.reports.extras import Extras
-from compeft_server.reports.html import to_html
-from compeft_server.reports.json_format import to_json
-from compeft_server.reports.markdown import to_markdown
-from compeft_server.reports.other_ways import OTHER_WAYS, other_costs, stc_bits
-from compeft_server.reports.text import human_bytes
+from compeft_server.reports.figures.build import read_report
+from compeft_server.reports.figures.extras import Extras
+from compeft_server.reports.figures.other_ways import OTHER_WAYS, other_costs, stc_bits
+from compeft_server.reports.formats.html import to_html
+from compeft_server.reports.formats.json_format import to_json
+from compeft_server.reports.formats.markdown import to_markdown
+from compeft_server.reports.formats.text import human_bytes
 from tests.server.dashboard.ledgers import LAYOUT, Story, tell
 
 

@@ -16,12 +16,12 @@ from compeft_proto.keys import new_key
 from compeft_server.domain.records import Arm, Direction, Expert, Quality, Refusal, Role, Round, Submission, Transfer, Version
 from compeft_server.domain.traffic import Traffic, add
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.reports.build import read_report
-from compeft_server.reports.chart import NARROW, WIDE, curves_of, draw
-from compeft_server.reports.html import to_html
-from compeft_server.reports.json_format import dense_from_json, dense_to_json, to_json
-from compeft_server.reports.report import DenseArm, Report, link_times
-from compeft_server.reports.text import human_bytes, human_seconds, human_times, to_table
+from compeft_server.reports.figures.build import read_report
+from compeft_server.reports.figures.report import DenseArm, Report, link_times
+from compeft_server.reports.formats.chart import NARROW, WIDE, curves_of, draw
+from compeft_server.reports.formats.html import to_html
+from compeft_server.reports.formats.json_format import dense_from_json, dense_to_json, to_json
+from compeft_server.reports.formats.text import human_bytes, human_seconds, human_times, to_table
 
 LAYOUT = layout_of({"a.lora_A": (8, 1000), "a.lora_B": (1000, 8)})
 FP32 = 4 * LAYOUT.size

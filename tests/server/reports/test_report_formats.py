@@ -18,10 +18,10 @@ from compeft_core.errors import FormatError, InputError
 from compeft_server.cli.report import moment_of
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Quality
-from compeft_server.reports.build import read_report
-from compeft_server.reports.extras import DENSITIES, payload_size, pool_from_json
-from compeft_server.reports.table_rows import COLUMNS, rows_of, to_csv
-from compeft_server.reports.text import MAX_VERSIONS, human_money
+from compeft_server.reports.figures.build import read_report
+from compeft_server.reports.figures.extras import DENSITIES, payload_size, pool_from_json
+from compeft_server.reports.formats.table_rows import COLUMNS, rows_of, to_csv
+from compeft_server.reports.formats.text import MAX_VERSIONS, human_money
 from tests.server.dashboard.ledgers import LAYOUT, ROUND_MS, START_MS, Story, tell
 
 POOL = {

@@ -8,9 +8,9 @@ from dataclasses import asdict, fields
 from compeft_core.errors import FormatError
 from compeft_server.domain.price import Energy, Price
 from compeft_server.domain.traffic import Traffic
-from compeft_server.reports.extras import Extras
-from compeft_server.reports.other_ways import other_costs
-from compeft_server.reports.report import ClientRow, DenseArm, Report, VersionRow, link_times, measured_rate, row_savings
+from compeft_server.reports.figures.extras import Extras
+from compeft_server.reports.figures.other_ways import other_costs
+from compeft_server.reports.figures.report import ClientRow, DenseArm, Report, VersionRow, link_times, measured_rate, row_savings
 
 
 def dense_to_json(dense: DenseArm) -> str:

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from compeft_server.domain.price import Energy
 from compeft_server.domain.traffic import Score, Traffic, add
-from compeft_server.reports.extras import DensityRow, Extras
-from compeft_server.reports.language import ENGLISH, Say
-from compeft_server.reports.report import DenseArm, Report, row_savings
+from compeft_server.reports.figures.extras import DensityRow, Extras
+from compeft_server.reports.figures.report import DenseArm, Report, row_savings
+from compeft_server.reports.formats.language import ENGLISH, Say
 
 
 def human_bytes(count: float) -> str:

@@ -2,9 +2,9 @@
 
 from compeft_server.domain.price import Price
 from compeft_server.domain.traffic import Score
-from compeft_server.reports import text
-from compeft_server.reports.language import ENGLISH, Language
-from compeft_server.reports.report import Report
+from compeft_server.reports.figures.report import Report
+from compeft_server.reports.formats import text
+from compeft_server.reports.formats.language import ENGLISH, Language
 
 
 def summary(report: Report, price: Price | None = None, say: Language = ENGLISH) -> str:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from compeft_server.reports import text
-from compeft_server.reports.extras import Extras
-from compeft_server.reports.kpi_chart import human_value
-from compeft_server.reports.other_ways import other_costs
-from compeft_server.reports.report import Report, link_times, measured_rate, row_savings
-from compeft_server.reports.text import human_bytes, human_metric, human_score, human_seconds, human_times
+from compeft_server.reports.figures.extras import Extras
+from compeft_server.reports.figures.other_ways import other_costs
+from compeft_server.reports.figures.report import Report, link_times, measured_rate, row_savings
+from compeft_server.reports.formats import text
+from compeft_server.reports.formats.kpi_chart import human_value
+from compeft_server.reports.formats.text import human_bytes, human_metric, human_score, human_seconds, human_times
 
 
 def to_markdown(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008  # frozen

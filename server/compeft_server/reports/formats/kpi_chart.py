@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from compeft_server.domain.kpi import KpiSeries
-from compeft_server.reports.chart import Tick, metric_steps
+from compeft_server.reports.formats.chart import Tick, metric_steps
 
 DAY_MS = 24 * 3600 * 1000
 MAX_MARKS = 60

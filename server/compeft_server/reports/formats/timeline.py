@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from compeft_server.reports import text
-from compeft_server.reports.chart import Tick, metric_steps, tick_bytes, tick_metric
+from compeft_server.reports.formats import text
+from compeft_server.reports.formats.chart import Tick, metric_steps, tick_bytes, tick_metric
 
 SLOTS = 48
 """Bars of one picture."""

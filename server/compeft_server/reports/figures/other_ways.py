@@ -12,7 +12,7 @@ acknowledgements of the other ways are left out, and no way's effect on the task
 import math
 from dataclasses import dataclass
 
-from compeft_server.reports.report import Report
+from compeft_server.reports.figures.report import Report
 
 STC_DENSITY = 1 / 400
 SPARSELOCO_DENSITY = 64 / 4096

@@ -14,8 +14,8 @@ from compeft_core.errors import InputError
 from compeft_proto.keys import PublicKey
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.totals import Summaries
-from compeft_server.reports.provenance import Provenance, read_origin
-from compeft_server.reports.text import iso
+from compeft_server.reports.figures.provenance import Provenance, read_origin
+from compeft_server.reports.formats.text import iso
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ the frame; of a long curve at most MAX_POINTS points are drawn, the first and th
 import math
 from dataclasses import dataclass, replace
 
-from compeft_server.reports import text
-from compeft_server.reports.language import ENGLISH, Say
-from compeft_server.reports.report import Report
+from compeft_server.reports.figures.report import Report
+from compeft_server.reports.formats import text
+from compeft_server.reports.formats.language import ENGLISH, Say
 
 Curve = tuple[tuple[int, int, float], ...]
 """(version or round, wire bytes so far, metric) of what was measured, in order."""

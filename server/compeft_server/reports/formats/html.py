@@ -12,16 +12,16 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from compeft_server.domain.traffic import Score, add
-from compeft_server.reports import report as rp
-from compeft_server.reports import text
-from compeft_server.reports.card_tables import labelled
-from compeft_server.reports.chart import NARROW, WIDE, curves_of, describe, draw
-from compeft_server.reports.extras import Extras
-from compeft_server.reports.kpi_chart import draw_kpi, human_value
-from compeft_server.reports.language import ENGLISH, Language
-from compeft_server.reports.other_ways import other_costs
-from compeft_server.reports.report import Report
-from compeft_server.reports.summary import summary
+from compeft_server.reports.figures import report as rp
+from compeft_server.reports.figures.extras import Extras
+from compeft_server.reports.figures.other_ways import other_costs
+from compeft_server.reports.figures.report import Report
+from compeft_server.reports.formats import text
+from compeft_server.reports.formats.card_tables import labelled
+from compeft_server.reports.formats.chart import NARROW, WIDE, curves_of, describe, draw
+from compeft_server.reports.formats.kpi_chart import draw_kpi, human_value
+from compeft_server.reports.formats.language import ENGLISH, Language
+from compeft_server.reports.formats.summary import summary
 
 TEMPLATES = Path(__file__).parent / "templates"
 """The report's templates, and the style sheet that the live page shares."""

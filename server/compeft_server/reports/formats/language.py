@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from compeft_core.errors import InputError
-from compeft_server.reports.catalogue_ja import JAPANESE
+from compeft_server.reports.formats.catalogue_ja import JAPANESE
 
 Code = Literal["en", "ja"]
 Say = Callable[..., str]
