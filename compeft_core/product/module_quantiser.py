@@ -15,8 +15,8 @@ from compeft_core.product.trellis import quantise
 class Tuning:
     """Constants of the encoder, chosen in docs/decisions/0015-product-space.md."""
 
-    keep: float = 9.0
-    price: float = 0.8
+    keep: float = 20.0
+    price: float = 0.5
     rounds: int = 2
     weight_power: float = 0.25
     left_gain: float = 2.0
