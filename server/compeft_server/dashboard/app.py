@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from compeft_proto.errors import ThrottledError, UnknownExpertError
 from compeft_server.dashboard.live import Pulse
 from compeft_server.dashboard.over_time import TimeRange
-from compeft_server.dashboard.pages import Pages, Site
+from compeft_server.dashboard.pages import Pages
 from compeft_server.dashboard.security import HEADERS, Gate, safe_next
+from compeft_server.dashboard.site import Site
 from compeft_server.ledger.database import LedgerError
 from compeft_server.reports.formats.html import TEMPLATES
 
@@ -25,6 +26,7 @@ log = structlog.get_logger()
 STATIC = Path(__file__).parent / "static"
 Page = Annotated[int, Query(ge=1, le=1_000_000)]
 Word = Annotated[str, Query(max_length=256)]
+Number = Annotated[int, Query(ge=0, le=2**31 - 1)]
 READ = ["GET", "HEAD"]
 """Methods of every page: a probe that asks for the head alone gets the same status and headers. The server leaves the body out."""
 
@@ -81,12 +83,16 @@ def _add_pages(app: FastAPI, pages: Pages) -> None:
         return pages.expert(request, name, page)
 
     @app.api_route("/version", methods=READ)
-    def version(request: Request, expert: Word, number: Annotated[int, Query(ge=0, le=2**31 - 1)]) -> Response:
+    def version(request: Request, expert: Word, number: Number) -> Response:
         return pages.version(request, expert, number)
 
     @app.api_route("/rounds", methods=READ)
     def rounds(request: Request, expert: Word = "", state: Word = "", page: Page = 1) -> Response:
         return pages.rounds(request, expert, state, page)
+
+    @app.api_route("/round", methods=READ)
+    def one_round(request: Request, expert: Word, run: Word, number: Number, page: Page = 1) -> Response:
+        return pages.round(request, (expert, run, number), page)
 
     @app.api_route("/clients", methods=READ)
     def clients(request: Request) -> Response:

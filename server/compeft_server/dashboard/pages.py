@@ -1,85 +1,29 @@
 """The live page's pages: each reads what it shows and renders its template. No route, no arithmetic on bytes here."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import Response
 
 from compeft_proto.errors import UnknownExpertError
-from compeft_proto.keys import PublicKey
 from compeft_server.dashboard import figures
 from compeft_server.dashboard.figures import Card
+from compeft_server.dashboard.operator_pages import OperatorPages
 from compeft_server.dashboard.over_time import RANGES, TimeRange, over_time
-from compeft_server.dashboard.security import Gate
+from compeft_server.dashboard.round_page import PAGE_CLIENTS, round_view
 from compeft_server.domain.kpi import KpiSeries
-from compeft_server.domain.price import Price
 from compeft_server.domain.traffic import why_row_silent
-from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.pages import PAGE, Listings
-from compeft_server.ledger.totals import Moved, Summaries
+from compeft_server.ledger.round_steps import RoundSteps
+from compeft_server.ledger.totals import Moved
 from compeft_server.reports.figures.provenance import read_origin
-from compeft_server.reports.formats import text
 from compeft_server.reports.formats.chart import NARROW, WIDE, Curves, describe, draw, without_start
-from compeft_server.reports.formats.html import TEMPLATES, environment
 from compeft_server.reports.formats.kpi_chart import KpiChart, draw_kpi, human_value
-from compeft_server.reports.formats.language import ENGLISH
 from compeft_server.reports.formats.timeline import NARROW_PANELS, WIDE_PANELS, describe_timeline, draw_timeline
 
-MENU = (
-    ("/", "Overview"),
-    ("/rounds", "Rounds"),
-    ("/experts", "Experts"),
-    ("/clients", "Clients"),
-    ("/refused", "Refused"),
-    ("/audit", "Audit"),
-)
 
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What the pages are about and who may see them. `metrics` is the text for a scraper; `keys` the aggregator's, newest first."""
-
-    ledger: Ledger
-    keys: tuple[PublicKey, ...]
-    gate: Gate
-    price: Price | None
-    metrics: Callable[[], bytes]
-    now_ms: Callable[[], int]
-
-
-class Pages:
+class Pages(OperatorPages):
     """Reads and renders. Every method is one page."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self.summaries, self._listings = Summaries(site.ledger), Listings(site.ledger)
-        self._templates = environment(TEMPLATES, Path(__file__).parent / "templates")
-        self._templates.filters.update(
-            iso=text.iso, money=text.human_money, percent=text.human_percent, twice=lambda value: (value, value)
-        )
-
-    def render(self, request: Request, name: str, status: int = 200, **values: object) -> HTMLResponse:
-        """A template with what every page needs."""
-        site = self._site
-        shared: Mapping[str, object] = {
-            "menu": MENU,
-            "path": request.url.path,
-            "here": request.url.path + (f"?{request.url.query}" if request.url.query else ""),
-            "locked": site.gate.locked,
-            "price": site.price,
-            "now_ms": site.now_ms(),
-            "page_rows": PAGE,
-            "metric": text.human_metric,
-            "stated_by": text.stated_by,
-            "t": ENGLISH,
-            "change": text.human_change,
-            "page_url": lambda number: str(request.url.include_query_params(page=number).query),
-        }
-        page = self._templates.get_template(f"{name}.html.j2").render({**shared, **values})
-        return HTMLResponse(page, status, headers={"Cache-Control": "no-store"})
 
     def cards(self) -> tuple[Card, ...]:
         """All experts."""
@@ -172,47 +116,27 @@ class Pages:
             row_savings=figures.row_savings,
         )
 
-    def clients(self, request: Request) -> Response:
-        """Everybody enrolled."""
-        scores: dict[str, list[tuple[str, str, int, float]]] = {}
-        for (keyid, expert, metric), (version, value) in self.summaries.client_scores().items():
-            scores.setdefault(keyid, []).append((expert, metric, version, value))
-        return self.render(request, "clients", rows=self.summaries.clients(), scores=scores)
-
-    def client(self, request: Request, keyid: str) -> Response:
-        """One key of a member: when it was seen last, where it is behind, its rate, its certificate."""
-        found = next((c for c in self.summaries.clients() if c.keyid == keyid), None)
+    def round(self, request: Request, place: tuple[str, str, int], page: int) -> Response:
+        """One round (expert, run, number): who fetched, trained, sent, and when."""
+        expert, run, number = place
+        found = self._site.ledger.round(expert, run, number)
         if found is None:
-            raise UnknownExpertError(f"no member has the key {keyid[:40]!a}: choose one of the page Clients")
-        heads = {e.name: e.head for e in self.summaries.experts()}
-        scores = {e: (m, v, value) for (key, e, m), (v, value) in self.summaries.client_scores().items() if key == keyid}
+            raise UnknownExpertError(f"{expert[:40]!a} has no round {number} of run {run[:40]!a}: choose one of the page Rounds")
+        led = _leads_to(found)
+        shown, _ = self._listings.versions(expert, 1, led) if found.version is not None else ([], 0)
+        origin = read_origin(shown[0].envelope, self._site.keys, self._names()) if shown else None
+        contributors = origin.contributors if origin and found.version != found.base_version else ()
+        metric = self.summaries.metrics().get(expert, "")
         return self.render(
             request,
-            "client",
-            client=found,
-            enrolled=next(e for e in self._site.ledger.membership.enrolled() if e.keyid == keyid),
-            moved=self.summaries.moved_by_member(keyid),
-            delivered=self.summaries.newest_delivered(keyid),
-            heads=heads,
-            scores=scores,
+            "round",
+            view=round_view(RoundSteps(self._site.ledger), found, contributors, self._site.now_ms(), page),
+            page=page,
+            page_rows=PAGE_CLIENTS,
+            metric_name=metric,
+            merge_seconds=shown[0].merge_seconds if shown and contributors else None,
+            score=self.summaries.scores(expert, metric, "synced", [led]).get(led),
         )
-
-    def refused(self, request: Request, expert: str, code: str, page: int) -> Response:
-        """What was turned away, and why."""
-        rows, total = self._listings.refusals(expert, code, page)
-        codes, experts = self.summaries.refused_by_code(), self._site.ledger.experts()
-        chosen = {"expert": expert, "code": code}
-        return self.render(request, "refused", rows=rows, total=total, page=page, codes=codes, experts=experts, chosen=chosen)
-
-    def audit(self, request: Request, action: str, subject: str, page: int) -> Response:
-        """Every decision."""
-        rows, total = self._listings.audit(action, subject, page)
-        chosen, actions = {"action": action, "subject": subject}, self.summaries.actions()
-        return self.render(request, "audit", rows=rows, total=total, page=page, actions=actions, chosen=chosen)
-
-    def trouble(self, request: Request, status: int, title: str, words: str) -> Response:
-        """A page that says what went wrong and what to do."""
-        return self.render(request, "trouble", status, code=status, title=title, words=words)
 
     def _card(self, name: str) -> Card:
         found = figures.read_cards(self.summaries, self._site.now_ms(), name)
@@ -223,9 +147,6 @@ class Pages:
     def _kpis(self, name: str, versions: Sequence[tuple[int, int]]) -> list[tuple[KpiSeries, KpiChart]]:
         series = self._site.ledger.kpis.series(name)
         return [(s, chart) for s in series if (chart := draw_kpi(s, versions)) is not None]
-
-    def _names(self) -> dict[str, str]:
-        return {m.public.keyid: m.name for m in self._site.ledger.members()}
 
     def _picture(self, card: Card) -> dict[str, Any]:
         """The chart of an expert, empty where a saving would not be stated either."""

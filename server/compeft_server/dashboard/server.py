@@ -13,8 +13,8 @@ from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_server.dashboard.app import create_app
 from compeft_server.dashboard.metrics import Exposition
-from compeft_server.dashboard.pages import Site
 from compeft_server.dashboard.security import LOOPBACK_NAMES, Gate, Password, read_password
+from compeft_server.dashboard.site import Site
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.reports.figures.provenance import own_public_keys

@@ -18,13 +18,15 @@ from compeft_server.identity.aggregator_keys import KEY_FILE
 
 @dataclass(frozen=True, slots=True)
 class Contributor:
-    """One update that went into a version."""
+    """One update that went into a version. staleness: how many versions older its base was; left_out: the merge method chose others."""
 
     name: str
     keyid: str
     update_digest: str
     sequence: int
     weight: float
+    staleness: int = 0
+    left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,15 @@ def _origin(manifest: pb.VersionManifest, names: Mapping[str, str]) -> Provenanc
         state_digest=manifest.state_digest.hex(),
         parent_state_digest=manifest.parent_state_digest.hex(),
         contributors=tuple(
-            Contributor(names.get(c.keyid, "not enrolled"), c.keyid, c.update_digest.hex(), c.sequence, c.weight)
+            Contributor(
+                names.get(c.keyid, "not enrolled"),
+                c.keyid,
+                c.update_digest.hex(),
+                c.sequence,
+                c.weight,
+                c.staleness,
+                c.left_out,
+            )
             for c in manifest.contributions
         ),
     )

@@ -1,0 +1,49 @@
+"""The pages for whoever operates: members, refusals, the audit log. Each reads what it shows and renders its template."""
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from compeft_proto.errors import UnknownExpertError
+from compeft_server.dashboard.site import Renderer
+
+
+class OperatorPages(Renderer):
+    """Every method is one page."""
+
+    def clients(self, request: Request) -> Response:
+        """Everybody enrolled."""
+        scores: dict[str, list[tuple[str, str, int, float]]] = {}
+        for (keyid, expert, metric), (version, value) in self.summaries.client_scores().items():
+            scores.setdefault(keyid, []).append((expert, metric, version, value))
+        return self.render(request, "clients", rows=self.summaries.clients(), scores=scores)
+
+    def client(self, request: Request, keyid: str) -> Response:
+        """One key of a member: when it was seen last, where it is behind, its rate, its certificate."""
+        found = next((c for c in self.summaries.clients() if c.keyid == keyid), None)
+        if found is None:
+            raise UnknownExpertError(f"no member has the key {keyid[:40]!a}: choose one of the page Clients")
+        heads = {e.name: e.head for e in self.summaries.experts()}
+        scores = {e: (m, v, value) for (key, e, m), (v, value) in self.summaries.client_scores().items() if key == keyid}
+        return self.render(
+            request,
+            "client",
+            client=found,
+            enrolled=next(e for e in self._site.ledger.membership.enrolled() if e.keyid == keyid),
+            moved=self.summaries.moved_by_member(keyid),
+            delivered=self.summaries.newest_delivered(keyid),
+            heads=heads,
+            scores=scores,
+        )
+
+    def refused(self, request: Request, expert: str, code: str, page: int) -> Response:
+        """What was turned away, and why."""
+        rows, total = self._listings.refusals(expert, code, page)
+        codes, experts = self.summaries.refused_by_code(), self._site.ledger.experts()
+        chosen = {"expert": expert, "code": code}
+        return self.render(request, "refused", rows=rows, total=total, page=page, codes=codes, experts=experts, chosen=chosen)
+
+    def audit(self, request: Request, action: str, subject: str, page: int) -> Response:
+        """Every decision."""
+        rows, total = self._listings.audit(action, subject, page)
+        chosen, actions = {"action": action, "subject": subject}, self.summaries.actions()
+        return self.render(request, "audit", rows=rows, total=total, page=page, actions=actions, chosen=chosen)
