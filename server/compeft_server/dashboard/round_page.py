@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from compeft_server.dashboard.waterfall import NARROW_ROWS, WIDE_ROWS, Waterfall, draw_waterfall
 from compeft_server.domain.records import Refusal, Round
-from compeft_server.ledger.round_steps import RoundSteps, Step
+from compeft_server.ledger.round_steps import RoundSteps, ClientSteps
 from compeft_server.reports.figures.provenance import Contributor
 
 PAGE_CLIENTS = 50
@@ -15,7 +15,7 @@ PAGE_CLIENTS = 50
 class ClientState:
     """One client of a round. words: what became of it; alarm: whether that is a fault."""
 
-    step: Step
+    step: ClientSteps
     words: str
     alarm: bool = False
 
@@ -55,7 +55,7 @@ def round_view(reader: RoundSteps, found: Round, contributors: Sequence[Contribu
     )
 
 
-def state_of(step: Step, found: Round, signed: Contributor | None, now_ms: int) -> ClientState:
+def state_of(step: ClientSteps, found: Round, signed: Contributor | None, now_ms: int) -> ClientState:
     """What became of one client in a round; `signed` is its contribution as the version's manifest names it."""
     if step.accepted_at_ms is not None:
         return _of_sender(step, signed)
@@ -70,7 +70,7 @@ def state_of(step: Step, found: Round, signed: Contributor | None, now_ms: int) 
     return ClientState(step, "has fetched, nothing sent yet")
 
 
-def _of_sender(step: Step, signed: Contributor | None) -> ClientState:
+def _of_sender(step: ClientSteps, signed: Contributor | None) -> ClientState:
     if signed is not None and signed.left_out:
         return ClientState(step, "accepted: left out by the merge method")
     if signed is not None and signed.staleness:

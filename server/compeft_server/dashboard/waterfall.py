@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compeft_server.domain.records import Round
-from compeft_server.ledger.round_steps import Span, Step
+from compeft_server.ledger.round_steps import CallTimes, ClientSteps
 from compeft_server.reports.formats.chart import Tick
 from compeft_server.reports.formats.text import human_seconds
 
@@ -57,7 +57,7 @@ class Waterfall:
     marks: tuple[Tick, ...]
 
 
-def draw_waterfall(found: Round, steps: Sequence[Step], frame: Width) -> Waterfall | None:
+def draw_waterfall(found: Round, steps: Sequence[ClientSteps], frame: Width) -> Waterfall | None:
     """The picture of these clients' calls; None if no call was recorded."""
     spans = [span for step in steps for span in (step.fetched, step.sent, step.delivered) if span is not None]
     if not spans:
@@ -94,7 +94,7 @@ def draw_waterfall(found: Round, steps: Sequence[Step], frame: Width) -> Waterfa
     )
 
 
-def _seconds(span: Span) -> float:
+def _seconds(span: CallTimes) -> float:
     return (span.end_ms - span.start_ms) / 1000
 
 

@@ -20,31 +20,31 @@ MAX_REFUSALS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class CallTimes:
     """One or more calls: first start and last end in ms since 1970, and their bytes on the wire."""
 
     start_ms: int
     end_ms: int
     wire_bytes: int
 
-    def joined(self, other: "Span | None") -> "Span":
+    def joined(self, other: "CallTimes | None") -> "CallTimes":
         """Both together."""
         if other is None:
             return self
-        return Span(min(self.start_ms, other.start_ms), max(self.end_ms, other.end_ms), self.wire_bytes + other.wire_bytes)
+        return CallTimes(min(self.start_ms, other.start_ms), max(self.end_ms, other.end_ms), self.wire_bytes + other.wire_bytes)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ClientSteps:
     """One client in one round. fetched: syncs to the base version; sent: uploads; delivered: syncs to the version that came of it; None
     where no call was recorded. update_digest: hexadecimal, of the accepted update; accepted_at_ms, merged_in: None without one.
     """
 
     keyid: str
     name: str
-    fetched: Span | None = None
-    sent: Span | None = None
-    delivered: Span | None = None
+    fetched: CallTimes | None = None
+    sent: CallTimes | None = None
+    delivered: CallTimes | None = None
     update_digest: str = ""
     accepted_at_ms: int | None = None
     merged_in: int | None = None
@@ -63,14 +63,14 @@ class RoundSteps:
     def __init__(self, ledger: Ledger) -> None:
         self._engine = ledger.engine
 
-    def steps(self, found: Round) -> list[Step]:
+    def steps(self, found: Round) -> list[ClientSteps]:
         """Every edge client of a round: those whose update was accepted by its time, then those that only fetched."""
-        steps: dict[str, Step] = {}
+        steps: dict[str, ClientSteps] = {}
         for row in self._calls(found):
-            step = steps.get(row.keyid, Step(row.keyid, row.name))
+            step = steps.get(row.keyid, ClientSteps(row.keyid, row.name))
             steps[row.keyid] = _with_call(step, row, found)
         for row in self._accepted(found):
-            step = steps.get(row.keyid, Step(row.keyid, row.name))
+            step = steps.get(row.keyid, ClientSteps(row.keyid, row.name))
             steps[row.keyid] = replace(
                 step, update_digest=row.update_digest.hex(), accepted_at_ms=row.accepted_at_ms, merged_in=row.merged_in
             )
@@ -100,9 +100,9 @@ class RoundSteps:
         return read(self._engine, query.select_from(joined).where(*where).limit(MAX_CLIENTS))
 
 
-def _with_call(step: Step, row: Any, found: Round) -> Step:
+def _with_call(step: ClientSteps, row: Any, found: Round) -> ClientSteps:
     """The step with one more call."""
-    span = Span(row.at_ms, row.at_ms + round(1000 * row.seconds), row.wire)
+    span = CallTimes(row.at_ms, row.at_ms + round(1000 * row.seconds), row.wire)
     if row.direction == "up":
         return replace(step, sent=span.joined(step.sent))
     if row.version > found.base_version:

@@ -24,6 +24,7 @@ ALL = (
     "/expert?name=sentiment",
     "/version?expert=sentiment&number=3",
     "/rounds",
+    "/round?expert=sentiment&run=run-1&number=3",
     "/clients",
     "/refused",
     "/audit",
