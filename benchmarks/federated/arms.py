@@ -48,16 +48,27 @@ def peer(settings: PeerSettings) -> Make:
     return lambda expert, start, seed, clients: Peer(settings, expert.layout, start, clients)
 
 
-def ours(up: float, down: float, rule: ScaleRule = "norm", savings: float | None = None, rate: float = 1.0) -> Make:
+def ours(
+    up: float, down: float, rule: ScaleRule = "norm", savings: float | None = None, rate: float = 1.0, centre: bool = False
+) -> Make:
     """Our system at these densities, one scale a tensor; a head that is not small is ternary too. With `savings` the densities are
-    the most that it takes, and lower where its payloads would otherwise be more than fp32's divided by that.
+    the most that it takes, and lower where its payloads would otherwise be more than fp32's divided by that. centre: the head travels
+    less its median row over classes.
     """
 
     def make(expert: Expert, start: Vector, seed: int, clients: int) -> Arm:
         head = sum(t.size for t in expert.layout.tensors if t.name in HEAD)
         dense, units = (HEAD, {}) if head < SMALL_HEAD * expert.layout.size else ((), dict.fromkeys(HEAD, HEAD_UNIT))
         budget = None if savings is None else int(2 * 4 * expert.layout.size / savings)
-        links = Links(Compression(up, rule, 1.0, "tensor"), Compression(down, rule, 1.0, "tensor"), dense, units, budget, rate)
+        links = Links(
+            Compression(up, rule, 1.0, "tensor"),
+            Compression(down, rule, 1.0, "tensor"),
+            dense,
+            units,
+            budget,
+            rate,
+            HEAD if centre else (),
+        )
         return Exchange(links, expert.layout, seed, expert.bounds, clients)
 
     return make
@@ -100,4 +111,7 @@ ARMS: dict[str, Make] = {
     "ours 10 % / 10 %, bounded": ours(0.1, 0.1, rule="bounded_norm"),
     "ours 10 % / 10 %, bounded, rate 2": ours(0.1, 0.1, rule="bounded_norm", rate=2.0),
     "ours 10 % / 10 %, mean, rate 2": ours(0.1, 0.1, rule="mean_magnitude", rate=2.0),
+    "ours 5 % / 5 %, centred, rate 2": ours(0.05, 0.05, rule="bounded_norm", rate=2.0, centre=True),
+    "ours 10 % / 10 %, centred, rate 2": ours(0.1, 0.1, rule="bounded_norm", rate=2.0, centre=True),
+    "ours 2.5 % / 2.5 %, centred, rate 2": ours(0.025, 0.025, rule="bounded_norm", rate=2.0, centre=True),
 }

@@ -36,7 +36,7 @@ class Links:
     none is given): what trains at a 20 times larger rate moves 20 times as far, and would fill the top k by itself.
 
     budget_bytes: most payload bytes of a client and round, both directions; it lowers the densities until they fit. rate: the server's
-    learning rate.
+    learning rate. centred: heads whose task vector travels less its median row.
     """
 
     up: Compression
@@ -45,6 +45,7 @@ class Links:
     units: Mapping[str, float] = field(default_factory=dict)
     budget_bytes: int | None = None
     rate: float = 1.0
+    centred: tuple[str, ...] = ()
 
 
 class Exchange:
@@ -116,7 +117,14 @@ class Exchange:
     def _open(self, number: int) -> RoundTask:
         opened = self._conductor.open_round(EXPERT, RUN, number, DEADLINE_S)
         return RoundTask(
-            EXPERT, RUN, number, opened.round_nonce, opened.base_version, self._links.up, max_payload_bytes=self._most_bytes
+            EXPERT,
+            RUN,
+            number,
+            opened.round_nonce,
+            opened.base_version,
+            self._links.up,
+            max_payload_bytes=self._most_bytes,
+            centred=self._links.centred,
         )
 
     def _publish(self, seed: int, bounds: list[float]) -> None:

@@ -63,7 +63,8 @@ class RoundTask:
     resting: how the names of the tensors end that this round neither trains nor sends (`compeft_core.frozen_tensors`); the density is
     of the
     others. max_payload_bytes: the update takes no more, and the density is then the highest; 0: no limit. weighted_by: name of the
-    metric, in the app's reply, that is the update's weight.
+    metric, in the app's reply, that is the update's weight. centred: names of the heads whose common row does not travel
+    (`compeft_core.centred_heads`).
     """
 
     expert: str
@@ -76,6 +77,7 @@ class RoundTask:
     codec: CodecChoice = "context"
     max_payload_bytes: int = 0
     weighted_by: str = NUM_EXAMPLES
+    centred: tuple[str, ...] = ()
 
     def to_values(self) -> dict[str, Value]:
         """As plain values by name."""
@@ -93,6 +95,7 @@ class RoundTask:
             "codec": self.codec,
             "max-payload-bytes": self.max_payload_bytes,
             "weighted-by": self.weighted_by,
+            "centred": json.dumps(self.centred),
         }
 
 
@@ -114,6 +117,7 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
         codec=_choice(_get(values, "codec", str)),
         max_payload_bytes=_get(values, "max-payload-bytes", int),
         weighted_by=_get(values, "weighted-by", str),
+        centred=_names(values, "centred"),
     )
 
 
@@ -138,6 +142,17 @@ def as_type(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
         return array.astype(dtype, copy=False)
     limits = np.iinfo(dtype)
     return np.asarray(np.clip(np.rint(array.astype(np.float64)), limits.min, limits.max)).astype(dtype)
+
+
+def _names(values: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """A JSON list of strings. Errors: FormatError."""
+    try:
+        found = json.loads(_get(values, name, str))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"invalid {name} in the task: expected a JSON list of names") from error
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise FormatError(f"invalid {name} in the task: expected a JSON list of names")
+    return tuple(found)
 
 
 def _choice(name: str) -> CodecChoice:

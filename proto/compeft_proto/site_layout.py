@@ -39,7 +39,7 @@ def parse_index(data: bytes, name: str) -> dict[str, object]:
     """The JSON object in the bytes of index file `name`. Errors: InputError if it is not a JSON object."""
     try:
         values = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is damaged: enrol again with `compeft enroll`") from error
     if not isinstance(values, dict):
         raise InputError(f"{name} holds a JSON {type(values).__name__}, expected an object: enrol again with `compeft enroll`")

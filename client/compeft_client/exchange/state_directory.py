@@ -98,7 +98,7 @@ class StateDirectory:
             values = json.loads(path.read_text())
             pending = values.pop("pending")
             return Memory(pending=Pending(**pending) if pending else None, **values)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{path} is damaged: move the folder away to start from a fresh sync") from error
 
     def read(self, name: str) -> bytes:

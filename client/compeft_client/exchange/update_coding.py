@@ -1,6 +1,6 @@
 """The arithmetic of an update: from a trained task vector and the residual to the bytes that travel. No files, no connection.
 
-    target  = task vector (zero where the round rests) + residual
+    target  = task vector (zero where the round rests, heads centred) + residual
     limited = target, so that no dense value is rounded over zero and no variance becomes negative
     encoded = compress(limited), by the round's settings, at a lower density if it would exceed `most_bytes`
 
@@ -14,6 +14,7 @@ import numpy as np
 from compeft_client.exchange.quality_floor import Floor, above
 from compeft_core import Compression, Encoded, Layout, Vector
 from compeft_core.budget import payload_bytes
+from compeft_core.centred_heads import centred
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.format.encoding import sooner_codec
 from compeft_core.frozen_tensors import active_places, share_of_active
@@ -60,7 +61,7 @@ def coded_update(
     NotFiniteError; those of `compeft_core.budget.filled`.
     """
     trained, residual, synced = vectors
-    target = active_part(layout, task, trained, synced) + residual
+    target = centred(layout, active_part(layout, task, trained, synced), task.centred) + residual
     wanted = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
     wanted = kept_in_range(layout, synced, wanted)
     asked = share_of_active(layout, task.compression, task.resting)

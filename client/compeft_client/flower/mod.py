@@ -111,7 +111,10 @@ def _check_adapter(synced: Synced) -> None:
     """
     if not synced.adapter_config:
         return
-    fields = json.loads(synced.adapter_config)
+    try:
+        fields = json.loads(synced.adapter_config)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{synced.expert} has an adapter configuration that is not JSON") from error
     unknown = (
         [n for n, v in sorted(fields.items()) if n not in known_fields(fields) and not is_off(v)]
         if isinstance(fields, dict)

@@ -128,7 +128,7 @@ def _read_head(text: bytes, archive: Path) -> Head:
         if values["format"] != FORMAT:
             raise FormatError(f"{archive} has format {values['format']!a}, this program reads {FORMAT}")
         head = Head(**values)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise FormatError(f"{archive}: {HEAD_FILE} is not that of a backup") from error
     if any(type(value) is not type(getattr(_EMPTY, name)) for name, value in asdict(head).items()):
         raise FormatError(f"{archive}: {HEAD_FILE} has a value of the wrong kind")

@@ -41,6 +41,9 @@ class Plan:
     answered, and `deadline_s` seconds after it opened at the latest; None waits for all of them, and as long as `start`'s timeout.
     max_staleness: an update that comes late joins a later round of the run, if its base is at most that many versions older.
 
+    centred_heads: names of classification heads under a softmax, shape (classes, ...), whose task vector travels less its median row over
+    classes, which no softmax sees (`compeft_core.centred_heads`): where clients hold few of many classes.
+
     fetch: each new version is fetched from the aggregator too, so that `start` returns arrays and can evaluate them; without it they
     lie at the aggregator only.
     relay: clients need not reach the aggregator: what they ask, get and send travels inside Flower's messages, signed and encrypted end to
@@ -76,6 +79,7 @@ class Plan:
     stop_below: float | None = 0.5
     dense_if_sent: Collection[str] = ()
     draw: bool = False
+    centred_heads: Collection[str] = ()
 
     def __post_init__(self) -> None:
         resting_in_round(self.averaging, 1)

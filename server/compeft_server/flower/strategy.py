@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from compeft_core import Layout, Vector, flatten, layout_of, seeded_state, state_digest, unflatten
 from compeft_core.budget import within
+from compeft_core.centred_heads import check_heads
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.frozen_tensors import active_places, resting_in_round, share_of_active
 from compeft_core.statistics import dense_names
@@ -210,7 +211,9 @@ class CompressedStrategy(Strategy):
                 )
         self._dtypes = {name: array.dtype for name, array in arrays.items()}
         whole = self.plan.uplink.density == self.plan.downlink.density == 1
-        return layout_of(shapes, shapes if whole else {*self.plan.dense, *usual})
+        layout = layout_of(shapes, shapes if whole else {*self.plan.dense, *usual})
+        check_heads(layout, self.plan.centred_heads)
+        return layout
 
     def _record(self, layout: Layout, vector: Vector) -> ArrayRecord:
         """A state as the app's arrays: in their order, in their types."""
@@ -260,7 +263,7 @@ class CompressedStrategy(Strategy):
 
     def _with_task(self, message: Message, server_round: int, nonce: bytes, resting: tuple[str, ...]) -> Message:
         plan = self.plan
-        how = plan.uplink, resting, plan.codec, self._most_bytes, self.inner.weighted_by_key
+        how = plan.uplink, resting, plan.codec, self._most_bytes, self.inner.weighted_by_key, tuple(plan.centred_heads)
         task = RoundTask(plan.expert, self._run, server_round, nonce, self._version, *how)
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
         content[RECORD] = ConfigRecord(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from compeft_client.exchange.update_coding import UpdateLimits, coded_update, most_bytes
-from compeft_core import Compression, Layout, Vector, decode, densify, layout_of
+from compeft_core import Compression, Layout, Vector, decode, densify, layout_of, unflatten
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.frozen_tensors import A_ENDING
 from compeft_proto.round_task import RoundTask
@@ -79,3 +79,16 @@ def test_a_rate_that_is_too_low_for_any_update_allows_the_smallest() -> None:
     least = most_bytes(LAYOUT, TASK, UpdateLimits(most_seconds=0.001, bytes_per_s=1.0))
     made = coded_update(LAYOUT, TASK, vectors(), UpdateLimits(most_seconds=0.001, bytes_per_s=1.0), 1)
     assert 0 < len(made.encoded.blob) <= least
+
+
+def test_what_all_classes_of_a_head_have_in_common_does_not_travel() -> None:
+    layout = layout_of({"head.weight": (20, 8), "head.bias": (20,), "q.lora_B.weight": (30, 8)})
+    trained = np.random.default_rng(1).normal(0, 1e-3, layout.size).astype(np.float32)
+    head = unflatten(layout, trained)["head.weight"]
+    head[2:] = head[2]  # classes of which this client has no rows
+    task = replace(TASK, compression=Compression(1.0), centred=("head.weight", "head.bias"))
+    made = coded_update(layout, task, (trained, np.zeros_like(trained), np.zeros_like(trained)), FREE, 1)
+    assert not unflatten(layout, made.target)["head.weight"][2:].any()
+    np.testing.assert_array_equal(
+        unflatten(layout, made.target)["q.lora_B.weight"], unflatten(layout, trained)["q.lora_B.weight"]
+    )

@@ -71,7 +71,7 @@ def pool_from_json(text: str) -> Pool:
     """The measures in this text; fields that are not used are left alone. Errors: FormatError that names the field."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"the pool's file is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise FormatError("the pool's file must be an object, as `compeft bench pool -o FILE` writes")

@@ -22,7 +22,7 @@ def dense_from_json(text: str) -> DenseArm:
     """The dense arm in this text. Errors: FormatError that names the field."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"the dense run's file is not JSON: {error}") from error
     names = {field.name for field in fields(DenseArm)}
     if not isinstance(values, dict) or not names - {"base"} <= set(values) <= names:
