@@ -9,8 +9,8 @@ from compeft_client.checkpoints.source import fields_of
 from compeft_client.exchange.state_directory import INDEX, StateDirectory
 from compeft_core.errors import CompeftError
 from compeft_proto.site_layout import parse_index
-from compeft_server.reports.extras import pool_from_json
-from compeft_server.reports.json_format import dense_from_json
+from compeft_server.reports.figures.extras import pool_from_json
+from compeft_server.reports.formats.json_format import dense_from_json
 
 DEEP = "[" * 100_000
 
