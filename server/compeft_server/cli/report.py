@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -24,6 +24,7 @@ from compeft_server.reports.figures.report import Report
 
 T = TypeVar("T")
 Format = Literal["text", "html", "md", "json", "csv", "parquet"]
+Rows = Literal["transfers", "kpis"]
 TABLE_WIDTH = 80
 """Columns that the report's table needs; a narrower terminal wraps its lines rather than lose figures."""
 
@@ -50,6 +51,9 @@ def report_command(
     output_format: Annotated[
         Format, typer.Option("--format", help="how to write it; csv and parquet: a row a transfer")
     ] = "text",
+    rows: Annotated[
+        Rows, typer.Option(help="what csv and parquet have a row for: each transfer, or each value of a business metric")
+    ] = "transfers",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="file to write instead of standard output")] = None,
     language: Annotated[str, typer.Option(help="language of the HTML page: en or ja")] = "en",
 ) -> None:
@@ -63,8 +67,10 @@ def report_command(
 
     ledger, since_ms = open_ledger(existing(data)), None if since is None else moment_of(since)
     if output_format in ("csv", "parquet"):
-        _write_rows(ledger, data, expert, since_ms, output_format, output)
+        _write_rows(ledger, data, expert, since_ms or 0, Table(output_format, rows, output))
         return
+    if rows != "transfers":
+        raise InputError(f"invalid --rows {rows} with --format {output_format}: expected --format csv or parquet")
     name = expert or _only(ledger)
     arm = _parsed(dense, dense_from_json) if dense else None
     extras = replace(_extras(ledger, data, name, price_per_gb, currency, pool), energy=energy_of(kwh_per_gb, co2_per_kwh))
@@ -103,21 +109,31 @@ def _write_report(report: Report, extras: Extras, output_format: Format, output:
     _put(makers[output_format](), output)
 
 
-def _write_rows(
-    ledger: Ledger, data: Path, expert: str | None, since_ms: int | None, output_format: Format, output: Path | None
-) -> None:
-    from compeft_server.reports.formats.table_rows import rows_of, to_csv, write_parquet
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table to write: its format, what it has a row for, and the file (None: standard output)."""
+
+    output_format: Literal["csv", "parquet"]
+    rows: Rows
+    output: Path | None
+
+
+def _write_rows(ledger: Ledger, data: Path, expert: str | None, since_ms: int, table: Table) -> None:
+    from compeft_server.reports.formats.table_rows import COLUMNS, KPI_COLUMNS, kpi_rows, rows_of, to_csv, write_parquet
 
     if expert is not None and expert not in ledger.experts():
         raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
-    if output_format == "parquet" and output is None:
+    if table.output_format == "parquet" and table.output is None:
         raise InputError("Parquet is not for a terminal: give -o FILE")
-    rows = rows_of(ledger, own_public_keys(data), expert, since_ms or 0)
-    if output_format == "csv":
-        _put(to_csv(rows), output, end="")
-    elif output is not None:
-        write_parquet(rows, output)
-        typer.echo(str(output))
+    if table.rows == "kpis":
+        rows, columns = kpi_rows(ledger, expert, since_ms), KPI_COLUMNS
+    else:
+        rows, columns = rows_of(ledger, own_public_keys(data), expert, since_ms), COLUMNS
+    if table.output_format == "csv":
+        _put(to_csv(rows, columns), table.output, end="")
+    elif table.output is not None:
+        write_parquet(rows, table.output, columns)
+        typer.echo(str(table.output))
 
 
 def _extras(ledger: Ledger, data: Path, name: str, price: float | None, currency: str, pool: Path | None) -> Extras:

@@ -76,7 +76,7 @@ class LedgerCollector(Collector):
             "compeft_refusals", "Submissions and syncs refused", ("code",), _by(ALARMING | self._summaries.refused_by_code())
         )
         yield from self._quality(shown)
-        yield _gauge("compeft_kpi", "Newest value of a business metric", ("expert", "name"), self._kpis(shown))
+        yield from self._kpis(shown)
         members: Samples = {}
         for client in self._summaries.clients():
             key = (client.role, "enrolled" if client.revoked_at_ms is None else "revoked")
@@ -96,9 +96,14 @@ class LedgerCollector(Collector):
         accepted = {name: number for name, number in self._summaries.accepted().items() if name in shown}
         yield _counter("compeft_updates_accepted", "Updates accepted", ("expert",), _by(accepted))
 
-    def _kpis(self, shown: set[str]) -> Samples:
-        newest = {n: self._ledger.kpis.series(n) for n in sorted(shown)}
-        return {(n, s.kpi.name): s.values[-1].value for n, found in newest.items() for s in found if s.values}
+    def _kpis(self, shown: set[str]) -> Iterator[Metric]:
+        found = [s for name in sorted(shown) for s in self._ledger.kpis.series(name) if s.values]
+        newest: Samples = {(s.kpi.expert, s.kpi.name): s.values[-1].value for s in found}
+        yield _gauge("compeft_kpi", "Newest value of a business metric", ("expert", "name"), newest)
+        goals: Samples = {(s.kpi.expert, s.kpi.name): s.kpi.goal for s in found if s.kpi.goal is not None}
+        yield _gauge("compeft_kpi_goal", "What is aimed at", ("expert", "name"), goals)
+        before: Samples = {(s.kpi.expert, s.kpi.name): s.kpi.baseline for s in found if s.kpi.baseline is not None}
+        yield _gauge("compeft_kpi_baseline", "The value before the expert was in use", ("expert", "name"), before)
 
     def _quality(self, shown: set[str]) -> Iterator[Metric]:
         values: Samples = {}

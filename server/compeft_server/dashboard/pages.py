@@ -12,11 +12,14 @@ from compeft_server.dashboard.figures import Card
 from compeft_server.dashboard.operator_pages import OperatorPages
 from compeft_server.dashboard.over_time import RANGES, TimeRange, over_time
 from compeft_server.dashboard.round_page import PAGE_CLIENTS, round_view
+from compeft_server.dashboard.sparklines import sparklines
 from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.traffic import why_row_silent
+from compeft_server.ledger.pages import VersionSummary
 from compeft_server.ledger.round_steps import RoundSteps
 from compeft_server.ledger.totals import Moved
 from compeft_server.reports.figures.provenance import read_origin
+from compeft_server.reports.figures.report import Publication
 from compeft_server.reports.formats.chart import NARROW, WIDE, Curves, describe, draw, without_start
 from compeft_server.reports.formats.kpi_chart import KpiChart, draw_kpi, human_value
 from compeft_server.reports.formats.timeline import NARROW_PANELS, WIDE_PANELS, describe_timeline, draw_timeline
@@ -38,6 +41,7 @@ class Pages(OperatorPages):
             request,
             "overview",
             overview=figures.overview_of(cards),
+            sparklines=sparklines(self.summaries, cards, self._site.now_ms()),
             wanted=wanted,
             ranges=RANGES,
             log=wanted.log,
@@ -55,19 +59,19 @@ class Pages(OperatorPages):
         card = self._card(name)
         shown, total = self._listings.versions(name, page)
         numbers = [v.version for v in shown]
-        metric = card.standing.metric if card.standing else ""
+        metric, moved = card.standing.metric if card.standing else "", self.summaries.moved_by_version(name, numbers)
         return self.render(
             request,
             "expert",
             card=card,
             rows=[(v, read_origin(v.envelope, self._site.keys, self._names())) for v in shown],
-            moved=self.summaries.moved_by_version(name, numbers),
+            moved=moved,
             scores=self.summaries.scores(name, metric, "synced", numbers),
             nothing=Moved(),
             row_savings=figures.row_savings,
             total=total,
             page=page,
-            kpis=self._kpis(name, [(v.version, v.created_at_ms) for v in reversed(shown)]),
+            kpis=self._kpis(name, [_published(v, moved.get(v.version, Moved())) for v in reversed(shown)]),
             kpi_value=human_value,
             **self._picture(card),
         )
@@ -144,7 +148,7 @@ class Pages(OperatorPages):
             raise UnknownExpertError(f"no expert {name[:40]!a} here: choose one of the overview")
         return found[0]
 
-    def _kpis(self, name: str, versions: Sequence[tuple[int, int]]) -> list[tuple[KpiSeries, KpiChart]]:
+    def _kpis(self, name: str, versions: Sequence[Publication]) -> list[tuple[KpiSeries, KpiChart]]:
         series = self._site.ledger.kpis.series(name)
         return [(s, chart) for s in series if (chart := draw_kpi(s, versions)) is not None]
 
@@ -161,6 +165,10 @@ class Pages(OperatorPages):
         curves = Curves(card.standing.metric, base, synced, ())
         charts = [chart for frame in (WIDE, NARROW) if (chart := draw(curves, frame)) is not None]
         return {"charts": charts, "curves": curves, "description": describe(curves)}
+
+
+def _published(version: VersionSummary, moved: Moved) -> Publication:
+    return Publication(version.version, version.created_at_ms, moved.both.wire_bytes, moved.both.dense_bf16_bytes)
 
 
 def _leads_to(found: Any) -> int:

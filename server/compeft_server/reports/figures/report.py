@@ -37,6 +37,16 @@ class VersionRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Publication:
+    """When a version was published (ms since 1970), and the bytes of it in both directions: on the wire, and as dense bfloat16."""
+
+    version: int
+    at_ms: int
+    wire_bytes: int
+    dense_bf16_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientRow:
     """One edge client; `first` and `last` are its own metric at the first and the last version it measured."""
 
@@ -126,9 +136,13 @@ class Report:
         return add((self.up, self.down))
 
     @property
-    def publications(self) -> list[tuple[int, int]]:
-        """(version, publication in ms) of every published version of the report."""
-        return [(row.version, row.created_at_ms) for row in self.versions if row.created_at_ms is not None]
+    def publications(self) -> list[Publication]:
+        """Every published version of the report, oldest first."""
+        return [
+            Publication(row.version, row.created_at_ms, row.traffic.wire_bytes, row.traffic.dense_bf16_bytes)
+            for row in self.versions
+            if row.created_at_ms is not None
+        ]
 
     @property
     def final(self) -> VersionRow | None:

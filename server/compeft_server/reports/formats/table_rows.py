@@ -13,6 +13,7 @@ from typing import Any
 from compeft_core.errors import InputError
 from compeft_proto.keys import PublicKey
 from compeft_server.ledger.ledger import Ledger
+from compeft_server.ledger.pages import Listings
 from compeft_server.ledger.totals import Summaries
 from compeft_server.reports.figures.provenance import Provenance, read_origin
 from compeft_server.reports.formats.text import iso
@@ -57,6 +58,46 @@ COLUMNS = (
     Column("version_merge_seconds", "number", "time spent merging it"),
 )
 
+KPI_COLUMNS = (
+    Column("at", "time", "when the value was measured, UTC"),
+    Column("expert", "text", "name of the expert"),
+    Column("name", "text", "name of the business metric"),
+    Column("value", "number", "its value then"),
+    Column("unit", "text", "unit of the values"),
+    Column("goal", "number", "what is aimed at"),
+    Column("baseline", "number", "the value before the expert was in use"),
+    Column("version", "count", "newest version that was published by then"),
+    Column("wire_bytes", "count", "bytes of edge clients on the wire up to then, both directions"),
+    Column("dense_bf16_bytes", "count", "the same transfers as dense bfloat16"),
+)
+"""Columns of the table of business metrics: a row a value."""
+
+
+def kpi_rows(ledger: Ledger, expert: str | None = None, since_ms: int = 0) -> Iterator[dict[str, Any]]:
+    """Every value of every business metric, with the bytes that its expert had moved by then. Times are milliseconds since 1970."""
+    summaries = Summaries(ledger)
+    for name in ledger.experts():
+        series = ledger.kpis.series(name) if expert in (None, name) else []
+        if not series:
+            continue
+        moved = [r for r in summaries.transfer_rows(name) if r["role"] == "edge"]
+        published = Listings(ledger).version_facts(name)
+        for found in series:
+            for value in (v for v in found.values if v.at_ms >= since_ms):
+                before = [r for r in moved if r["at_ms"] <= value.at_ms]
+                yield {
+                    "at": value.at_ms,
+                    "expert": name,
+                    "name": found.kpi.name,
+                    "value": value.value,
+                    "unit": found.kpi.unit or None,
+                    "goal": found.kpi.goal,
+                    "baseline": found.kpi.baseline,
+                    "version": max((v.version for v in published if v.created_at_ms <= value.at_ms), default=None),
+                    "wire_bytes": sum(r["wire_received_bytes"] + r["wire_sent_bytes"] for r in before),
+                    "dense_bf16_bytes": sum(r["dense_fp32_bytes"] // 2 for r in before),
+                }
+
 
 def rows_of(ledger: Ledger, own: Sequence[PublicKey], expert: str | None = None, since_ms: int = 0) -> Iterator[dict[str, Any]]:
     """All transfers of an expert, or of all, oldest first. Times are milliseconds since 1970; an unknown value: None."""
@@ -100,10 +141,10 @@ def _facts(origin: Provenance, merge_seconds: float) -> dict[str, Any]:
     }
 
 
-def to_csv(rows: Iterator[dict[str, Any]]) -> str:
+def to_csv(rows: Iterator[dict[str, Any]], columns: Sequence[Column] = COLUMNS) -> str:
     """The table as CSV with a header; times as ISO 8601. A cell that a spreadsheet would run as a formula begins with an apostrophe."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [column.name for column in COLUMNS], lineterminator="\n")
+    writer = csv.DictWriter(out, [column.name for column in columns], lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _plain(value) for name, value in (row | {"at": iso(row["at"])}).items()})
@@ -114,7 +155,7 @@ def _plain(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:
+def write_parquet(rows: Iterator[dict[str, Any]], path: Path, columns: Sequence[Column] = COLUMNS) -> None:
     """The table as a Parquet file; each column carries its description. Errors: InputError if pyarrow is not installed."""
     try:
         import pyarrow as pa
@@ -122,5 +163,5 @@ def write_parquet(rows: Iterator[dict[str, Any]], path: Path) -> None:
     except ModuleNotFoundError as error:
         raise InputError("Parquet needs pyarrow: pip install 'compeft[parquet]'") from error
     types = {"time": pa.timestamp("ms", tz="UTC"), "text": pa.string(), "count": pa.int64(), "number": pa.float64()}
-    schema = pa.schema([pa.field(c.name, types[c.kind], metadata={"description": c.words}) for c in COLUMNS])
+    schema = pa.schema([pa.field(c.name, types[c.kind], metadata={"description": c.words}) for c in columns])
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, compression="zstd")

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.price import Energy
 from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.reports.figures.extras import DensityRow, Extras
@@ -276,10 +277,14 @@ def _lines(report: Report) -> list[str]:
         *_relayed(traffic),
         verdict(report),
     ]
-    lines += [
-        f"{printable(s.kpi.name)}: {s.values[-1].value:g} {printable(s.kpi.unit)}".rstrip() for s in report.kpis if s.values
-    ]
+    lines += [_kpi_line(s) for s in report.kpis if s.values]
     return [*lines, dense_verdict(report)] if report.dense else lines
+
+
+def _kpi_line(series: KpiSeries) -> str:
+    kpi, unit = series.kpi, f" {printable(series.kpi.unit)}" if series.kpi.unit else ""
+    beside = "".join(f", {name} {v:g}{unit}" for name, v in (("goal", kpi.goal), ("baseline", kpi.baseline)) if v is not None)
+    return f"{printable(kpi.name)}: {series.values[-1].value:g}{unit}{beside}"
 
 
 def _money(report: Report, extras: Extras) -> list[str]:
