@@ -32,6 +32,11 @@ class RoundView:
     waterfalls: tuple[Waterfall, ...]
     refusals: tuple[Refusal, ...]
 
+    @property
+    def kinds(self) -> set[str]:
+        """Kinds of bars that are drawn."""
+        return {piece.kind for waterfall in self.waterfalls for piece in waterfall.pieces}
+
 
 def round_view(reader: RoundSteps, found: Round, contributors: Sequence[Contributor], now_ms: int, page: int) -> RoundView:
     """The clients of a round, 50 a page; `contributors` are of the version that closing it led to."""

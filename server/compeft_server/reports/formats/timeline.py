@@ -15,7 +15,7 @@ from compeft_server.reports.formats.chart import Tick, metric_steps, tick_bytes,
 
 SLOTS = 48
 """Bars of one picture."""
-MINUTE_MS = 60_000
+SECOND_MS = 1000
 MAX_LINES = 4
 """Experts whose metric is drawn."""
 
@@ -133,8 +133,8 @@ class Drawn:
 
 
 def stretch(first_ms: int, last_ms: int) -> tuple[int, int]:
-    """(start, length of one slot) of SLOTS slots that cover these times, `last_ms` included; a slot has at least a minute."""
-    length = max(MINUTE_MS, -(-(last_ms + 1 - first_ms) // SLOTS))
+    """(start, length of one slot) of SLOTS slots that cover these times, `last_ms` included; a slot has at least a second."""
+    length = max(SECOND_MS, -(-(last_ms + 1 - first_ms) // SLOTS))
     return last_ms + 1 - SLOTS * length, length
 
 
@@ -212,5 +212,5 @@ def _log_ticks(slots: Sequence[Slot]) -> list[float]:
 def _times(timeline: Timeline, count: int) -> list[tuple[int, str]]:
     length = timeline.last_ms - timeline.first_ms
     places = [timeline.first_ms + length * (2 * i + 1) // (2 * count) for i in range(count)]
-    form = "%H:%M" if length <= 2 * 24 * 3600 * 1000 else "%d %b"
+    form = "%H:%M:%S" if length <= 1800 * SECOND_MS else "%H:%M" if length <= 2 * 24 * 3600 * SECOND_MS else "%d %b"
     return [(at, datetime.fromtimestamp(at / 1000, UTC).strftime(form)) for at in places]
