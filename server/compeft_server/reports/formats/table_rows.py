@@ -28,7 +28,7 @@ class Column:
     words: str
 
 
-COLUMNS = (
+COLUMNS: tuple[Column, ...] = (
     Column("at", "time", "start of the call, UTC"),
     Column("expert", "text", "name of the expert; empty if the call never proved one"),
     Column("run", "text", "run of the round that it served"),
@@ -58,7 +58,7 @@ COLUMNS = (
     Column("version_merge_seconds", "number", "time spent merging it"),
 )
 
-KPI_COLUMNS = (
+KPI_COLUMNS: tuple[Column, ...] = (
     Column("at", "time", "when the value was measured, UTC"),
     Column("expert", "text", "name of the expert"),
     Column("name", "text", "name of the business metric"),
