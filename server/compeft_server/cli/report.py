@@ -125,11 +125,9 @@ def _write_rows(ledger: Ledger, data: Path, expert: str | None, since_ms: int, t
         raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
     if table.output_format == "parquet" and table.output is None:
         raise InputError("Parquet is not for a terminal: give -o FILE")
-    columns = KPI_COLUMNS if table.rows == "kpis" else COLUMNS
-    if table.rows == "kpis":
-        rows = kpi_rows(ledger, expert, since_ms)
-    else:
-        rows = rows_of(ledger, own_public_keys(data), expert, since_ms)
+    of_kpis = table.rows == "kpis"
+    columns = KPI_COLUMNS if of_kpis else COLUMNS
+    rows = kpi_rows(ledger, expert, since_ms) if of_kpis else rows_of(ledger, own_public_keys(data), expert, since_ms)
     if table.output_format == "csv":
         _put(to_csv(rows, columns), table.output, end="")
     elif table.output is not None:
