@@ -95,8 +95,12 @@ def _add_pages(app: FastAPI, pages: Pages) -> None:
         return pages.round(request, (expert, run, number), page)
 
     @app.api_route("/clients", methods=READ)
-    def clients(request: Request) -> Response:
-        return pages.clients(request)
+    def clients(request: Request, name: Word = "", page: Page = 1) -> Response:
+        return pages.clients(request, name, page)
+
+    @app.api_route("/search", methods=READ)
+    def search(request: Request, q: Word = "") -> Response:
+        return pages.search(request, q)
 
     @app.api_route("/client", methods=READ)
     def client(request: Request, keyid: Word) -> Response:

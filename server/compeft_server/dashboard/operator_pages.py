@@ -4,18 +4,33 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from compeft_proto.errors import UnknownExpertError
+from compeft_server.dashboard.audit_words import said
 from compeft_server.dashboard.site import Renderer
+from compeft_server.ledger.lookups.behind import Behind, Delivered
+from compeft_server.ledger.lookups.search import MOST, Search
+from compeft_server.ledger.pages import PAGE
 
 
 class OperatorPages(Renderer):
     """Every method is one page."""
 
-    def clients(self, request: Request) -> Response:
-        """Everybody enrolled."""
+    def clients(self, request: Request, name: str, page: int) -> Response:
+        """Everybody enrolled whose name has these letters, 50 a page; those that lack versions say so."""
+        found = [c for c in self.summaries.clients() if name.lower() in c.name.lower()]
+        shown = found[(page - 1) * PAGE : page * PAGE]
         scores: dict[str, list[tuple[str, str, int, float]]] = {}
         for (keyid, expert, metric), (version, value) in self.summaries.client_scores().items():
             scores.setdefault(keyid, []).append((expert, metric, version, value))
-        return self.render(request, "clients", rows=self.summaries.clients(), scores=scores)
+        missing: dict[str, list[Delivered]] = {}
+        for one in Behind(self._site.ledger).delivered([c.keyid for c in shown]):
+            missing.setdefault(one.keyid, []).append(one)
+        return self.render(
+            request, "clients", rows=shown, total=len(found), page=page, chosen=name, scores=scores, delivered=missing
+        )
+
+    def search(self, request: Request, words: str) -> Response:
+        """Experts, members, rounds and versions with these words."""
+        return self.render(request, "search", words=words, hits=Search(self._site.ledger).find(words), most=MOST)
 
     def client(self, request: Request, keyid: str) -> Response:
         """One key of a member: when it was seen last, where it is behind, its rate, its certificate."""
@@ -44,6 +59,8 @@ class OperatorPages(Renderer):
 
     def audit(self, request: Request, action: str, subject: str, page: int) -> Response:
         """Every decision."""
-        rows, total = self._listings.audit(action, subject, page)
+        lines, total = self._listings.audit(action, subject, page)
+        names = self._names()
+        rows = [said(line, names) for line in lines]
         chosen, actions = {"action": action, "subject": subject}, self.summaries.actions()
         return self.render(request, "audit", rows=rows, total=total, page=page, actions=actions, chosen=chosen)

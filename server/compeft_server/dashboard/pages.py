@@ -8,6 +8,7 @@ from fastapi.responses import Response
 
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.dashboard import figures
+from compeft_server.dashboard.attention import MAX_SHOWN, alerts
 from compeft_server.dashboard.figures import Card
 from compeft_server.dashboard.operator_pages import OperatorPages
 from compeft_server.dashboard.over_time import RANGES, TimeRange, over_time
@@ -15,8 +16,8 @@ from compeft_server.dashboard.round_page import PAGE_CLIENTS, round_view
 from compeft_server.dashboard.sparklines import sparklines
 from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.traffic import why_row_silent
+from compeft_server.ledger.lookups.round_steps import RoundSteps
 from compeft_server.ledger.pages import VersionSummary
-from compeft_server.ledger.round_steps import RoundSteps
 from compeft_server.ledger.totals import Moved
 from compeft_server.reports.figures.provenance import read_origin
 from compeft_server.reports.figures.report import Publication
@@ -41,6 +42,8 @@ class Pages(OperatorPages):
             request,
             "overview",
             overview=figures.overview_of(cards),
+            alerts=alerts(self._site.ledger, cards, self._site.now_ms()),
+            max_alerts=MAX_SHOWN,
             sparklines=sparklines(self.summaries, cards, self._site.now_ms()),
             wanted=wanted,
             ranges=RANGES,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from compeft_server.dashboard.waterfall import NARROW_ROWS, WIDE_ROWS, Waterfall, draw_waterfall
 from compeft_server.domain.records import Refusal, Round
-from compeft_server.ledger.round_steps import ClientSteps, RoundSteps
+from compeft_server.ledger.lookups.round_steps import ClientSteps, RoundSteps
 from compeft_server.reports.figures.provenance import Contributor
 
 PAGE_CLIENTS = 50

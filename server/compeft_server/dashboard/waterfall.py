@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compeft_server.domain.records import Round
-from compeft_server.ledger.round_steps import CallTimes, ClientSteps
+from compeft_server.ledger.lookups.round_steps import CallTimes, ClientSteps
 from compeft_server.reports.formats.chart import Tick
 from compeft_server.reports.formats.text import human_seconds
 

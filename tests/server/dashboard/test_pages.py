@@ -28,6 +28,7 @@ ALL = (
     "/clients",
     "/refused",
     "/audit",
+    "/search?q=s",
 )
 
 

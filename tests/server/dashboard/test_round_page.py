@@ -15,7 +15,7 @@ from compeft_server.dashboard.waterfall import NARROW_ROWS, WIDE_ROWS, draw_wate
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Refusal, Round, Transfer
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.round_steps import CallTimes, ClientSteps, RoundSteps
+from compeft_server.ledger.lookups.round_steps import CallTimes, ClientSteps, RoundSteps
 from compeft_server.reports.figures.provenance import Contributor
 from tests.server.dashboard.conftest import Served
 from tests.server.dashboard.test_pages import words
