@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from compeft_server.dashboard.figures import DAY_MS, Card
 from compeft_server.domain.records import Enrolled
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.lookups.behind import Behind, Delivered
+from compeft_server.ledger.lookups.behind import Behind, MemberVersion
 from compeft_server.reports.formats.text import human_metric, printable
 
 MAX_SHOWN = 8
@@ -44,7 +44,7 @@ def alerts(ledger: Ledger, cards: Sequence[Card], now_ms: int) -> list[Alert]:
     return found
 
 
-def of_members(delivered: Iterable[Delivered]) -> list[Alert]:
+def of_members(delivered: Iterable[MemberVersion]) -> list[Alert]:
     """Members that lack BEHIND_VERSIONS versions or more, those that lack most first."""
     late = sorted((d for d in delivered if d.missing >= BEHIND_VERSIONS), key=lambda d: -d.missing)
     return [

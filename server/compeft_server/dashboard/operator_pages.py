@@ -6,8 +6,8 @@ from fastapi.responses import Response
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.dashboard.audit_words import said
 from compeft_server.dashboard.site import Renderer
-from compeft_server.ledger.lookups.behind import Behind, Delivered
-from compeft_server.ledger.lookups.search import MOST, Search
+from compeft_server.ledger.lookups.behind import Behind, MemberVersion
+from compeft_server.ledger.lookups.search import MOST, LedgerSearch
 from compeft_server.ledger.pages import PAGE
 
 
@@ -21,7 +21,7 @@ class OperatorPages(Renderer):
         scores: dict[str, list[tuple[str, str, int, float]]] = {}
         for (keyid, expert, metric), (version, value) in self.summaries.client_scores().items():
             scores.setdefault(keyid, []).append((expert, metric, version, value))
-        missing: dict[str, list[Delivered]] = {}
+        missing: dict[str, list[MemberVersion]] = {}
         for one in Behind(self._site.ledger).delivered([c.keyid for c in shown]):
             missing.setdefault(one.keyid, []).append(one)
         return self.render(
@@ -30,7 +30,7 @@ class OperatorPages(Renderer):
 
     def search(self, request: Request, words: str) -> Response:
         """Experts, members, rounds and versions with these words."""
-        return self.render(request, "search", words=words, hits=Search(self._site.ledger).find(words), most=MOST)
+        return self.render(request, "search", words=words, hits=LedgerSearch(self._site.ledger).find(words), most=MOST)
 
     def client(self, request: Request, keyid: str) -> Response:
         """One key of a member: when it was seen last, where it is behind, its rate, its certificate."""

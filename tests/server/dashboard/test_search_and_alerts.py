@@ -1,4 +1,4 @@
-"""Search, alerts and the audit log in sentences: what an operator looks for, found and said in words."""
+"""LedgerSearch, alerts and the audit log in sentences: what an operator looks for, found and said in words."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Certified, Invited, Refusal, Round
 from compeft_server.ledger import schema
 from compeft_server.ledger.lookups.behind import Behind
-from compeft_server.ledger.lookups.search import MOST, Search
+from compeft_server.ledger.lookups.search import MOST, LedgerSearch
 from compeft_server.ledger.pages import AuditLine
 from tests.server.dashboard.conftest import Served
 from tests.server.dashboard.ledgers import Story, tell
@@ -24,7 +24,7 @@ from tests.server.dashboard.test_pages import text_of
 
 
 def test_search_finds_experts_members_rounds_and_versions(told: Served) -> None:
-    search = Search(told.ledger)
+    search = LedgerSearch(told.ledger)
     edge = next(m for m in told.ledger.members() if m.name == "edge-2")
     assert search.find("NEWS").experts == ("topic/news",)
     assert search.find("edge-2").members == ((edge.public.keyid, "edge-2", "edge"),)

@@ -15,7 +15,7 @@ MOST = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class MemberVersion:
     """The newest version of an expert that a member in force was delivered, and the expert's newest (`head`)."""
 
     keyid: str
@@ -36,7 +36,7 @@ class Behind:
     def __init__(self, ledger: Ledger) -> None:
         self._engine = ledger.engine
 
-    def delivered(self, keyids: Sequence[str] | None = None) -> list[Delivered]:
+    def delivered(self, keyids: Sequence[str] | None = None) -> list[MemberVersion]:
         """What edge clients and readers in force have of each expert that was delivered to them; `keyids`: of these alone."""
         t, k, v = transfers.c, keys.c, versions.c
         heads = sa.select(v.expert, sa.func.max(v.version).label("head")).group_by(v.expert).subquery()
@@ -46,7 +46,7 @@ class Behind:
         query = sa.select(newest.c.keyid, k.name, newest.c.expert, newest.c.version, heads.c.head)
         query = query.join(keys, k.keyid == newest.c.keyid).join(heads, heads.c.expert == newest.c.expert)
         rows = self._select(query.where(k.revoked_at_ms.is_(None), k.role != "conductor").order_by(k.name, newest.c.expert))
-        return [Delivered(*row) for row in rows]
+        return [MemberVersion(**row._mapping) for row in rows]
 
     def late_rounds(self, now_ms: int) -> list[Round]:
         """Rounds that are open past their deadline, the longest first, at most MOST."""

@@ -32,7 +32,7 @@ class Hits:
         return not (self.experts or self.members or self.rounds or self.versions)
 
 
-class Search:
+class LedgerSearch:
     """Looks through one ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
