@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from compeft_server.ledger.pages import AuditLine
+from compeft_server.ledger.lookups.pages import AuditLine
 from compeft_server.reports.formats.html import sentence
 
 

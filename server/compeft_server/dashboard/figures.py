@@ -1,6 +1,6 @@
 """The figures of the live page: sums of the ledger with what they would have cost, and the quality beside every saving.
 
-Values in, values out: `ledger.totals` and `ledger.pages` read the ledger, the templates make words. A saving is stated only of the bytes
+Values in, values out: `ledger.lookups` reads the ledger, the templates make words. A saving is stated only of the bytes
 that led to a version of known quality, as in the report; otherwise `silence` says why it is missing.
 """
 
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from compeft_proto.convert import layout_from_proto
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.traffic import LinkTime, Traffic, add, times_of, why_row_silent, why_silent
-from compeft_server.ledger.totals import ExpertQuality, ExpertSummary, Moved, NewestVersion, Summaries
+from compeft_server.ledger.lookups.moved import Moved
+from compeft_server.ledger.lookups.quality import ExpertQuality, NewestVersion
+from compeft_server.ledger.lookups.totals import ExpertSummary, Summaries
 
 DAY_MS = 24 * 3600 * 1000
 
@@ -97,7 +99,7 @@ def read_cards(summaries: Summaries, now_ms: int, only: str | None = None) -> tu
 
 
 def _card(summaries: Summaries, expert: ExpertSummary, moved: Moved, metric: str | None, now_ms: int) -> Card:
-    standing = summaries.standing(expert.name, metric) if metric is not None else None
+    standing = summaries.newest_quality(expert.name, metric) if metric is not None else None
     stated = _stated(summaries, expert, standing)
     led = recent = Moved()
     if stated is not None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 
 from starlette.concurrency import run_in_threadpool
 
-from compeft_server.ledger.totals import Summaries
+from compeft_server.ledger.lookups.totals import Summaries
 
 EVERY_S = 1.0
 """How often the ledger is looked at, however many pages are open."""

@@ -16,7 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.totals import Moved, Summaries
+from compeft_server.ledger.lookups.moved import Moved
+from compeft_server.ledger.lookups.totals import Summaries
 
 MAX_EXPERTS = 200
 ALARMING = {"bad_signature": 0, "unknown_key": 0}
@@ -110,7 +111,7 @@ class LedgerCollector(Collector):
         for expert, metric in self._summaries.metrics().items():
             if expert not in shown:
                 continue
-            standing = self._summaries.standing(expert, metric)
+            standing = self._summaries.newest_quality(expert, metric)
             arms = {"base": standing.base, "dense": standing.dense, "synced": standing.synced}
             found = {arm: newest.score for arm, newest in arms.items() if newest is not None}
             values |= {(expert, metric, arm, "reported" if s.reporter else "measured"): s.mean for arm, s in found.items()}

@@ -7,8 +7,8 @@ from compeft_proto.errors import UnknownExpertError
 from compeft_server.dashboard.audit_words import said
 from compeft_server.dashboard.site import Renderer
 from compeft_server.ledger.lookups.behind import Behind, MemberVersion
+from compeft_server.ledger.lookups.pages import PAGE
 from compeft_server.ledger.lookups.search import MOST, LedgerSearch
-from compeft_server.ledger.pages import PAGE
 
 
 class OperatorPages(Renderer):

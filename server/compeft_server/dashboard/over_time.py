@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compeft_server.dashboard.figures import DAY_MS, Card
-from compeft_server.ledger.totals import Moved, Summaries
+from compeft_server.ledger.lookups.moved import Moved
+from compeft_server.ledger.lookups.totals import Summaries
 from compeft_server.reports.formats.timeline import MAX_LINES, SLOTS, MetricLine, Slot, Timeline, stretch
 
 RANGES = (("24h", "24 hours"), ("7d", "7 days"), ("30d", "30 days"), ("all", "all"))

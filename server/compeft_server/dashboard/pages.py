@@ -16,9 +16,9 @@ from compeft_server.dashboard.round_page import PAGE_CLIENTS, round_view
 from compeft_server.dashboard.sparklines import sparklines
 from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.traffic import why_row_silent
+from compeft_server.ledger.lookups.moved import Moved
+from compeft_server.ledger.lookups.pages import VersionSummary
 from compeft_server.ledger.lookups.round_steps import RoundSteps
-from compeft_server.ledger.pages import VersionSummary
-from compeft_server.ledger.totals import Moved
 from compeft_server.reports.figures.provenance import read_origin
 from compeft_server.reports.figures.report import Publication
 from compeft_server.reports.formats.chart import NARROW, WIDE, Curves, describe, draw, without_start

@@ -11,8 +11,8 @@ from compeft_proto.keys import PublicKey
 from compeft_server.dashboard.security import Gate
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.pages import PAGE, Listings
-from compeft_server.ledger.totals import Summaries
+from compeft_server.ledger.lookups.pages import PAGE, Listings
+from compeft_server.ledger.lookups.totals import Summaries
 from compeft_server.reports.formats import text
 from compeft_server.reports.formats.html import TEMPLATES, environment
 from compeft_server.reports.formats.language import ENGLISH

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compeft_server.dashboard.figures import Card
-from compeft_server.ledger.totals import Moved, Summaries
+from compeft_server.ledger.lookups.moved import Moved
+from compeft_server.ledger.lookups.totals import Summaries
 from compeft_server.reports.formats.text import human_bytes, human_metric
 
 MAX_EXPERTS = 24

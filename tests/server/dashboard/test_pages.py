@@ -11,10 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from compeft_server.data_directory import open_ledger
-from compeft_server.ledger import pages, schema, totals
+from compeft_server.ledger import schema
 from compeft_server.ledger.database import read
-from compeft_server.ledger.pages import PAGE, Listings
-from compeft_server.ledger.totals import CURVE_POINTS, Summaries
+from compeft_server.ledger.lookups import reader
+from compeft_server.ledger.lookups.moved import CURVE_POINTS
+from compeft_server.ledger.lookups.pages import PAGE, Listings
+from compeft_server.ledger.lookups.totals import Summaries
 from tests.server.dashboard.conftest import Served
 from tests.server.dashboard.ledgers import LAYOUT, Story, tell
 
@@ -220,10 +222,9 @@ class Counted:
 @pytest.mark.parametrize("rounds", [30, 1000])
 def test_what_a_page_reads_does_not_grow_with_the_ledger(tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, counted = tell(tmp_path, Story(rounds=rounds, clients=2)), Counted()
-    for module in (pages, totals):
-        monkeypatch.setattr(module, "read", counted)
+    monkeypatch.setattr(reader, "read", counted)
     summaries, lists = Summaries(ledger), Listings(ledger)
-    summaries.moved(), summaries.metrics(), summaries.standing("sentiment", "accuracy"), summaries.experts()
+    summaries.moved(), summaries.metrics(), summaries.newest_quality("sentiment", "accuracy"), summaries.experts()
     summaries.clients(), summaries.client_scores(), summaries.round_counts(), summaries.merged_in(), summaries.accepted()
     lists.rounds(), lists.audit(), lists.refusals(), lists.versions("sentiment")
     curve = summaries.wire_curve("sentiment", rounds)

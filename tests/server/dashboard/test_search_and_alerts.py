@@ -16,8 +16,8 @@ from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Certified, Invited, Refusal, Round
 from compeft_server.ledger import schema
 from compeft_server.ledger.lookups.behind import Behind
+from compeft_server.ledger.lookups.pages import AuditLine
 from compeft_server.ledger.lookups.search import MOST, LedgerSearch
-from compeft_server.ledger.pages import AuditLine
 from tests.server.dashboard.conftest import Served
 from tests.server.dashboard.ledgers import Story, tell
 from tests.server.dashboard.test_pages import text_of

@@ -1,1 +1,1 @@
-"""Queries for one page or one question each: a round, a search, who is behind. Nothing is written here."""
+"""What reports and the live page read: sums, measurements, pages of lists, one round, a search. Nothing is written here."""

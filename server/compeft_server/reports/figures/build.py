@@ -17,7 +17,7 @@ from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.records import Arm, Expert, Member, Quality, Refusal, Round, Transfer
 from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.pages import Listings, VersionFacts
+from compeft_server.ledger.lookups.pages import Listings, VersionFacts
 from compeft_server.reports.figures.report import ClientRow, DenseArm, Report, RunRow, VersionRow
 
 F = TypeVar("F")

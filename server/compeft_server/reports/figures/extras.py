@@ -26,7 +26,7 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain.price import Energy, Price
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.totals import Summaries
+from compeft_server.ledger.lookups.totals import Summaries
 
 DENSITIES = (0.01, 0.05, 0.10, 0.20)
 LARGEST_ENCODED = 2**24

@@ -13,8 +13,8 @@ from typing import Any
 from compeft_core.errors import InputError
 from compeft_proto.keys import PublicKey
 from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.pages import Listings
-from compeft_server.ledger.totals import Summaries
+from compeft_server.ledger.lookups.pages import Listings
+from compeft_server.ledger.lookups.totals import Summaries
 from compeft_server.reports.figures.provenance import Provenance, read_origin
 from compeft_server.reports.formats.text import iso
 
@@ -117,7 +117,7 @@ class _Beside:
         self._rows = {v: (read_origin(sealed, own, {}), s) for v, (sealed, s) in summaries.merge_times(expert).items()}
         self._metric = summaries.metrics().get(expert)
         self._scores = summaries.scores(expert, self._metric or "", "synced")
-        base = summaries.standing(expert, self._metric).base if self._metric else None
+        base = summaries.newest_quality(expert, self._metric).base if self._metric else None
         self._base = base.score.mean if base else None
 
     def at(self, version: int) -> dict[str, Any]:

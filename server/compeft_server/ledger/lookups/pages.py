@@ -7,8 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from compeft_server.domain.records import Refusal, Round
-from compeft_server.ledger.database import read
-from compeft_server.ledger.ledger import Ledger
+from compeft_server.ledger.lookups.reader import LedgerReader
 from compeft_server.ledger.schema import audit, refusals, rounds, submissions, versions
 
 PAGE = 50
@@ -60,11 +59,8 @@ class AuditLine:
     hash: bytes
 
 
-class Listings:
-    """The pages of one ledger; each comes with the number of rows there are in all."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._engine = ledger.engine
+class Listings(LedgerReader):
+    """The pages of one ledger; each comes with the number of all rows."""
 
     def rounds(self, expert: str = "", state: str = "", page: int = 1) -> tuple[list[RoundSummary], int]:
         """Rounds by the time of their opening; `state` is open, closed, or empty for both."""
@@ -113,9 +109,6 @@ class Listings:
         query = sa.select(c.id.label("number"), c.at_ms, c.action, c.subject, c.detail, c.hash)
         shown, total = self._page(query, audit, where, (c.id.desc(),), page)
         return [AuditLine(**r._mapping) for r in shown], total
-
-    def _select(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        return read(self._engine, query)
 
     def _counts(self, table: sa.Table, found: Sequence[Round]) -> dict[tuple[Any, ...], int]:
         """Rows of each of these rounds; a refusal does not name its run."""
