@@ -30,6 +30,10 @@ ORDER = "arrays-order"
 DTYPES = "arrays-dtypes"
 """Name of a task's value: for each array, in the order of the app, its NumPy type."""
 FLOATS, COUNTS = ("float16", "float32", "float64"), ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+UNCOMPRESSED = "uncompressed-"
+"""Before the name of a metric in a receipt: the same of this client's own update, uncompressed."""
+TRAINED_FROM = "uncompressed-version"
+"""Name of a receipt's value: the version that this update would have led to."""
 NOBODY_SAYS = hashlib.sha256(b"").digest()
 
 
@@ -64,7 +68,8 @@ class RoundTask:
     of the
     others. max_payload_bytes: the update takes no more, and the density is then the highest; 0: no limit. weighted_by: name of the
     metric, in the app's reply, that is the update's weight. centred: names of the heads whose common row does not travel
-    (`compeft_core.centred_heads`).
+    (`compeft_core.centred_heads`). measure_uncompressed: the client keeps its tuned arrays as they are, and measures them too when it is
+    next asked to evaluate.
     """
 
     expert: str
@@ -78,6 +83,7 @@ class RoundTask:
     max_payload_bytes: int = 0
     weighted_by: str = NUM_EXAMPLES
     centred: tuple[str, ...] = ()
+    measure_uncompressed: bool = False
 
     def to_values(self) -> dict[str, Value]:
         """As plain values by name."""
@@ -96,6 +102,7 @@ class RoundTask:
             "max-payload-bytes": self.max_payload_bytes,
             "weighted-by": self.weighted_by,
             "centred": json.dumps(self.centred),
+            "measure-uncompressed": self.measure_uncompressed,
         }
 
 
@@ -118,6 +125,7 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
         max_payload_bytes=_get(values, "max-payload-bytes", int),
         weighted_by=_get(values, "weighted-by", str),
         centred=_names(values, "centred"),
+        measure_uncompressed=_get(values, "measure-uncompressed", bool),
     )
 
 

@@ -15,6 +15,7 @@ TASK = RoundTask(
     Compression(0.1, "norm", 1.5, "tensor"),
     (".lora_A.weight", ".bias"),
     centred=("head.weight", "a,b"),
+    measure_uncompressed=True,
 )
 
 

@@ -26,6 +26,7 @@ from compeft_client.checkpoints.peft_fields import is_off, known_fields
 from compeft_client.exchange.connections import Letters
 from compeft_client.exchange.edge_client import NO_ORIGIN, EdgeClient, Synced, Trained
 from compeft_client.exchange.quality_floor import Floor
+from compeft_client.flower import uncompressed
 from compeft_client.flower.simulation import own_or_environment
 from compeft_client.identity.edge_config import edge_of
 from compeft_core import flatten, unflatten
@@ -75,14 +76,20 @@ class CompressionMod:
                 client.check_ready(task)
             if task.resting:
                 message.content[RESTING] = ConfigRecord({RESTING: list(task.resting)})
+            asked = dict(message.content.items())
             reply = call_next(message, context)
             if reply.has_error():
                 return reply
+            beside: dict[str, float | int] = {}
             if message.metadata.message_type == MessageType.TRAIN:
                 self._submit(client, task, synced, reply, context)
+            else:
+                message.content.clear()
+                message.content.update(asked)
+                beside = uncompressed.measured(message, context, call_next, key)
             if letters is not None:
                 _enclosed(reply, client, task, letters)
-        reply.content[RECORD] = ConfigRecord({"keyid": edge.key.keyid, "version": synced.version})
+        reply.content[RECORD] = ConfigRecord({"keyid": edge.key.keyid, "version": synced.version, **beside})
         return reply
 
     def _submit(self, client: EdgeClient, task: RoundTask, synced: Synced, reply: Message, context: Context) -> None:
@@ -92,6 +99,8 @@ class CompressionMod:
             raise FormatError(f"the app's reply has {len(records)} ArrayRecords, needed is one with the tuned arrays")
         ((key, arrays),) = records.items()
         tuned = flatten(synced.layout, {name: array.numpy() for name, array in arrays.items()})
+        if task.measure_uncompressed:
+            uncompressed.keep(context, arrays, synced.version + 1)
         del reply.content[key]
         metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
         numbers = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}

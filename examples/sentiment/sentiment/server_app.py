@@ -59,6 +59,7 @@ def plan(run: UserConfig) -> Plan:
         seed=int(run["seed"]),
         bounds=initial_bounds(rank),
         averaging=str(run["averaging"]),
+        measure_uncompressed_every=1,
         fetch=False,  # nothing here looks at the arrays: `compeft pull` gets them
     )
 

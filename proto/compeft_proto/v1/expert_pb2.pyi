@@ -1229,7 +1229,7 @@ class QualityReport(_message.Message):
     round: _builtins.int
     version: _builtins.int
     arm: _builtins.str
-    """"base" (zero bytes), "synced" (the composed expert), or "dense" (the uncompressed peer)."""
+    """"base" (zero bytes), "synced" (the composed expert), "dense" (the uncompressed peer), or "own" (each client's own update, uncompressed)."""
     keyid: _builtins.str
     client: _builtins.str
     """The reporting client; empty for the mean over clients."""

@@ -112,7 +112,8 @@ class LedgerCollector(Collector):
             if expert not in shown:
                 continue
             standing = self._summaries.newest_quality(expert, metric)
-            arms = {"base": standing.base, "dense": standing.dense, "synced": standing.synced}
+            whole = "own" if standing.dense is not None and standing.dense.score.own else "dense"
+            arms = {"base": standing.base, whole: standing.dense, "synced": standing.synced}
             found = {arm: newest.score for arm, newest in arms.items() if newest is not None}
             values |= {(expert, metric, arm, "reported" if s.reporter else "measured"): s.mean for arm, s in found.items()}
         yield _gauge("compeft_quality", "Newest task metric, mean over clients", ("expert", "metric", "arm", "source"), values)

@@ -13,9 +13,10 @@ ROLES: tuple[Role, ...] = ("edge", "conductor", "reader")
 Kind = Literal["composed", "package"]
 """What an expert's versions are: steps of a state, composed in rounds; or packed files, pushed by a publisher."""
 Direction = Literal["up", "down"]
-Arm = Literal["base", "synced", "dense"]
-ARMS: tuple[Arm, ...] = ("base", "synced", "dense")
-"""base: the frozen base model, zero bytes; synced: the composed expert; dense: the uncompressed peer."""
+Arm = Literal["base", "synced", "dense", "own"]
+ARMS: tuple[Arm, ...] = ("base", "synced", "dense", "own")
+"""base: the frozen base model, zero bytes; synced: the composed expert; dense: the uncompressed peer; own: each client's own update of the
+version's round, uncompressed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Score:
     """A task metric over clients: the mean weighted by test examples, the smallest and the largest.
 
     reporter: who stated it without a measurement that the aggregator has seen, such as a publisher; empty where clients measured it.
+    own: each client measured its own update, not one that all of them have.
     """
 
     mean: float
@@ -64,6 +65,7 @@ class Score:
     high: float
     clients: int
     reporter: str = ""
+    own: bool = False
 
 
 def why_silent(dense_bytes: int, wire_counted: bool, measured: bool) -> str:

@@ -52,6 +52,8 @@ class Plan:
     highest densities that it may use, and each update takes what fits its share.
     codec: of both links: `context` takes the fewest bytes, `rice4` the least time where a link is faster than some 10 Mbit/s. `auto` lets
     each client take the one that is there sooner at the rate of its upload before; versions are then `context`.
+    measure_uncompressed_every: in each such round, clients keep their own update as it was before compression, and measure it too when they
+    are next asked to evaluate: what compression costs, without a second run. 0: never.
     stop_below: the run stops when `metric` is below this part of its best value twice in a row; None never stops it for that. It also stops
     when clients report a NaN loss, and when no update was accepted in a round (`run_health`).
     """
@@ -79,6 +81,7 @@ class Plan:
     stop_below: float | None = 0.5
     dense_if_sent: Collection[str] = ()
     draw: bool = False
+    measure_uncompressed_every: int = 0
     centred_heads: Collection[str] = ()
 
     def __post_init__(self) -> None:
@@ -87,6 +90,10 @@ class Plan:
             raise InputError(f"invalid stop_below {self.stop_below}: expected a part of the best metric, such as 0.5, or None")
         if self.max_staleness and self.averaging == "alternating":
             raise InputError("alternating rounds take no late updates: one would bring the half that rests")
+        if self.measure_uncompressed_every < 0:
+            raise InputError(
+                f"invalid measure_uncompressed_every {self.measure_uncompressed_every}: expected 0 (never) or more, such as 5"
+            )
         if (self.min_updates is not None and self.min_updates < 1) or self.max_staleness < 0:
             raise InputError(f"min_updates {self.min_updates} must be 1 or more, max_staleness {self.max_staleness} 0 or more")
 

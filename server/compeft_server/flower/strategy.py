@@ -27,7 +27,7 @@ from compeft_core.statistics import dense_names
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.convert import layout_to_proto
 from compeft_proto.errors import ConflictError
-from compeft_proto.round_task import AUTO, DTYPES, ORDER, RECORD, RoundTask, as_type, travels
+from compeft_proto.round_task import AUTO, DTYPES, ORDER, RECORD, TRAINED_FROM, UNCOMPRESSED, RoundTask, as_type, travels
 from compeft_proto.state_steps import pack_snapshot
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.records import Arm
@@ -264,7 +264,9 @@ class CompressedStrategy(Strategy):
     def _with_task(self, message: Message, server_round: int, nonce: bytes, resting: tuple[str, ...]) -> Message:
         plan = self.plan
         how = plan.uplink, resting, plan.codec, self._most_bytes, self.inner.weighted_by_key, tuple(plan.centred_heads)
-        task = RoundTask(plan.expert, self._run, server_round, nonce, self._version, *how)
+        every = plan.measure_uncompressed_every
+        whole = bool(every) and server_round % every == 0
+        task = RoundTask(plan.expert, self._run, server_round, nonce, self._version, *how, measure_uncompressed=whole)
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
         content[RECORD] = ConfigRecord(
             {
@@ -288,21 +290,21 @@ class CompressedStrategy(Strategy):
             if reply.has_error() or RECORD not in reply.content.config_records:
                 continue
             receipt = reply.content.config_records[RECORD]
+            client, version = str(receipt["keyid"]), receipt["version"]
             for metrics in reply.content.metric_records.values():
-                self._measure(server_round, str(receipt["keyid"]), receipt["version"], metrics)
+                count = metrics.get("test-examples", metrics.get(self.inner.weighted_by_key, 0))
+                for arm, name in (("synced", self.plan.metric), ("base", f"base-{self.plan.metric}")):
+                    self._measure(server_round, client, version, arm, metrics.get(name), count)
+                own = receipt.get(f"{UNCOMPRESSED}{self.plan.metric}")
+                self._measure(server_round, client, receipt.get(TRAINED_FROM), "own", own, count)
 
-    def _measure(self, server_round: int, client: str, version: object, metrics: MetricRecord) -> None:
-        arms: tuple[tuple[Arm, str], ...] = (("synced", self.plan.metric), ("base", f"base-{self.plan.metric}"))
-        count = metrics.get("test-examples", metrics.get(self.inner.weighted_by_key, 0))
-        for arm, name in arms:
-            value = metrics.get(name)
-            if not isinstance(value, int | float) or not isinstance(count, int | float) or not isinstance(version, int):
-                continue
-            if math.isfinite(value) and math.isfinite(count) and count >= 0:
-                measured = ClientMetric(
-                    self._run, server_round, version, arm, client, self.plan.metric, float(value), float(count)
-                )
-                self._conductor.report(self.plan.expert, measured)
+    def _measure(self, server_round: int, client: str, version: object, arm: Arm, value: object, count: object) -> None:
+        """Report one metric of one client, if it is a number at a version."""
+        if not isinstance(value, int | float) or not isinstance(count, int | float) or not isinstance(version, int):
+            return
+        if math.isfinite(value) and math.isfinite(count) and count >= 0:
+            measured = ClientMetric(self._run, server_round, version, arm, client, self.plan.metric, float(value), float(count))
+            self._conductor.report(self.plan.expert, measured)
 
 
 def _nodes(messages: Iterable[Message]) -> dict[str, int]:

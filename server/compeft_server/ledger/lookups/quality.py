@@ -25,7 +25,9 @@ class NewestVersion:
 
 @dataclass(frozen=True, slots=True)
 class ExpertQuality:
-    """An expert's newest quality by its own metric: the base model alone, the uncompressed peer, and the composed expert."""
+    """An expert's newest quality by its own metric: the base model alone, what was measured uncompressed (a dense peer, or else each
+    client's own update), and the composed expert.
+    """
 
     metric: str
     base: NewestVersion | None
@@ -49,10 +51,10 @@ class Measurements(LedgerReader):
         heads = sa.select(q.arm, sa.func.max(q.version).label("version")).where(*where).group_by(q.arm)
         newest = {r.arm: r.version for r in self._select(heads)}
         found: dict[str, NewestVersion] = {}
-        for arm in ("base", "dense", "synced"):
+        for arm in ("base", "dense", "own", "synced"):
             if arm in newest and (score := self.scores(expert, metric, arm, [newest[arm]]).get(newest[arm])):
                 found[arm] = NewestVersion(newest[arm], score)
-        return ExpertQuality(metric, found.get("base"), found.get("dense"), found.get("synced"))
+        return ExpertQuality(metric, found.get("base"), found.get("dense") or found.get("own"), found.get("synced"))
 
     def scores(self, expert: str, metric: str, arm: Arm, numbers: Collection[int] | None = None) -> dict[int, Score]:
         """The score of one arm at each of some versions, all by default: over the newest row of each client, or the newest mean where
@@ -73,7 +75,7 @@ class Measurements(LedgerReader):
             sa.func.max(q.reporter).label("reporter"),
         ).where(q.id.in_(newest))
         rows = sorted(self._select(query.group_by(q.version, "own")), key=lambda r: bool(r.own))
-        return {r.version: Score(r.mean, r.low, r.high, r.clients, r.reporter) for r in rows}
+        return {r.version: Score(r.mean, r.low, r.high, r.clients, r.reporter, own=arm == "own") for r in rows}
 
     def client_scores(self) -> dict[tuple[str, str, str], tuple[int, float]]:
         """(keyid, expert, metric) -> (version, value): what each client measured last of the composed expert."""

@@ -93,7 +93,7 @@ def build_report(records: Records, dense: DenseArm | None = None, seconds: float
         runs=tuple(_run_rows(synced)),
         deviation=_deviation(synced),
         since_ms=records.since_ms,
-        uncompressed=_newest(_of_arm(quality, "dense")),
+        uncompressed=_newest(_of_arm(quality, "dense")) or _newest(_of_arm(quality, "own")),
         kind=records.expert.kind,
         kpis=tuple(records.kpis),
         first_ms=min((t.at_ms for t in ours), default=None),
@@ -130,7 +130,7 @@ def _score(rows: Sequence[Quality]) -> Score | None:
     if not sum(weights):
         weights = [1] * len(newest)
     mean = math.fsum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-    return Score(mean, min(values), max(values), len(newest), max(q.reporter for q in newest))
+    return Score(mean, min(values), max(values), len(newest), max(q.reporter for q in newest), own=newest[0].arm == "own")
 
 
 def _version_rows(records: Records, transfers: Sequence[Transfer], synced: Sequence[Quality]) -> list[VersionRow]:

@@ -103,7 +103,7 @@ class DenseArm:
 @dataclass(frozen=True, slots=True)
 class Report:
     """Everything a page or a table shows about one expert. deviation: standard deviation over clients at the newest measured version,
-    None of fewer than two. uncompressed: what the ledger holds of a dense peer.
+    None of fewer than two. uncompressed: what the ledger holds of a dense peer, or else of each client's own update.
     first_ms, last_ms: when the first and the last transfer began, None if there was none.
     since_ms: bytes before it are left out; the quality is what was measured last, whenever that was.
     """

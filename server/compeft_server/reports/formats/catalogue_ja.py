@@ -116,6 +116,10 @@ JAPANESE = {
     "standard deviation": "標準偏差",
     "base only, zero bytes": "基盤モデルのみ（通信なし）",
     "uncompressed": "圧縮なし",
+    "uncompressed, each client's own update": "圧縮なし（各クライアント自身の更新）",
+    "Each client's own update, uncompressed, has {other} on its rows: a difference of {change}.": (
+        "各クライアント自身の更新を圧縮しない場合、そのクライアントのデータで{other}で、差は{change}です。"
+    ),
     "compressed": "圧縮あり",
     "unknown": "不明",
     "not measured": "未測定",

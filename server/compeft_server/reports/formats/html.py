@@ -84,6 +84,7 @@ def to_html(report: Report, extras: Extras = Extras(), say: Language = ENGLISH) 
             quality_of=text.quality_of(report, say),
             bits=text.human_bits,
             stated_by=lambda score: text.stated_by(score, say),
+            uncompressed_name=text.uncompressed_name(None if report.dense else report.uncompressed, say),
             led_name=text.led_name(report, say),
             rate_name=lambda rate: text.rate_name(rate, say),
             verdict=text.verdict(report),

@@ -62,6 +62,8 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
         "metric": report.metric,
         f"base_{report.metric}": report.base.mean if report.base else None,
         f"final_{report.metric}": final.mean if final else None,
+        f"uncompressed_{report.metric}": report.uncompressed.mean if report.uncompressed else None,
+        "uncompressed_is": None if report.uncompressed is None else "own updates" if report.uncompressed.own else "dense peer",
         "final_version": report.final.version if report.final else None,
         "rounds": report.rounds,
         "clients": len(report.clients),

@@ -35,7 +35,10 @@ def _quality(report: Report) -> list[str]:
     final = report.final.score if report.final else None
     dense = human_score(report.metric, report.uncompressed) if report.uncompressed else "not measured"
     dense = human_metric(report.metric, report.dense.final) if report.dense else dense
-    rows = [("base only, zero bytes", human_score(report.metric, report.base)), ("uncompressed", dense)]
+    rows = [
+        ("base only, zero bytes", human_score(report.metric, report.base)),
+        (text.uncompressed_name(None if report.dense else report.uncompressed), dense),
+    ]
     rows += [("compressed", f"{human_score(report.metric, final)}, {text.stated_by(final)}" if final else "unknown")]
     if final is not None and report.deviation is not None:
         low, high = (human_metric(report.metric, v) for v in (final.low, final.high))

@@ -47,7 +47,10 @@ def _quality(report: Report, stated: Score, say: Language) -> str:
         return f"{first} {say('Uncompressed was not measured.')}"
     change = text.human_change(report.metric, stated.mean, report.uncompressed.mean)
     other = text.human_score(report.metric, report.uncompressed)
-    return f"{first} {say('Uncompressed it is {other}: a difference of {change}.', other=other, change=change)}"
+    sentence = "Uncompressed it is {other}: a difference of {change}."
+    if report.uncompressed.own:
+        sentence = "Each client's own update, uncompressed, has {other} on its rows: a difference of {change}."
+    return f"{first} {say(sentence, other=other, change=change)}"
 
 
 def _verb(before: float, after: float) -> str:

@@ -62,6 +62,11 @@ def stated_by(score: Score, say: Say = ENGLISH) -> str:
     return str(say("measured by {clients} client(s)", clients=score.clients))
 
 
+def uncompressed_name(score: Score | None, say: Say = ENGLISH) -> str:
+    """What the uncompressed figure is of: a dense peer, or each client's own update."""
+    return str(say("uncompressed, each client's own update" if score is not None and score.own else "uncompressed"))
+
+
 def human_percent(share: float) -> str:
     """A density as 5 % or 0.25 %."""
     return f"{100 * share:.3g} %"
@@ -213,7 +218,11 @@ def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
         table.add_column(Text(name), justify="right", no_wrap=True)
     table.add_row("base only", human_score(report.metric, report.base), *["0 B"] * 6, "–", "–")
     if report.uncompressed is not None:
-        table.add_row("uncompressed", human_score(report.metric, report.uncompressed), *["–"] * len(_COLUMNS))
+        table.add_row(
+            "own update" if report.uncompressed.own else "uncompressed",
+            human_score(report.metric, report.uncompressed),
+            *["–"] * len(_COLUMNS),
+        )
     for row in report.versions:
         name = f"{row.version}" if row.published else f"{row.version} (open)"
         savings = [row_savings(report, row, size) for size in (row.traffic.dense_fp32_bytes, row.traffic.dense_bf16_bytes)]
@@ -323,7 +332,8 @@ def verdict(report: Report) -> str:
     fp32, bf16 = human_times(report.savings_fp32), human_times(report.savings_bf16)
     final, base = human_score(report.metric, stated.score), human_score(report.metric, report.base)
     beside = f"base only {base}" if report.base else "base only not reported"
-    beside += f", uncompressed {human_score(report.metric, report.uncompressed)}" if report.uncompressed else ""
+    whole = report.uncompressed
+    beside += f", {uncompressed_name(whole)} {human_score(report.metric, whole)}" if whole else ""
     words = (
         f"{fp32} fewer bytes than dense fp32, {bf16} than bf16, at {report.metric} {final} ({beside}), version {stated.version}"
     )
