@@ -286,6 +286,7 @@ class CompressedStrategy(Strategy):
 
     def _report(self, server_round: int, replies: Iterable[Message]) -> None:
         """Put the metrics of each reply beside the bytes: of the version that the client measured, and of the frozen base."""
+        names: tuple[tuple[Arm, str], ...] = (("synced", self.plan.metric), ("base", f"base-{self.plan.metric}"))
         for reply in replies:
             if reply.has_error() or RECORD not in reply.content.config_records:
                 continue
@@ -293,7 +294,7 @@ class CompressedStrategy(Strategy):
             client, version = str(receipt["keyid"]), receipt["version"]
             for metrics in reply.content.metric_records.values():
                 count = metrics.get("test-examples", metrics.get(self.inner.weighted_by_key, 0))
-                for arm, name in (("synced", self.plan.metric), ("base", f"base-{self.plan.metric}")):
+                for arm, name in names:
                     self._measure(server_round, client, version, arm, metrics.get(name), count)
                 own = receipt.get(f"{UNCOMPRESSED}{self.plan.metric}")
                 self._measure(server_round, client, receipt.get(TRAINED_FROM), "own", own, count)
