@@ -17,6 +17,7 @@ from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnreachableError, from_rpc
 from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.log_head import HeadInMemory, HeadMemory, follow_head, size_known
 from compeft_proto.sync_answer import Answer, SyncDialogue, read_answer
 from compeft_proto.transport import ClientTls, SubmitDialogue, open_channel, persist, upload
 from compeft_proto.trusted_keys import TrustedKeys, listed_handovers
@@ -45,7 +46,7 @@ class AggregatorConnection:
     """One member's connection, signed with its `key`. Without TLS the address must be loopback.
 
     keys: the aggregator's, newest first; learned: called with the new keys after the aggregator has rotated its key.
-    patience_s: seconds for which a failing transfer is tried again.
+    patience_s: seconds for which a failing transfer is tried again. heads: remembers the aggregator's audit log.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class AggregatorConnection:
         keys: tuple[PublicKey, ...],
         patience_s: float = PATIENCE_S,
         learned: Callable[[tuple[PublicKey, ...]], None] = lambda _: None,
+        heads: HeadMemory | None = None,
     ) -> None:
         self.key, self._address, self._patience_s = key, address, patience_s
         self._channel = open_channel(address, tls)
         self._stub = rpc.ExpertExchangeStub(self._channel)
         self.trusted = TrustedKeys(keys, self.handovers, learned)
+        self.heads = heads or HeadInMemory()
 
     def close(self) -> None:
         """Close the channel."""
@@ -101,12 +104,23 @@ class AggregatorConnection:
     @contextmanager
     def ask(self, request: pb.SyncRequest) -> Iterator[SyncDialogue]:
         """As `call`, for a request that is sealed with this member's key."""
+        request.head_size = self.head_size()
         with self.call(dsse.seal(self.key, dsse.SYNC_REQUEST, request)) as dialogue:
             yield dialogue
 
-    def read(self, dialogue: SyncDialogue) -> Answer:
-        """The answer of a call, its signatures checked. Errors: those of `read_answer`."""
-        return read_answer(dialogue, self.trusted.newest, self.trusted.any)
+    def read(self, dialogue: SyncDialogue, request: pb.SyncRequest) -> Answer:
+        """The answer to a request, its signatures and its head of the audit log checked. Errors: those of `read_answer`, `follow_log`."""
+        answer = read_answer(dialogue, self.trusted.newest, self.trusted.any)
+        self.follow_log(request.head_size, answer.statement.head)
+        return answer
+
+    def head_size(self) -> int:
+        """Entries of the aggregator's audit log that are known of; 0 for none."""
+        return size_known(self.heads, self.trusted.keys)
+
+    def follow_log(self, asked: int, head: pb.LogHead) -> None:
+        """Check and remember the head in an answer to a request that named `asked` entries. Errors: those of `log_head.follow_head`."""
+        follow_head(self.heads, asked, head, self.trusted.keys)
 
     def submission(self) -> SubmitDialogue:
         """A Submit call, not yet begun."""
@@ -116,8 +130,16 @@ class AggregatorConnection:
         self, sealed: Envelope, refs: Sequence[pb.ChunkRef], payload: bytes, tick: Callable[[int], None] = lambda _sent: None
     ) -> Envelope:
         """The aggregator's sealed answer to a manifest and the chunks of `payload`, in one call. Errors: those of `call`."""
+        asked = self.head_size()
         with self.submission() as dialogue:
-            return upload(dialogue, sealed, refs, payload, tick)
+            answer = upload(dialogue, sealed, refs, payload, tick, asked)
+        self.follow_submission(asked, dialogue)
+        return answer
+
+    def follow_submission(self, asked: int, dialogue: SubmitDialogue) -> None:
+        """As `follow_log`, of a Submit call that has ended; a change of key is followed."""
+        head = dialogue.newest.head if dialogue.newest else pb.LogHead()
+        self.trusted.with_rotation(lambda: self.follow_log(asked, head))
 
     def hand_in(self, sealed: Envelope, payload: bytes, _relay_key: bytes) -> Envelope:
         """As `submit`, tried again while the transfer fails."""

@@ -14,7 +14,9 @@ CompeftError
 │   ├── WrongBaseError       trained on another base model or another version
 │   ├── WrongAdapterError    another adapter configuration
 │   ├── UnknownExpertError   no expert, or no version, of that name
-│   └── ConflictError        it exists already, and is different
+│   ├── ConflictError        it exists already, and is different
+│   ├── RewoundLogError      the audit log is shorter than one that was signed before
+│   └── ForkedLogError       the audit log does not begin with one that was signed before
 └── TransferError            bytes that did not arrive: try again
     ├── TruncatedError       the stream ended before the chunk did
     ├── ChunkMismatchError   a chunk that does not match its digest
@@ -115,6 +117,18 @@ class ConflictError(RefusedError):
     code = "conflict"
 
 
+class RewoundLogError(RefusedError):
+    """The audit log is shorter than one that was signed before: a restored backup, or a rewound log."""
+
+    code = "log_rewound"
+
+
+class ForkedLogError(RefusedError):
+    """The audit log does not begin with the entries of one that was signed before."""
+
+    code = "log_forked"
+
+
 class TransferError(CompeftError):
     """Bytes that did not arrive."""
 
@@ -194,6 +208,8 @@ STATUS: dict[type[CompeftError], grpc.StatusCode] = {
     WrongAdapterError: grpc.StatusCode.FAILED_PRECONDITION,
     UnknownExpertError: grpc.StatusCode.NOT_FOUND,
     ConflictError: grpc.StatusCode.ALREADY_EXISTS,
+    RewoundLogError: grpc.StatusCode.FAILED_PRECONDITION,
+    ForkedLogError: grpc.StatusCode.FAILED_PRECONDITION,
     TransferError: grpc.StatusCode.ABORTED,
     TruncatedError: grpc.StatusCode.ABORTED,
     ChunkMismatchError: grpc.StatusCode.DATA_LOSS,

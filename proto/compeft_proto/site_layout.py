@@ -24,6 +24,8 @@ FILES = {
     "state-dir": "state",
 }
 """Option of a client -> its file in the folder. Certificate and key share one file, so that one write replaces both."""
+HEAD_FILE = "log-head.txt"
+"""In the state folder: the newest head of the aggregator's audit log that the member has seen."""
 SITE_VARIABLE = "COMPEFT_SITE"
 """Environment variable that names the site folder of a process, or a folder of simulated sites, where nothing else does."""
 SIMULATED_CONDUCTOR = "simulated-conductor"

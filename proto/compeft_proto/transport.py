@@ -73,7 +73,8 @@ def open_channel(address: str, tls: ClientTls | None) -> grpc.Channel:
 
 
 class Dialogue(Generic[Sent, Received]):
-    """One bidirectional streaming call: `send` queues a message, `receive` returns the next. A context manager; leaving it ends the call.
+    """One bidirectional streaming call: `send` queues a message, `receive` returns the next, `newest` is the last received. A context
+    manager; leaving it ends the call.
 
     At most OUTBOX messages wait to be sent, so a large transfer needs little memory. A call may take any time; it is
     cancelled after STALL_S seconds without a message.
@@ -84,6 +85,7 @@ class Dialogue(Generic[Sent, Received]):
         self._outbox: queue.Queue[Sent | None] = queue.Queue(OUTBOX)
         self._moved = time.monotonic()
         self._over = threading.Event()
+        self.newest: Received | None = None
 
     def __enter__(self) -> "Dialogue[Sent, Received]":
         self._call: Any = self._method(self._outgoing())  # an iterator and a grpc.Call; the stubs know only one half
@@ -117,7 +119,7 @@ class Dialogue(Generic[Sent, Received]):
             raise TruncatedError(f"aggregator {self._peer} ended the call in the middle: try again") from None
         except grpc.RpcError as error:
             raise from_rpc(error, self._peer) from error
-        self._moved = time.monotonic()
+        self._moved, self.newest = time.monotonic(), message
         return message
 
     def _put(self, message: Sent | None) -> bool:
@@ -155,10 +157,11 @@ def upload(
     refs: Sequence[ChunkRef],
     payload: bytes,
     tick: Callable[[int], None] = lambda _sent: None,
+    head_size: int = 0,
 ) -> Envelope:
     """Offer a sealed manifest, send the chunks of `payload` that are asked for, return the sealed answer.
 
-    `tick` is called with the number of bytes of each part sent.
+    `tick` is called with the number of bytes of each part sent; head_size: entries of the audit log that the client knows of.
     """
     starts = {ref.sha256: CHUNK_BYTES * number for number, ref in enumerate(refs)}
 
@@ -172,7 +175,7 @@ def upload(
             yield xp.SubmitRequest(data=part)
             tick(len(part))
 
-    return offer(dialogue, xp.SubmitRequest(envelope=sealed), parts)
+    return offer(dialogue, xp.SubmitRequest(envelope=sealed, head_size=head_size), parts)
 
 
 def offer(

@@ -43,6 +43,11 @@ class TrustedKeys:
         self._keys, self._handovers, self._learned = keys, handovers, learned
 
     @property
+    def keys(self) -> tuple[PublicKey, ...]:
+        """Every trusted key, the newest first."""
+        return self._keys
+
+    @property
     def newest(self) -> dsse.Lookup:
         """Looks up the newest key: for answers made just now."""
         return dsse.only(self._keys[0])

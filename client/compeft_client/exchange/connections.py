@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
 
+from compeft_client.exchange.remembered_head import RememberedHead
 from compeft_client.identity.edge_config import Edge
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
@@ -53,7 +54,8 @@ class Carrier(Protocol):
 
 def connected(edge: Edge) -> AggregatorConnection:
     """The connection of `edge` to its aggregator. Errors: InputError for an address that is not loopback and has no TLS."""
-    return AggregatorConnection(edge.key, edge.address, edge.tls, (edge.aggregator, *edge.older), edge.patience_s, edge.learned)
+    keys, heads = (edge.aggregator, *edge.older), RememberedHead(edge.state)
+    return AggregatorConnection(edge.key, edge.address, edge.tls, keys, edge.patience_s, edge.learned, heads)
 
 
 class Letters:
@@ -85,7 +87,7 @@ class Letters:
         except UnknownKeyError as error:
             raise ReplayError(f"the letter answers a request that key {self._key.keyid} has not signed") from error
         answer_checks.check_carried(carried, request, now_ms())
-        request.nonce, request.issued_at_ms = carried.nonce, carried.issued_at_ms
+        request.nonce, request.issued_at_ms, request.head_size = carried.nonce, carried.issued_at_ms, carried.head_size
 
     @contextmanager
     def ask(self, _request: pb.SyncRequest) -> Iterator[SyncStream]:

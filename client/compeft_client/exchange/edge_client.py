@@ -20,6 +20,7 @@ import numpy as np
 
 from compeft_client.exchange.connections import Carrier, Letters, connected
 from compeft_client.exchange.quality_floor import Floor
+from compeft_client.exchange.remembered_head import RememberedHead
 from compeft_client.exchange.state_directory import Memory, Pending, StateDirectory, settled
 from compeft_client.exchange.update_coding import CodedUpdate, UpdateLimits, coded_update
 from compeft_client.identity.edge_config import Edge
@@ -33,7 +34,8 @@ from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
 from compeft_proto.convert import coding_of, layout_from_proto, metrics_to_proto
-from compeft_proto.errors import WrongBaseError
+from compeft_proto.errors import RewoundLogError, WrongBaseError
+from compeft_proto.log_head import HeadMemory, follow_head, size_known
 from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.sync_answer import Answer, Progress, apply_steps, fetch, no_progress, read_answer
 from compeft_proto.trusted_keys import TrustedKeys
@@ -80,13 +82,15 @@ class EdgeClient:
 
     def __init__(self, edge: Edge, letters: Letters | None = None) -> None:
         self._edge = edge
+        self._heads: HeadMemory
         if letters is None:
             connection = connected(edge)
             self._carrier: Carrier = connection
-            self._trusted = connection.trusted
+            self._trusted, self._heads = connection.trusted, connection.heads
         else:
             self._carrier = letters
             self._trusted = TrustedKeys((edge.aggregator, *edge.older), letters.handovers, edge.learned)
+            self._heads = RememberedHead(edge.state)
         self._relay_key = b""
 
     def __enter__(self) -> "EdgeClient":
@@ -128,7 +132,13 @@ class EdgeClient:
             if version is not None:
                 request.want_version = version
             request.channel = channel
-            answer, payloads = self._answered(directory, request, memory, progress)
+            try:
+                answer, payloads = self._answered(directory, request, memory, progress)
+            except RewoundLogError:
+                if not go_back or memory.version < 0:
+                    raise
+                memory = _rewound(memory)
+                answer, payloads = self._answered(directory, request, memory, progress)
             statement = answer.statement
             answer_checks.check_channel(statement, memory.version, go_back)
             if statement.want_version < memory.version:
@@ -153,6 +163,7 @@ class EdgeClient:
             with self._carrier.ask(request) as dialogue:
                 answer = read_answer(dialogue, self._trusted.newest, self._trusted.any)
                 answer_checks.check_statement(answer.statement, request, memory.version)
+                follow_head(self._heads, request.head_size, answer.statement.head, self._trusted.keys)
                 answer_checks.check_steps(answer.steps, answer.statement)
                 return answer, fetch(dialogue, directory, answer.needed, progress)
 
@@ -168,6 +179,7 @@ class EdgeClient:
 
     def _request(self, expert: str, memory: Memory, run: str, round_number: int) -> pb.SyncRequest:
         request = pb.SyncRequest(expert=expert, keyid=self._edge.key.keyid, run=run, round=round_number, sequence=memory.sequence)
+        request.head_size = size_known(self._heads, self._trusted.keys)
         return _place(request, memory)
 
     def check_ready(self, task: RoundTask) -> None:

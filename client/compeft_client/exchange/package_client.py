@@ -193,7 +193,7 @@ class PackageClient:
         """The call that answers `request`, and its answer, checked."""
         date(request)
         with self._connection.ask(request) as dialogue:
-            answer = self._connection.read(dialogue)
+            answer = self._connection.read(dialogue, request)
             answer_checks.check_statement(answer.statement, request, -1)
             yield dialogue, answer
 

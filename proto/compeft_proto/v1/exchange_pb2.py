@@ -24,31 +24,32 @@ _sym_db = _symbol_database.Default()
 
 from compeft_proto.v1 import enrolment_pb2 as compeft__proto_dot_v1_dot_enrolment__pb2
 from compeft_proto.v1 import envelope_pb2 as compeft__proto_dot_v1_dot_envelope__pb2
+from compeft_proto.v1 import expert_pb2 as compeft__proto_dot_v1_dot_expert__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63ompeft_proto/v1/exchange.proto\x12\ncompeft.v1\x1a compeft_proto/v1/enrolment.proto\x1a\x1f\x63ompeft_proto/v1/envelope.proto\"`\n\rSubmitRequest\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\r\n\x03\x62ox\x18\x14 \x01(\x0cH\x00\x42\x06\n\x04part\"w\n\x0bSubmitReply\x12$\n\x06needed\x18\x01 \x01(\x0b\x32\x12.compeft.v1.NeededH\x00\x12&\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\x12\n\x08received\x18\x03 \x01(\x0cH\x00\x42\x06\n\x04part\"1\n\x06Needed\x12\'\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x17.compeft.v1.NeededChunk\"-\n\x0bNeededChunk\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"e\n\x08SyncCall\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\'\n\x04want\x18\x02 \x01(\x0b\x32\x17.compeft.v1.NeededChunkH\x00\x42\x06\n\x04part\"\xee\x01\n\tSyncReply\x12)\n\tstatement\x18\x01 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\'\n\x07version\x18\x02 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\x10\n\x06listed\x18\x03 \x01(\x08H\x00\x12\x0e\n\x04\x64\x61ta\x18\x04 \x01(\x0cH\x00\x12(\n\x08snapshot\x18\x14 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\r\n\x03\x62ox\x18\x15 \x01(\x0cH\x00\x12*\n\thandovers\x18\x16 \x01(\x0b\x32\x15.compeft.v1.HandoversH\x00\x42\x06\n\x04part\"y\n\x06Letter\x12%\n\x07request\x18\x01 \x01(\x0b\x32\x14.compeft.v1.Envelope\x12\x0e\n\x06\x61nswer\x18\x02 \x03(\x0c\x12\x0e\n\x06update\x18\x03 \x01(\x0c\x12(\n\x06\x63hunks\x18\x04 \x03(\x0b\x32\x18.compeft.v1.CarriedChunk\"+\n\x0c\x43\x61rriedChunk\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0b\n\x03\x62ox\x18\x02 \x01(\x0c\x32\xc2\x01\n\x0e\x45xpertExchange\x12@\n\x06Submit\x12\x19.compeft.v1.SubmitRequest\x1a\x17.compeft.v1.SubmitReply(\x01\x30\x01\x12\x37\n\x04Sync\x12\x14.compeft.v1.SyncCall\x1a\x15.compeft.v1.SyncReply(\x01\x30\x01\x12\x35\n\x07\x43onduct\x12\x14.compeft.v1.Envelope\x1a\x14.compeft.v1.Envelopeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63ompeft_proto/v1/exchange.proto\x12\ncompeft.v1\x1a compeft_proto/v1/enrolment.proto\x1a\x1f\x63ompeft_proto/v1/envelope.proto\x1a\x1d\x63ompeft_proto/v1/expert.proto\"s\n\rSubmitRequest\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12\r\n\x03\x62ox\x18\x14 \x01(\x0cH\x00\x12\x11\n\thead_size\x18\x32 \x01(\x04\x42\x06\n\x04part\"\x9a\x01\n\x0bSubmitReply\x12$\n\x06needed\x18\x01 \x01(\x0b\x32\x12.compeft.v1.NeededH\x00\x12&\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\x12\n\x08received\x18\x03 \x01(\x0cH\x00\x12!\n\x04head\x18\x32 \x01(\x0b\x32\x13.compeft.v1.LogHeadB\x06\n\x04part\"1\n\x06Needed\x12\'\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x17.compeft.v1.NeededChunk\"-\n\x0bNeededChunk\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"e\n\x08SyncCall\x12(\n\x08\x65nvelope\x18\x01 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\'\n\x04want\x18\x02 \x01(\x0b\x32\x17.compeft.v1.NeededChunkH\x00\x42\x06\n\x04part\"\xee\x01\n\tSyncReply\x12)\n\tstatement\x18\x01 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\'\n\x07version\x18\x02 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\x10\n\x06listed\x18\x03 \x01(\x08H\x00\x12\x0e\n\x04\x64\x61ta\x18\x04 \x01(\x0cH\x00\x12(\n\x08snapshot\x18\x14 \x01(\x0b\x32\x14.compeft.v1.EnvelopeH\x00\x12\r\n\x03\x62ox\x18\x15 \x01(\x0cH\x00\x12*\n\thandovers\x18\x16 \x01(\x0b\x32\x15.compeft.v1.HandoversH\x00\x42\x06\n\x04part\"y\n\x06Letter\x12%\n\x07request\x18\x01 \x01(\x0b\x32\x14.compeft.v1.Envelope\x12\x0e\n\x06\x61nswer\x18\x02 \x03(\x0c\x12\x0e\n\x06update\x18\x03 \x01(\x0c\x12(\n\x06\x63hunks\x18\x04 \x03(\x0b\x32\x18.compeft.v1.CarriedChunk\"+\n\x0c\x43\x61rriedChunk\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0b\n\x03\x62ox\x18\x02 \x01(\x0c\x32\xc2\x01\n\x0e\x45xpertExchange\x12@\n\x06Submit\x12\x19.compeft.v1.SubmitRequest\x1a\x17.compeft.v1.SubmitReply(\x01\x30\x01\x12\x37\n\x04Sync\x12\x14.compeft.v1.SyncCall\x1a\x15.compeft.v1.SyncReply(\x01\x30\x01\x12\x35\n\x07\x43onduct\x12\x14.compeft.v1.Envelope\x1a\x14.compeft.v1.Envelopeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'compeft_proto.v1.exchange_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SUBMITREQUEST']._serialized_start=114
-  _globals['_SUBMITREQUEST']._serialized_end=210
-  _globals['_SUBMITREPLY']._serialized_start=212
-  _globals['_SUBMITREPLY']._serialized_end=331
-  _globals['_NEEDED']._serialized_start=333
-  _globals['_NEEDED']._serialized_end=382
-  _globals['_NEEDEDCHUNK']._serialized_start=384
-  _globals['_NEEDEDCHUNK']._serialized_end=429
-  _globals['_SYNCCALL']._serialized_start=431
-  _globals['_SYNCCALL']._serialized_end=532
-  _globals['_SYNCREPLY']._serialized_start=535
-  _globals['_SYNCREPLY']._serialized_end=773
-  _globals['_LETTER']._serialized_start=775
-  _globals['_LETTER']._serialized_end=896
-  _globals['_CARRIEDCHUNK']._serialized_start=898
-  _globals['_CARRIEDCHUNK']._serialized_end=941
-  _globals['_EXPERTEXCHANGE']._serialized_start=944
-  _globals['_EXPERTEXCHANGE']._serialized_end=1138
+  _globals['_SUBMITREQUEST']._serialized_start=145
+  _globals['_SUBMITREQUEST']._serialized_end=260
+  _globals['_SUBMITREPLY']._serialized_start=263
+  _globals['_SUBMITREPLY']._serialized_end=417
+  _globals['_NEEDED']._serialized_start=419
+  _globals['_NEEDED']._serialized_end=468
+  _globals['_NEEDEDCHUNK']._serialized_start=470
+  _globals['_NEEDEDCHUNK']._serialized_end=515
+  _globals['_SYNCCALL']._serialized_start=517
+  _globals['_SYNCCALL']._serialized_end=618
+  _globals['_SYNCREPLY']._serialized_start=621
+  _globals['_SYNCREPLY']._serialized_end=859
+  _globals['_LETTER']._serialized_start=861
+  _globals['_LETTER']._serialized_end=982
+  _globals['_CARRIEDCHUNK']._serialized_start=984
+  _globals['_CARRIEDCHUNK']._serialized_end=1027
+  _globals['_EXPERTEXCHANGE']._serialized_start=1030
+  _globals['_EXPERTEXCHANGE']._serialized_end=1224
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ The data plane: sealed envelopes and the chunks they name. See docs/protocol.md.
 from collections import abc as _abc
 from compeft_proto.v1 import enrolment_pb2 as _enrolment_pb2
 from compeft_proto.v1 import envelope_pb2 as _envelope_pb2
+from compeft_proto.v1 import expert_pb2 as _expert_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -27,10 +28,13 @@ class SubmitRequest(_message.Message):
     ENVELOPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     BOX_FIELD_NUMBER: _builtins.int
+    HEAD_SIZE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """The next bytes of the chunk being sent, in the order of `needed`."""
     box: _builtins.bytes
     """One of the above that a relay has carried, as a box; a chunk comes whole. docs/protocol.md, "Relay"."""
+    head_size: _builtins.int
+    """With the first: as in SyncRequest."""
     @_builtins.property
     def envelope(self) -> _envelope_pb2.Envelope: ...
     def __init__(
@@ -39,10 +43,11 @@ class SubmitRequest(_message.Message):
         envelope: _envelope_pb2.Envelope | None = ...,
         data: _builtins.bytes = ...,
         box: _builtins.bytes = ...,
+        head_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "data", b"data", "envelope", b"envelope", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "data", b"data", "envelope", b"envelope", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box", b"box", "data", b"data", "envelope", b"envelope", "head_size", b"head_size", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["envelope", "data", "box"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
@@ -57,22 +62,28 @@ class SubmitReply(_message.Message):
     NEEDED_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
     received: _builtins.bytes
     """The chunk being sent is here, whole: its SHA-256. The next one may follow."""
     @_builtins.property
     def needed(self) -> Global___Needed: ...
     @_builtins.property
     def answer(self) -> _envelope_pb2.Envelope: ...
+    @_builtins.property
+    def head(self) -> _expert_pb2.LogHead:
+        """With the answer: the audit log after it."""
+
     def __init__(
         self,
         *,
         needed: Global___Needed | None = ...,
         answer: _envelope_pb2.Envelope | None = ...,
         received: _builtins.bytes = ...,
+        head: _expert_pb2.LogHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "needed", b"needed", "part", b"part", "received", b"received"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "head", b"head", "needed", b"needed", "part", b"part", "received", b"received"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "needed", b"needed", "part", b"part", "received", b"received"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "head", b"head", "needed", b"needed", "part", b"part", "received", b"received"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["needed", "answer", "received"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015

@@ -912,6 +912,45 @@ class SnapshotManifest(_message.Message):
 Global___SnapshotManifest: _TypeAlias = SnapshotManifest  # noqa: Y015
 
 @_typing.final
+class LogHead(_message.Message):
+    """A signed head of the aggregator's audit log: docs/protocol.md, "Audit log"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    origin: _builtins.str
+    """The log's name: "compeft/" and the keyid of the aggregator's first key."""
+    size: _builtins.int
+    """Entries, and the root over them (RFC 6962)."""
+    root: _builtins.bytes
+    signature: _builtins.bytes
+    """Ed25519, of the text of the checkpoint."""
+    @_builtins.property
+    def proof(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """That it begins with the head_size entries that the request named: a consistency proof of RFC 6962."""
+
+    def __init__(
+        self,
+        *,
+        origin: _builtins.str = ...,
+        size: _builtins.int = ...,
+        root: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+        proof: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "proof", b"proof", "root", b"root", "signature", b"signature", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogHead: _TypeAlias = LogHead  # noqa: Y015
+
+@_typing.final
 class SyncRequest(_message.Message):
     """What a client asks of the expert log."""
 
@@ -929,6 +968,7 @@ class SyncRequest(_message.Message):
     STATEMENT_ONLY_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     RELAY_KEY_FIELD_NUMBER: _builtins.int
+    HEAD_SIZE_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     keyid: _builtins.str
     have_version: _builtins.int
@@ -948,6 +988,8 @@ class SyncRequest(_message.Message):
     """The newest sequence number the client has used: from now on none up to it is accepted, so the answer is the last word on them."""
     relay_key: _builtins.bytes
     """The X25519 public key (32 bytes) that the answer is encrypted to, because others carry it; empty for a client that asks by itself."""
+    head_size: _builtins.int
+    """Entries of the newest head of the audit log that this client knows; 0 if it knows none."""
     def __init__(
         self,
         *,
@@ -963,10 +1005,11 @@ class SyncRequest(_message.Message):
         statement_only: _builtins.bool = ...,
         sequence: _builtins.int = ...,
         relay_key: _builtins.bytes = ...,
+        head_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "have_version", b"have_version", "want_version", b"want_version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "channel", b"channel", "expert", b"expert", "have_version", b"have_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "relay_key", b"relay_key", "round", b"round", "run", b"run", "sequence", b"sequence", "statement_only", b"statement_only", "want_version", b"want_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_have_version", b"_have_version", "_want_version", b"_want_version", "channel", b"channel", "expert", b"expert", "have_version", b"have_version", "head_size", b"head_size", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "nonce", b"nonce", "relay_key", b"relay_key", "round", b"round", "run", b"run", "sequence", b"sequence", "statement_only", b"statement_only", "want_version", b"want_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__have_version: _TypeAlias = _typing.Literal["have_version"]  # noqa: Y015
     _WhichOneofArgType__have_version: _TypeAlias = _typing.Literal["_have_version", b"_have_version"]  # noqa: Y015
@@ -998,6 +1041,7 @@ class SyncStatement(_message.Message):
     STATE_DIGEST_FIELD_NUMBER: _builtins.int
     PACKAGE_FIELD_NUMBER: _builtins.int
     RELAY_KEY_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     nonce: _builtins.bytes
     keyid: _builtins.str
@@ -1018,6 +1062,10 @@ class SyncStatement(_message.Message):
     """The expert's versions are packed files, not steps."""
     relay_key: _builtins.bytes
     """If the request named one: the X25519 public key that an update is encrypted to which others carry."""
+    @_builtins.property
+    def head(self) -> Global___LogHead:
+        """The audit log when this was answered."""
+
     def __init__(
         self,
         *,
@@ -1034,10 +1082,11 @@ class SyncStatement(_message.Message):
         state_digest: _builtins.bytes = ...,
         package: _builtins.bool = ...,
         relay_key: _builtins.bytes = ...,
+        head: Global___LogHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel_moved_back_from", b"channel_moved_back_from"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel_moved_back_from", b"channel_moved_back_from", "head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel", b"channel", "channel_moved_back_from", b"channel_moved_back_from", "expert", b"expert", "head_version", b"head_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merged_sequence", b"merged_sequence", "nonce", b"nonce", "package", b"package", "relay_key", b"relay_key", "state_digest", b"state_digest", "waiting_sequence", b"waiting_sequence", "want_version", b"want_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from", "channel", b"channel", "channel_moved_back_from", b"channel_moved_back_from", "expert", b"expert", "head", b"head", "head_version", b"head_version", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "merged_sequence", b"merged_sequence", "nonce", b"nonce", "package", b"package", "relay_key", b"relay_key", "state_digest", b"state_digest", "waiting_sequence", b"waiting_sequence", "want_version", b"want_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__channel_moved_back_from: _TypeAlias = _typing.Literal["channel_moved_back_from"]  # noqa: Y015
     _WhichOneofArgType__channel_moved_back_from: _TypeAlias = _typing.Literal["_channel_moved_back_from", b"_channel_moved_back_from"]  # noqa: Y015
@@ -1059,6 +1108,7 @@ class RoundOpening(_message.Message):
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    HEAD_SIZE_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1068,6 +1118,8 @@ class RoundOpening(_message.Message):
     deadline_ms: _builtins.int
     max_staleness: _builtins.int
     """An update of an earlier, closed round of the same run may join if its base is at most so many versions older; 0: none may."""
+    head_size: _builtins.int
+    """Entries of the newest head of the audit log that this client knows; 0 if it knows none."""
     def __init__(
         self,
         *,
@@ -1079,10 +1131,11 @@ class RoundOpening(_message.Message):
         issued_at_ms: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
         max_staleness: _builtins.int = ...,
+        head_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "max_staleness", b"max_staleness", "nonce", b"nonce", "round", b"round", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "expert", b"expert", "head_size", b"head_size", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "max_staleness", b"max_staleness", "nonce", b"nonce", "round", b"round", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1107,6 +1160,7 @@ class RoundClosing(_message.Message):
     MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     MAX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    HEAD_SIZE_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1119,6 +1173,8 @@ class RoundClosing(_message.Message):
     """How the composed update is coded: "context" (fewest bytes), "rice", or "rice4" (fastest)."""
     max_payload_bytes: _builtins.int
     """Most bytes of the composed update's payload; `compression` has the highest density. 0: no limit."""
+    head_size: _builtins.int
+    """Entries of the newest head of the audit log that this client knows; 0 if it knows none."""
     @_builtins.property
     def compression(self) -> Global___Compression:
         """How the composed update is compressed for the downlink."""
@@ -1145,10 +1201,11 @@ class RoundClosing(_message.Message):
         merge_parameters: Global___MergeParameters | None = ...,
         codec: _builtins.str = ...,
         max_payload_bytes: _builtins.int = ...,
+        head_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "max_payload_bytes", b"max_payload_bytes", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "nonce", b"nonce", "optimizer", b"optimizer", "round", b"round", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "coefficient", b"coefficient", "compression", b"compression", "expert", b"expert", "head_size", b"head_size", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "max_payload_bytes", b"max_payload_bytes", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "nonce", b"nonce", "optimizer", b"optimizer", "round", b"round", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1169,6 +1226,7 @@ class RoundStatement(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
     LAYOUT_DIGEST_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1183,6 +1241,10 @@ class RoundStatement(_message.Message):
     closed: _builtins.bool
     layout_digest: _builtins.bytes
     """The expert's layout: who opens a round with arrays of other shapes has another expert."""
+    @_builtins.property
+    def head(self) -> Global___LogHead:
+        """The audit log when this was answered."""
+
     def __init__(
         self,
         *,
@@ -1197,10 +1259,11 @@ class RoundStatement(_message.Message):
         version: _builtins.int = ...,
         closed: _builtins.bool = ...,
         layout_digest: _builtins.bytes = ...,
+        head: Global___LogHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "closed", b"closed", "expert", b"expert", "layout_digest", b"layout_digest", "refused", b"refused", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "closed", b"closed", "expert", b"expert", "head", b"head", "layout_digest", b"layout_digest", "refused", b"refused", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1224,6 +1287,7 @@ class QualityReport(_message.Message):
     NONCE_FIELD_NUMBER: _builtins.int
     ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    HEAD_SIZE_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1238,6 +1302,8 @@ class QualityReport(_message.Message):
     issued_at_ms: _builtins.int
     weight: _builtins.float
     """How much the value counts in a mean over clients: finite, 0 or more. Absent: num_examples."""
+    head_size: _builtins.int
+    """Entries of the newest head of the audit log that this client knows; 0 if it knows none."""
     @_builtins.property
     def metric(self) -> Global___Metric: ...
     def __init__(
@@ -1255,10 +1321,11 @@ class QualityReport(_message.Message):
         nonce: _builtins.bytes = ...,
         issued_at_ms: _builtins.int = ...,
         weight: _builtins.float | None = ...,
+        head_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "metric", b"metric", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "arm", b"arm", "client", b"client", "expert", b"expert", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "metric", b"metric", "nonce", b"nonce", "num_examples", b"num_examples", "round", b"round", "run", b"run", "version", b"version", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "arm", b"arm", "client", b"client", "expert", b"expert", "head_size", b"head_size", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "metric", b"metric", "nonce", b"nonce", "num_examples", b"num_examples", "round", b"round", "run", b"run", "version", b"version", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
@@ -1271,15 +1338,21 @@ class Recorded(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NONCE_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
     nonce: _builtins.bytes
+    @_builtins.property
+    def head(self) -> Global___LogHead:
+        """The audit log when this was answered."""
+
     def __init__(
         self,
         *,
         nonce: _builtins.bytes = ...,
+        head: Global___LogHead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "nonce", b"nonce"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

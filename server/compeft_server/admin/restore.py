@@ -18,12 +18,12 @@ from typing import BinaryIO
 from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_proto.chunk_refs import CHUNK_BYTES
 from compeft_proto.errors import ChunkMismatchError
+from compeft_server.admin.audit_check import verify_log
 from compeft_server.admin.backup import CHUNK_FOLDER, FORMAT, HEAD_FILE, PRIVATE_FILES, Head
 from compeft_server.admin.garbage_collection import named
 from compeft_server.chunks.directory_store import DirectoryStore
 from compeft_server.data_directory import LEDGER_FILE
 from compeft_server.identity.aggregator_keys import KEY_FILE
-from compeft_server.ledger import audit
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.private_files import write_durably
 
@@ -172,7 +172,7 @@ def _check(folder: Path, archive: Path) -> None:
     """The ledger opens, its audit log holds, and every chunk it names is there."""
     ledger = Ledger(folder / LEDGER_FILE)
     try:
-        audit.check(ledger.audit_entries())
+        verify_log(ledger)
         lacking = named(ledger) - {chunk.sha256 for chunk in DirectoryStore(folder).chunks()}
     finally:
         ledger.close()

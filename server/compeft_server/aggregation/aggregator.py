@@ -12,8 +12,9 @@ from typing import Any, Generic
 
 from compeft_core.errors import CompeftError, FormatError
 from compeft_proto import envelope as dsse
-from compeft_proto.errors import ForbiddenError, UnknownExpertError, UnknownKeyError
+from compeft_proto.errors import ForbiddenError, RewoundLogError, UnknownExpertError, UnknownKeyError
 from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.log_head import check_length
 from compeft_proto.sealed_box import open_box, relay_key_of
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
@@ -23,6 +24,7 @@ from compeft_server.aggregation.catch_up import CatchUp, Way
 from compeft_server.aggregation.expert_log import ExpertLog
 from compeft_server.aggregation.genesis_kind import GenesisKind
 from compeft_server.aggregation.locks import KeyedLocks, ReadWriteLock
+from compeft_server.aggregation.log_heads import LogHeads
 from compeft_server.aggregation.message_kind import Checked, Dependencies, M, MessageKind, Offer
 from compeft_server.aggregation.package_kind import PackageKind, package_way
 from compeft_server.aggregation.rounds import Rounds
@@ -76,7 +78,9 @@ class SyncAnswer:
 
 
 class Aggregator:
-    """One aggregator over one store and one ledger. `now_ms` is its clock, `earlier` are public keys that it had before."""
+    """One aggregator over one store and one ledger. `now_ms` is its clock, `earlier` are public keys that it had before, `heads` sign the
+    heads of its audit log.
+    """
 
     def __init__(
         self,
@@ -86,14 +90,16 @@ class Aggregator:
         limits: Limits,
         now_ms: Callable[[], int],
         earlier: Sequence[PublicKey] = (),
+        heads: LogHeads | None = None,
     ) -> None:
+        self.heads = heads or LogHeads(key, ledger, earlier)
         self._key, self._store, self._ledger, self._limits, self._now_ms = key, store, ledger, limits, now_ms
         self._log = ExpertLog(key.public, store, ledger, earlier)
         self._access = Access(ledger, self._log, now_ms)
         self._pool = ThreadPoolExecutor(SYNCING)
         parts = Dependencies(key, store, ledger, self._log, self._access, limits, now_ms)
         self._kinds = {kind.payload_type.name: kind(parts) for kind in KINDS}
-        self._rounds = Rounds(parts, self._pool)
+        self._rounds = Rounds(parts, self._pool, self.heads)
         self._catch_up = CatchUp(key, store, ledger, self._log)
         self._relay_key = relay_key_of(key)
         self._gate, self._checks, self._members = ReadWriteLock(), KeyedLocks(), KeyedLocks()
@@ -168,11 +174,12 @@ class Aggregator:
     # Syncing
 
     def sync(self, envelope: Envelope, rate: Rate = _any_rate) -> SyncAnswer:
-        """Answer a sealed SyncRequest. Errors: UnknownExpertError, ForbiddenError, ExpiredError, FormatError."""
+        """Answer a sealed SyncRequest. Errors: UnknownExpertError, ForbiddenError, ExpiredError, FormatError, RewoundLogError."""
         verified, member = self._verified(envelope, rate)
         request = dsse.parse(verified, dsse.SYNC_REQUEST)
         admission.admit_time(request.issued_at_ms, request.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
         member = admission.admit_member(member, request.keyid, "edge", "conductor", "reader")
+        check_length(request.head_size, self._ledger.log_size())
         expert = self._access.expert(member, request.expert, carried=bool(request.relay_key))
         with self._gate.shared(), self._members.take(member.name):
             return self._answer(member, expert, request)
@@ -231,6 +238,11 @@ class Aggregator:
         want = channel.version if channel else request.want_version if request.HasField("want_version") else head
         have = request.have_version if request.HasField("have_version") else -1
         decision = self._access.require(member, expert.name, "fetch", want)
+        if have > head:
+            raise RewoundLogError(
+                f"{expert.name} has versions 0 to {head} here, this client has version {have}: the aggregator was restored from an "
+                "older backup; its operator knows"
+            )
         if want > head or (have > want and channel is None):
             raise UnknownExpertError(f"{expert.name} has versions 0 to {head}; asked was for {have + 1} to {want}")
         way = Way() if request.statement_only else self._way(expert, have, want)
@@ -255,6 +267,7 @@ class Aggregator:
             state_digest=version.state_digest,
             package=expert.kind == "package",
             relay_key=self._relay_key.public if request.relay_key else b"",
+            head=self.heads.since(request.head_size),
         )
         return SyncAnswer(
             member=member,

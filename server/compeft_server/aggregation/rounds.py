@@ -24,6 +24,7 @@ from compeft_proto.name_checks import check_name
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.expert_log import Carried, VersionStep, compose, kept_bytes
+from compeft_server.aggregation.log_heads import LogHeads
 from compeft_server.aggregation.message_kind import Dependencies
 from compeft_server.aggregation.sealed_version import next_manifest, sealed_version
 from compeft_server.domain import admission
@@ -31,6 +32,7 @@ from compeft_server.domain.client_weights import COHORT, MAX_SIZE
 from compeft_server.domain.records import Contribution, Expert, Member, Quality, Round, Submission, Version
 
 Command = TypeVar("Command", pb.RoundOpening, pb.RoundClosing, pb.QualityReport)
+Statement = TypeVar("Statement", pb.RoundStatement, pb.Recorded)
 NONCE_BYTES = 16
 SUMS = frozenset({"average", "task_arithmetic", "dare", "consensus"})
 """Methods in which a weight is a share of a sum of cut values; in the others it is a vote, or a rank."""
@@ -39,18 +41,26 @@ SUMS = frozenset({"average", "task_arithmetic", "dare", "consensus"})
 class Rounds:
     """The conductor's side of one aggregator. The caller holds the aggregator's lock. What goes on from a version is stored by `pool`."""
 
-    def __init__(self, parts: Dependencies, pool: Executor) -> None:
+    def __init__(self, parts: Dependencies, pool: Executor, heads: LogHeads) -> None:
         self._key, self._store, self._ledger = parts.key, parts.store, parts.ledger
-        self._log, self._access = parts.log, parts.access
+        self._log, self._access, self._heads = parts.log, parts.access, heads
         self._limits, self._now_ms, self._pool = parts.limits, parts.now_ms, pool
 
     def conduct(self, verified: dsse.Verified, member: Member) -> Envelope:
         """Obey one command. Errors: PayloadTypeError, ForbiddenError, ExpiredError and what the command itself raises."""
         if verified.payload_type == dsse.ROUND_OPENING.name:
-            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._open(self._admit(verified, member, dsse.ROUND_OPENING)))
+            opening = self._admit(verified, member, dsse.ROUND_OPENING)
+            return self._sealed(dsse.ROUND_STATEMENT, self._open(opening), opening.head_size)
         if verified.payload_type == dsse.ROUND_CLOSING.name:
-            return dsse.seal(self._key, dsse.ROUND_STATEMENT, self._close(self._admit(verified, member, dsse.ROUND_CLOSING)))
-        return dsse.seal(self._key, dsse.RECORDED, self._record(self._admit(verified, member, dsse.QUALITY)))
+            closing = self._admit(verified, member, dsse.ROUND_CLOSING)
+            return self._sealed(dsse.ROUND_STATEMENT, self._close(closing), closing.head_size)
+        report = self._admit(verified, member, dsse.QUALITY)
+        return self._sealed(dsse.RECORDED, self._record(report), report.head_size)
+
+    def _sealed(self, kind: dsse.PayloadType[Statement], answer: Statement, known: int) -> Envelope:
+        """The answer with the head of the audit log after it. known: entries that the conductor knows of."""
+        answer.head.CopyFrom(self._heads.since(known))
+        return dsse.seal(self._key, kind, answer)
 
     def _admit(self, verified: dsse.Verified, member: Member, kind: dsse.PayloadType[Command]) -> Command:
         command = dsse.parse(verified, kind)

@@ -21,6 +21,7 @@ from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.v1 import enrolment_pb2_grpc, exchange_pb2, exchange_pb2_grpc
 from compeft_server.aggregation.aggregator import Aggregator
+from compeft_server.aggregation.log_heads import LogHeads, check_own_head
 from compeft_server.chunks.disk_space import keep_reserve
 from compeft_server.data_directory import check_data, open_ledger, open_store
 from compeft_server.domain.limits import Limits
@@ -67,7 +68,8 @@ def start(
     if settings.tls is not None and settings.enroll_port is not None:
         raise InputError("--enroll-port needs the aggregator's own authority: leave the TLS options out, after `compeft ca init`")
     key, earlier = own_key(settings.data), earlier_keys(settings.data)
-    aggregator = Aggregator(key, open_store(settings.data), ledger, settings.limits, clock, earlier)
+    heads = LogHeads(key, ledger, earlier, settings.data)
+    aggregator = Aggregator(key, open_store(settings.data), ledger, settings.limits, clock, earlier, heads)
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.so_reuseport", 0),
@@ -92,6 +94,13 @@ def start(
     server.add(lambda made: enrolment_pb2_grpc.add_MembershipServicer_to_server(membership, made))
     server.start()
     return server, port
+
+
+def keep_head(data: Path, ledger: Ledger) -> None:
+    """Write the newest head of the audit log beside the ledger."""
+    heads = LogHeads(own_key(data), ledger, earlier_keys(data), data)
+    heads.since(0)
+    heads.close()
 
 
 def revoked_names(ledger: Ledger) -> frozenset[str]:
@@ -154,6 +163,8 @@ def serve(
         signal.signal(number, lambda *_: start_new_thread(stop.set, ()))  # `set` takes a lock that we may hold just now
     check_data(settings.data)
     ledger = open_ledger(settings.data)
+    check_own_head(settings.data, ledger, (own_key(settings.data).public, *earlier_keys(settings.data)))
+    keep_head(settings.data, ledger)
     keep_reserve(settings.data)
     if (taken_up := take_up(settings.data, now_ms())) is not None:
         ledger.membership.note("take up key", "aggregator", now_ms(), keyid=taken_up.keyid)
@@ -166,5 +177,6 @@ def serve(
         if door is not None:
             door.stop(None).wait()
         server.stop(grace_s).wait()
+    keep_head(settings.data, ledger)
     ledger.close()
     log.info("stopped")

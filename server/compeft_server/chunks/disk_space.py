@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +18,7 @@ T = TypeVar("T")
 FULL_MS = 10_000
 """When a client is asked to come back to a full disk."""
 RESERVE_FILE, RESERVE_BYTES = "reserve", 2 * 2**20
-"""A file that only takes room, so that the operator's own commands have some on a full disk."""
+"""A file that only takes room, so that every command of the operator has some on a full disk."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -76,19 +76,11 @@ def keep_reserve(data: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
 
 
-def with_reserve(data: Path, work: Callable[[], T]) -> T:
-    """What `work` returns; where the disk is full, once more with the room that was set aside. Errors: StorageFullError if that is gone
-    too; what `work` raises.
-    """
-    try:
-        with typed_storage_errors():
-            return work()
-    except StorageFullError:
-        if not (data / RESERVE_FILE).exists():
-            raise
-        (data / RESERVE_FILE).unlink()
-    with typed_storage_errors():
-        return work()
+def give_way(data: Path) -> None:
+    """Free the room that was set aside, if the disk of a data directory has none left. The next `compeft serve` sets it aside again."""
+    path = data / RESERVE_FILE
+    if path.exists() and shutil.disk_usage(data).free < RESERVE_BYTES:
+        path.unlink()
 
 
 @contextmanager

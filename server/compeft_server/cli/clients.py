@@ -13,7 +13,6 @@ from compeft_proto.invitation import new_invitation, to_text
 from compeft_proto.keys import public_key_from_pem
 from compeft_proto.name_checks import printable, typed_name
 from compeft_server.admin import policy_admin
-from compeft_server.chunks.disk_space import with_reserve
 from compeft_server.cli.options import AsFormat, Data
 from compeft_server.data_directory import existing, open_ledger
 from compeft_server.domain.invitations import valid_ms
@@ -144,7 +143,7 @@ def clients_revoke(name: Annotated[str, typer.Argument(help="the member's name")
 
     Example: compeft clients revoke berlin-1 --data /var/lib/compeft
     """
-    if not with_reserve(existing(data), lambda: open_ledger(data).revoke(name, now_ms())):
+    if not open_ledger(existing(data)).revoke(name, now_ms()):
         raise InputError(f"no enrolled or invited member is named {name!r}: see `compeft clients list`")
     typer.echo(f"{name} is revoked")
 

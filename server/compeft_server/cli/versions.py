@@ -12,12 +12,14 @@ from compeft_core.errors import InputError
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.clock import now_ms
 from compeft_proto.name_checks import printable
+from compeft_proto.site_layout import HEAD_FILE
+from compeft_server.admin.audit_check import verify_against, verify_log
 from compeft_server.admin.lineage import VersionOrigin, Versions
 from compeft_server.cli.experts import experts
 from compeft_server.cli.options import AsFormat, Data, ExpertName
 from compeft_server.data_directory import existing, open_ledger, open_store
 from compeft_server.identity.aggregator_keys import earlier_keys, own_key
-from compeft_server.ledger.audit import check
+from compeft_server.ledger.checks.recorded_rows import RECORD
 
 app = typer.Typer()
 audit_app = typer.Typer(help="The append-only log of decisions.", no_args_is_help=True)
@@ -107,12 +109,18 @@ def forget(name: ExpertName, member: Annotated[str, typer.Argument(help="the cli
 
 
 @audit_app.command("log")
-def audit_log(data: Data, output_format: AsFormat = "text") -> None:
+def audit_log(
+    data: Data,
+    output_format: AsFormat = "text",
+    everything: Annotated[bool, typer.Option("--all", help="also the entries that cover transfers and metrics")] = False,
+) -> None:
     """Show every decision: enrolments, refusals with their reasons, rounds, versions.
 
     Example: compeft audit log --data /var/lib/compeft --format json
     """
     for entry in open_ledger(existing(data)).audit_entries():
+        if entry.event.action == RECORD and not everything:
+            continue
         event, when = entry.event, _when(entry.event.at_ms)
         if output_format == "json":
             fields = {"number": entry.number, "at_ms": event.at_ms, "action": event.action, "subject": event.subject}
@@ -122,13 +130,26 @@ def audit_log(data: Data, output_format: AsFormat = "text") -> None:
 
 
 @audit_app.command("verify")
-def audit_verify(data: Data) -> None:
-    """Check that no entry was altered, dropped or inserted; prints the newest hash, to be kept somewhere else.
+def audit_verify(
+    data: Data,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="a site folder, or a checkpoint file: what it remembers must be in the log")
+    ] = None,
+) -> None:
+    """Check that no entry was altered, dropped or inserted, that keys, rules, rounds, transfers and metrics are what the log says, and
+    that it begins with every head that was signed before.
 
-    Example: compeft audit verify --data /var/lib/compeft
+    Example: compeft audit verify --data /var/lib/compeft --against /media/berlin-1
     """
-    entries = open_ledger(existing(data)).audit_entries()
-    typer.echo(f"{len(entries)} entries hold, the newest is {check(entries).hex()}")
+    ledger, keys = open_ledger(existing(data)), (own_key(data).public, *earlier_keys(data))
+    found = verify_log(ledger)
+    typer.echo(f"{found.entries} entries hold, the newest is {found.hash.hex()}, their root {found.root.hex()}")
+    typer.echo(
+        f"{sum(found.rows.values())} rows agree: {', '.join(f'{count} {table}' for table, count in found.rows.items() if count)}"
+    )
+    own = [data / HEAD_FILE] if (data / HEAD_FILE).exists() else []
+    for path, head in verify_against(ledger, [*own, *(against or [])], keys):
+        typer.echo(f"the log begins with the {head.size} entries that {path} remembers")
 
 
 def _versions(data: Path) -> Versions:

@@ -15,6 +15,7 @@ from compeft_server.dashboard.app import create_app
 from compeft_server.dashboard.metrics import Exposition
 from compeft_server.dashboard.security import LOOPBACK_NAMES, Gate, Password, read_password
 from compeft_server.dashboard.site import Site
+from compeft_server.dashboard.slow_requests import PromptH11
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.reports.figures.provenance import own_public_keys
@@ -68,6 +69,7 @@ class Web:
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             create_app(site, lambda: self._server.should_exit),
+            http=PromptH11,
             log_config=None,
             access_log=False,
             server_header=False,

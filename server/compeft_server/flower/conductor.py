@@ -139,7 +139,7 @@ class Conductor:
         def attempt() -> tuple[Answer, list[bytes]]:
             date(request)
             with self._connection.ask(request) as dialogue:
-                answer = self._connection.read(dialogue)
+                answer = self._connection.read(dialogue, request)
                 answer_checks.check_statement(answer.statement, request, have)
                 answer_checks.check_steps(answer.steps, answer.statement)
                 return answer, fetch(dialogue, kept, answer.needed)
@@ -171,8 +171,11 @@ class Conductor:
             return [xp.SubmitRequest(box=boxes[wanted.sha256])]
 
         def attempt() -> Envelope:
+            asked = self._connection.head_size()
             with self._connection.submission() as dialogue:
-                return offer(dialogue, xp.SubmitRequest(box=letter.update), part)
+                answer = offer(dialogue, xp.SubmitRequest(box=letter.update, head_size=asked), part)
+            self._connection.follow_submission(asked, dialogue)
+            return answer
 
         return self._connection.opened(self._connection.persist(attempt), dsse.RECEIPT)
 
@@ -198,8 +201,11 @@ class Conductor:
     ) -> dsse.N:
         key = self._connection.key
         command.keyid, command.nonce = key.keyid, secrets.token_bytes(NONCE_BYTES)  # type: ignore[attr-defined]
-        command.issued_at_ms = now_ms()  # type: ignore[attr-defined]  # every command has these three
-        return self._connection.command(dsse.seal(key, kind, command), answer)
+        command.issued_at_ms = now_ms()  # type: ignore[attr-defined]  # every command has these four
+        command.head_size = asked = self._connection.head_size()  # type: ignore[attr-defined]
+        found = self._connection.command(dsse.seal(key, kind, command), answer)
+        self._connection.follow_log(asked, found.head)  # type: ignore[attr-defined]  # and every answer this one
+        return found
 
 
 def own_or_simulated_site(folder: Path) -> Path:

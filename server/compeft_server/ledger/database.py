@@ -33,6 +33,12 @@ FULL_MS = 10_000
 """When a client is asked to come back to a full disk."""
 
 
+class LedgerGoneError(UnreachableError):
+    """The file of the ledger is no longer the one that was opened."""
+
+    code = "ledger_gone"
+
+
 def open_engine(database: str | Path) -> Engine:
     """An engine on a SQLite file (made if absent) or on the PostgreSQL of a URL, with the newest schema.
 
@@ -90,7 +96,36 @@ def _sqlite(path: Path) -> Engine:
         ) from error
     engine = sa.create_engine(URL.create("sqlite", database=str(path.absolute())), connect_args={"timeout": SQLITE_WAIT_S})
     sa.event.listen(engine, "connect", _configure_sqlite)
+    same = _SameFile(path.absolute())
+    sa.event.listen(engine, "connect", same.note)
+    sa.event.listen(engine, "do_connect", same.check)
+    sa.event.listen(engine, "checkout", same.check)
     return engine
+
+
+class _SameFile:
+    """Lets nothing be read or written once the file is gone, or another: SQLite would go on in the deleted one, or make an empty one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._known = path, (0, 0)
+
+    def note(self, *_: object) -> None:
+        """The first connection has made the file, or found it."""
+        if self._known == (0, 0):
+            self._known = self._found()
+
+    def check(self, *_: object) -> None:
+        """Errors: LedgerGoneError."""
+        if self._known not in ((0, 0), self._found()):
+            raise LedgerGoneError(f"{self._path.name} was deleted or exchanged while it was in use: put it back, and start again")
+
+    def _found(self) -> tuple[int, int]:
+        """Device and number of the file; -1 if it is gone."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return -1, -1
+        return found.st_dev, found.st_ino
 
 
 def _configure_sqlite(connection: object, _record: object) -> None:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from compeft_server.ledger import audit, schema
 from compeft_server.ledger.audit import Event
+from compeft_server.ledger.checks.recorded_rows import record_of
 from compeft_server.ledger.database import read, take_turn
 
 T = TypeVar("T")
@@ -22,6 +23,8 @@ INSERTS = {table.name: sa.insert(table) for table in schema.metadata.tables.valu
 """Built once: building a statement takes longer than running it."""
 
 Write = Callable[[sa.Connection], None]
+Recorded = Callable[[sa.Connection], tuple[str, int]]
+"""A write of one row that an audit entry of the whole transaction covers: the table's name and the row's id."""
 MAX_TOGETHER = 256
 """Most writes in one transaction."""
 
@@ -30,7 +33,7 @@ MAX_TOGETHER = 256
 class _Waiting:
     """A write, and who waits for it."""
 
-    write: Write
+    write: Write | Recorded
     done: Future[None] = field(default_factory=Future)
 
 
@@ -43,7 +46,7 @@ class GroupCommit:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
-    def ask(self, write: Write) -> Future[None]:
+    def ask(self, write: Write | Recorded) -> Future[None]:
         """Write soon; the future says when it is durable, or why it is not."""
         waiting = _Waiting(write)
         with self._lock:
@@ -53,7 +56,7 @@ class GroupCommit:
             self._inbox.put(waiting)
         return waiting.done
 
-    def write(self, write: Write) -> None:
+    def write(self, write: Write | Recorded) -> None:
         """Write and wait until it is durable. Errors: what `write` raises, and those of the database."""
         self.ask(write).result()
 
@@ -80,8 +83,7 @@ class GroupCommit:
         try:
             with self._engine.begin() as connection:
                 take_turn(connection)
-                for waiting in together:
-                    waiting.write(connection)
+                _record(connection, [waiting.write(connection) for waiting in together])
         except Exception as error:  # noqa: BLE001  # it belongs to whoever asked
             if len(together) == 1:
                 together[0].done.set_exception(error)
@@ -93,6 +95,15 @@ class GroupCommit:
             waiting.done.set_result(None)
 
 
+def _record(connection: sa.Connection, added: Sequence[tuple[str, int] | None]) -> None:
+    """One audit entry for the new rows of each table that have none of their own."""
+    ids: dict[str, list[int]] = {}
+    for table, number in filter(None, added):
+        ids.setdefault(table, []).append(number)
+    for table, numbers in ids.items():
+        audit.append(connection, record_of(connection, table, numbers))
+
+
 class Tables:
     """Reading and writing the tables of one subject; its subclasses are what a Ledger is made of."""
 
@@ -101,6 +112,15 @@ class Tables:
 
     def _insert(self, table: sa.Table, row: dict[str, object], happened: Event | None = None) -> None:
         self._writes.write(lambda connection: add_row(connection, table, row, happened))
+
+    def _recorded(self, table: sa.Table, row: dict[str, object]) -> Future[None]:
+        """Add a row soon, covered by the audit entry of its transaction."""
+
+        def write(connection: sa.Connection) -> tuple[str, int]:
+            added = connection.execute(INSERTS[table.name], row)
+            return table.name, int((added.inserted_primary_key or (0,))[0])
+
+        return self._writes.ask(write)
 
     def _column(self, query: sa.Select[bytes]) -> Iterator[bytes]:
         with self._engine.connect() as connection:

@@ -7,12 +7,15 @@ it checks after that still holds when it ends. Byte counts are stored, ratios ar
 """
 
 import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from compeft_server.ledger import schema
+from compeft_proto.merkle_log import Place
+from compeft_server.ledger import audit, schema
 from compeft_server.ledger.audit import Entry, Event
+from compeft_server.ledger.checks.all_rows import check_all
 from compeft_server.ledger.database import open_engine
 from compeft_server.ledger.group_commit import GroupCommit
 from compeft_server.ledger.kpis import Kpis
@@ -43,7 +46,22 @@ class Ledger(KeyRows, VersionRows, RoundRows, CallRows):
     def audit_entries(self) -> list[Entry]:
         """The audit log, oldest first."""
         rows = self._rows(sa.select(schema.audit).order_by(schema.audit.c.id))
-        return [Entry(row.id, Event(row.at_ms, row.action, row.subject, row.detail), row.hash) for row in rows]
+        return [Entry(row.id, Event(row.at_ms, row.action, row.subject, row.detail), row.hash, row.nodes) for row in rows]
+
+    def check_rows(self, entries: Sequence[Entry]) -> dict[str, int]:
+        """How many rows of each table are what these entries, the whole log, say. Errors: AuditError that names what is not."""
+        with self.engine.connect() as connection:
+            return check_all(connection, entries)
+
+    def log_size(self) -> int:
+        """How many entries the audit log has."""
+        with self.engine.connect() as connection:
+            return int(connection.execute(audit.SIZE).scalar_one())
+
+    def log_subtrees(self, wanted: Iterable[Place]) -> dict[Place, bytes]:
+        """The hashes of complete subtrees of the audit log, by place. Errors: AuditError."""
+        with self.engine.connect() as connection:
+            return audit.subtrees(connection, wanted)
 
 
 def _let_go(writes: GroupCommit, engine: sa.Engine) -> None:

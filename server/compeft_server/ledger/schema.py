@@ -212,6 +212,7 @@ audit = sa.Table(
     sa.Column("subject", sa.String(256), nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
+    sa.Column("nodes", sa.LargeBinary, nullable=False, server_default=sa.text("''")),
 )
 
 channel_moves = sa.Table(

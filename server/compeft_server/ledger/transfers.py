@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from compeft_server.domain.records import Quality, Refusal, Transfer
 from compeft_server.ledger import audit, schema
-from compeft_server.ledger.group_commit import Tables, add_row
+from compeft_server.ledger.group_commit import Tables
 
 T = TypeVar("T")
 
@@ -18,12 +18,11 @@ class CallRows(Tables):
 
     def record_transfer(self, transfer: Transfer) -> None:
         """Record the bytes that one call moved."""
-        self._insert(schema.transfers, asdict(transfer))
+        self._recorded(schema.transfers, asdict(transfer)).result()
 
     def note_transfer(self, transfer: Transfer) -> Future[None]:
         """Record it without waiting: it is durable a moment later, and lost if the process is killed in that moment."""
-        row = asdict(transfer)
-        return self._writes.ask(lambda connection: add_row(connection, schema.transfers, row, None))
+        return self._recorded(schema.transfers, asdict(transfer))
 
     def record_refusal(self, refusal: Refusal) -> None:
         """Record a refused submission."""
@@ -35,7 +34,7 @@ class CallRows(Tables):
     def record_quality(self, quality: Quality) -> None:
         """A task metric. The same arm, client and metric at the same version again changes nothing: the first report is kept."""
         try:
-            self._insert(schema.quality, asdict(quality))
+            self._recorded(schema.quality, asdict(quality)).result()
         except sa.exc.IntegrityError:
             return
 

@@ -152,7 +152,7 @@ async def refuse(context: Context, error: CompeftError) -> NoReturn:
 async def refuse_quietly(context: Context, error: CompeftError) -> NoReturn:
     """The same without a line in the log."""
     trailing = (*(context.trailing_metadata() or ()), *trailing_metadata(error))
-    await context.abort(STATUS[type(error)], str(error), trailing)
+    await context.abort(next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), str(error), trailing)
     raise AssertionError("abort raises")
 
 

@@ -26,6 +26,7 @@ from compeft_proto.errors import (
     UnknownKeyError,
     WaitError,
 )
+from compeft_proto.message_bounds import MAX_NUMBER
 from compeft_proto.relay_letter import check_size
 from compeft_proto.sealed_box import close_box
 from compeft_proto.v1 import enrolment_pb2 as ep
@@ -122,7 +123,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         with self._slots.take(keyid):
             upload = await self._do(self._writing, lambda: self._admitted(keyid, offer))
             if isinstance(upload, Envelope):
-                await self._send(call, xp.SubmitReply(answer=upload))
+                await self._send(call, await self._answered(upload, first))
                 return
             needed = [xp.NeededChunk(sha256=ref.sha256, offset=offset) for ref, offset in upload.needed]
             await self._send(call, xp.SubmitReply(needed=xp.Needed(chunks=needed)))
@@ -131,7 +132,12 @@ class ExchangeService(rpc.ExpertExchangeServicer):
                 await self._send(call, xp.SubmitReply(received=ref.sha256))
             answer = await self._finish(keyid, upload)
             call.transfer = accepted(call.transfer, offer, answer)
-            await self._send(call, xp.SubmitReply(answer=answer))
+            await self._send(call, await self._answered(answer, first))
+
+    async def _answered(self, answer: Envelope, first: xp.SubmitRequest) -> xp.SubmitReply:
+        """The answer beside the head of the audit log after it."""
+        head = await self._do(self._writing, lambda: self._aggregator.heads.since(min(first.head_size, MAX_NUMBER)))
+        return xp.SubmitReply(answer=answer, head=head)
 
     def _admitted(self, keyid: str, offer: Offer[M, Checked]) -> Upload[M, Checked] | Envelope:
         upload = self._aggregator.admit(offer)

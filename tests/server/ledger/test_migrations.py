@@ -57,8 +57,9 @@ def test_a_database_of_the_first_release_opens_with_its_data_and_the_newest_sche
     assert [len(ledger.submissions("sentiment", r.run, r.round)) for r in ledger.rounds("sentiment")] == [1, 1]
     assert len(ledger.quality("sentiment")) == len(ledger.refusals("sentiment")) == 1
     entries = ledger.audit_entries()
-    assert [e.event.action for e in entries[10:]] == ["allow"] * 5
+    assert [e.event.action for e in entries[10:]] == ["allow"] * 5 + ["record"] * 2
     check(entries)
+    assert ledger.check_rows(entries)["transfers"] == len(ledger.transfers("sentiment"))
     ledger.close()
 
 

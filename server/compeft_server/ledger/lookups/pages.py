@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from compeft_server.domain.records import Refusal, Round
+from compeft_server.ledger.checks.recorded_rows import RECORD
 from compeft_server.ledger.lookups.reader import LedgerReader
 from compeft_server.ledger.schema import audit, refusals, rounds, submissions, versions
 
@@ -102,9 +103,9 @@ class Listings(LedgerReader):
         return [Refusal(**r._mapping) for r in shown], total
 
     def audit(self, action: str = "", subject: str = "", page: int = 1) -> tuple[list[AuditLine], int]:
-        """Entries of the audit log; `subject` is a part of it."""
+        """Entries of the audit log; `subject` is a part of it. Those that cover transfers and task metrics: only if asked for."""
         c = audit.c
-        where = [c.action == action] if action else []
+        where = [c.action == action] if action else [c.action != RECORD]
         where += [c.subject.contains(subject, autoescape=True)] if subject else []
         query = sa.select(c.id.label("number"), c.at_ms, c.action, c.subject, c.detail, c.hash)
         shown, total = self._page(query, audit, where, (c.id.desc(),), page)

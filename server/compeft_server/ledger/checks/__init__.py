@@ -1,0 +1,1 @@
+"""Holding the rows of the other tables against the audit log."""
