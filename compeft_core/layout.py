@@ -21,8 +21,11 @@ Vector = NDArray[np.float32]
 
 MAX_SIZE = 2**32 - 1
 """Most parameters in one layout: positions are unsigned 32-bit."""
-MAX_TENSORS = 2**16
+MAX_TENSORS = 2**18
+"""Most tensors in one layout: three pairs of LoRA factors in each of 58 layers of 256 experts are 89,088."""
 MAX_NAME_BYTES = 1024
+MAX_NAMES_BYTES = 2**25
+"""Most UTF-8 bytes of all names of one layout together: 128 a name at MAX_TENSORS names."""
 MAX_RANK = 8
 DOMAIN = b"compeft.layout.v1\0"
 
@@ -52,6 +55,9 @@ class Layout:
             raise LimitError(f"layout has {len(self.tensors)} tensors, the cap is {MAX_TENSORS}")
         for tensor in self.tensors:
             _check(tensor)
+        names_bytes = sum(len(t.name.encode()) for t in self.tensors)
+        if names_bytes > MAX_NAMES_BYTES:
+            raise LimitError(f"layout has names of {names_bytes} bytes in all, the cap is {MAX_NAMES_BYTES}")
         keys = [_order(t) for t in self.tensors]
         if keys != sorted(keys):
             raise InputError("layout is not in canonical order: ternary before dense, then names by UTF-8 bytes")

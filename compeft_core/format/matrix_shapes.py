@@ -72,10 +72,14 @@ def _read_item(reader: Reader, shapes: list[Shape]) -> list[Shape]:
 
 def _longest_copy(shapes: Sequence[Shape], at: int) -> tuple[int, int]:
     """Length and distance of the longest copy for the shapes from `at` on, of these the least distance; (0, 0) if absent."""
-    best = (0, 0)
-    for distance in range(1, min(at, REACH) + 1):
-        length = 0
+    best, recent = (0, 0), shapes[max(0, at - REACH) : at][::-1]
+    if shapes[at] not in recent:
+        return best
+    for distance in (d for d, shape in enumerate(recent, 1) if shape == shapes[at]):
+        length = 1
         while at + length < len(shapes) and shapes[at + length] == shapes[at + length - distance]:
             length += 1
         best = max(best, (length, -distance))
+        if at + length == len(shapes):
+            break  # a greater distance cannot copy more
     return best[0], -best[1]

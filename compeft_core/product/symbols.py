@@ -26,7 +26,7 @@ MIN_SCALE, MAX_SCALE = -1024, 1023
 MAX_ENTRY = 1 << 15
 """Entries lie in -MAX_ENTRY + 1..MAX_ENTRY - 1."""
 MAX_SIDE = 1 << 24
-MAX_MODULES = 1 << 16
+MAX_MODULES = 1 << 18
 
 
 class Factors(NamedTuple):

@@ -8,8 +8,8 @@ Invariant: a list of names has one coding. The shared prefix is the longest poss
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from compeft_core.errors import FormatError
-from compeft_core.layout import MAX_NAME_BYTES
+from compeft_core.errors import FormatError, LimitError
+from compeft_core.layout import MAX_NAME_BYTES, MAX_NAMES_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,18 @@ def front_code(names: Sequence[str]) -> list[FrontCoded]:
 
 
 def front_decode(rows: Iterable[FrontCoded]) -> list[str]:
-    """The names behind a coding. Errors: FormatError if one is too long, not UTF-8, or if another coding is the right one."""
+    """The names behind a coding.
+
+    Errors: FormatError if one is too long, not UTF-8, or if another coding is the right one; LimitError as soon as
+    the names made have more than MAX_NAMES_BYTES together: a few coded bytes can stand for a name of MAX_NAME_BYTES.
+    """
     names: list[str] = []
-    before = b""
+    before, total = b"", 0
     for row in rows:
         before = _unshare(before, row)
+        total += len(before)
+        if total > MAX_NAMES_BYTES:
+            raise LimitError(f"tensor names have more than {MAX_NAMES_BYTES} bytes in all")
         names.append(_text(before))
     return names
 

@@ -13,7 +13,8 @@ from compeft_core.product import Factors, ProductLimits, ProductSymbols, check_p
 from compeft_proto.lora_modules import LoraModule, pairs_of
 
 LIMITS = ProductLimits(rank=4096, entries=1 << 31)
-MAX_PRODUCTS = 1 << 16
+MAX_PRODUCTS = 1 << 18
+"""Most products in one part: three in each of 58 layers of 256 experts are 44,544."""
 
 
 def modules_in(layout: Layout, slices: Sequence[int]) -> list[LoraModule]:

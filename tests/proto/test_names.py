@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from compeft_core import Layout, layout_of
 from compeft_core.errors import CompeftError, FormatError, LimitError
-from compeft_core.layout import MAX_TENSORS
+from compeft_core.layout import MAX_NAMES_BYTES, MAX_TENSORS
 from compeft_proto.convert import layout_from_proto, layout_to_proto
 from compeft_proto.front_coding import FrontCoded, front_code, front_decode
 from compeft_proto.v1.expert_pb2 import Layout as Message
@@ -102,6 +102,25 @@ def test_there_is_one_message_for_a_layout(layout: Layout, data: st.DataObject) 
 def test_a_message_that_is_no_layout_is_malformed(message: Message) -> None:
     with pytest.raises(FormatError):
         layout_from_proto(message)
+
+
+def test_a_layout_of_58_layers_of_256_experts_is_one_message() -> None:
+    parts = [f"{name}_proj.lora_{side}.weight" for name in ("gate", "up", "down") for side in "AB"]
+    names = [f"model.layers.{i}.mlp.experts.{e}.{part}" for i in range(58) for e in range(256) for part in parts]
+    layout = layout_of({name: (1, 8) if "lora_A" in name else (8, 1) for name in names})
+    message = layout_to_proto(layout)
+    assert len(layout.tensors) == 89_088
+    assert layout_from_proto(message) == layout
+    assert len(message.SerializeToString()) < 16 * 89_088
+
+
+def test_names_that_unfold_beyond_all_bounds_are_refused() -> None:
+    count = MAX_NAMES_BYTES // 1000 + 1  # each name is the one before with another last byte: 1,000 bytes from one
+    first, rest = b"x" * 999 + b"0", [b"%d" % (1 + i % 9) for i in range(count - 1)]
+    rows = [FrontCoded(0, 0, first), *(FrontCoded(999, 0, byte) for byte in rest)]
+    with pytest.raises(LimitError, match="names have more than 33554432 bytes"):
+        front_decode(rows)
+    assert len(front_decode(rows[:-1])) == count - 1
 
 
 def test_too_many_tensors_are_refused_before_their_names_are_made() -> None:

@@ -35,10 +35,10 @@ def read_shapes(data: Bytes, ternary_size: int) -> Shapes:
         distance = data.varint()
         need(distance <= min(64, len(shapes)), "distance")
         length = data.varint() if distance else 0
-        need(distance == 0 or 0 < length <= 65536 - len(shapes), "length")
+        need(distance == 0 or 0 < length <= 262144 - len(shapes), "length")
         copies.append((len(shapes), length, distance))
         shapes += [shapes[len(shapes) - distance + i % distance] for i in range(length)] or [(data.varint(), data.varint())]
-        need(all(shapes[-1]) and len(shapes) <= 65536, "shapes")
+        need(all(shapes[-1]) and len(shapes) <= 262144, "shapes")
     need(sum(rows * columns for rows, columns in shapes) == ternary_size, "sum of shapes")
     need(all(copy[1:] == longest_copy(shapes, copy[0]) for copy in copies), "another copy must be used")
     return shapes

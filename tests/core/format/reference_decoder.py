@@ -54,7 +54,7 @@ def decode(blob: bytes) -> Decoded:
     need(codec in BODIES, "codec")
     ternary_size, dense_size, groups = data.varint(), data.varint(), data.varint()
     need(ternary_size + dense_size < 2**32, "size")
-    need((groups == 0) == (ternary_size == 0) and groups <= 65536, "groups")
+    need((groups == 0) == (ternary_size == 0) and groups <= 262144, "groups")
     sizes = [data.varint() for _ in range(groups)] if groups > 1 else [ternary_size] * groups
     need(all(sizes) and sum(sizes) == ternary_size, "group sizes")
     raw_scales = data.take(4 * groups)
