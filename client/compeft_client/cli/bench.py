@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compeft_client.cli.options import AsFormat
+from compeft_client.cli.progress import stages
 from compeft_client.durable_files import write_durably
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def bench_pool(
     from compeft_client.models.pool_benchmark import measure_pool
 
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    found = measure_pool(parameters, experts, density, chosen)
+    with stages("bench pool") as tell:
+        found = measure_pool(parameters, experts, density, chosen, tell)
     values = asdict(found) | {"experts_per_gb": found.experts_per_gb, "bf16_experts_per_gb": found.bf16_experts_per_gb}
     if output:
         write_durably(output, json.dumps(values, indent=1).encode())

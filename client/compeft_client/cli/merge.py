@@ -9,6 +9,7 @@ import typer
 
 from compeft_client.cli.options import AsFormat
 from compeft_client.cli.pack_output import NO_QUALITY
+from compeft_client.cli.progress import stages
 from compeft_client.merging.merge import MergeRequest, MergeResult, merge_experts
 from compeft_client.packing.pack import PackSettings
 from compeft_core.errors import InputError
@@ -57,7 +58,9 @@ def merge(
     request = MergeRequest(
         experts, method, _weights(weights), coefficient, told, rank, PackSettings(density, init=init), same_base
     )
-    typer.echo(_said(request, merge_experts(request, output, force=force), output_format))
+    with stages("merge") as tell:
+        result = merge_experts(request, output, force=force, tell=tell)
+    typer.echo(_said(request, result, output_format))
 
 
 def _weights(text: str) -> list[float]:
@@ -91,8 +94,10 @@ def _said(request: MergeRequest, result: MergeResult, output_format: str) -> str
                 "parameters": result.parameters,
                 "bytes": result.bytes,
                 "ranks": list(result.ranks),
+                "notes": list(result.notes),
             }
         )
     ranks = f", rank {' or '.join(map(str, result.ranks))}" if result.ranks else ""
     size = f"{result.parameters:,} parameters{ranks}, {result.bytes:,} bytes"
-    return f"{result.output}: {len(request.paths)} experts merged by {request.method}, {size}\n{NO_QUALITY}"
+    head = f"{result.output}: {len(request.paths)} experts merged by {request.method}, {size}"
+    return "\n".join([head, *result.notes, NO_QUALITY])

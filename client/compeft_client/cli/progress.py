@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from compeft_client.packing.part_codec import Progress as Tick
+from compeft_client.workers import Tell
 
 PATIENCE_S = 2.0
 LINE_S = 30.0
@@ -39,3 +40,27 @@ def watched(what: str, total: int) -> Iterator[Tick]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+@contextmanager
+def stages(what: str) -> Iterator[Tell]:
+    """A function that is told, in a few words, what has just been done, where the number of parameters says little about the time left."""
+    console = Console(stderr=True)
+    status = console.status(what)
+    began = printed_at = time.monotonic()
+
+    def tell(done: str) -> None:
+        nonlocal printed_at
+        now = time.monotonic()
+        line = f"{what}: {done}, {now - began:.0f} s"
+        if console.is_terminal and now - began > PATIENCE_S:
+            status.update(line)
+            status.start()
+        if not console.is_terminal and now - printed_at > LINE_S:
+            printed_at = now
+            typer.echo(line, err=True)
+
+    try:
+        yield tell
+    finally:
+        status.stop()

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector, read_start
 from compeft_client.checkpoints.safetensors_file import NUMPY, to_float32
-from compeft_client.merging.inputs import Candidate, merged_beside, read_candidates
+from compeft_client.merging.inputs import Candidate, Merged, merged_beside, notes_by_path, read_candidates
 from compeft_client.packing.expert_file import read_payload_of
 from compeft_client.packing.pack import PackSettings, code_parts
 from compeft_client.packing.part_codec import exact_tensors
 from compeft_client.packing.tensor_rules import FACTORS, ZERO_FACTORS
-from compeft_client.workers import WORKERS
+from compeft_client.workers import WORKERS, Tell, untold
 from compeft_core import METHODS, MergeParameters, merge, unflatten
 from compeft_core.errors import InputError
 from compeft_proto.convert import read_payload
@@ -41,6 +41,7 @@ class EntrySettings:
     parameters: MergeParameters
     pack: PackSettings
     same_base: bool = False
+    tell: Tell = untold
 
     @property
     def is_mean(self) -> bool:
@@ -48,18 +49,21 @@ class EntrySettings:
         return METHODS[self.method].normalised and self.coefficient == 1.0
 
 
-def merge_as_entries(paths: Sequence[Path], settings: EntrySettings) -> tuple[Files, bytes, str | None]:
-    """Tensors by file, the configuration, and `--init`'s value for packing the result again.
+def merge_as_entries(paths: Sequence[Path], settings: EntrySettings) -> Merged:
+    """The merged adapter, with `--init`'s value for packing it again.
 
     Errors: InputError that names the tensor or field that stands in the way; WrongBaseError if `init` is not the start; those of reading.
     """
     candidates = read_candidates(paths, "entries", same_base=settings.same_base)
-    parts = [_parts(candidate, settings.pack) for candidate in candidates]
+    parts = []
+    for number, candidate in enumerate(candidates, 1):
+        parts.append(_parts(candidate, settings.pack))
+        settings.tell(f"read {number} of {len(candidates)} experts")
     start, files = read_start(settings.pack.init), Files()
     for path, found in zip(paths, parts, strict=True):
         if [_identity(p) for p, _ in found] != [_identity(p) for p, _ in parts[0]]:
             raise InputError(_difference(paths[0], path, [p for p, _ in parts[0]], [p for p, _ in found]))
-    for alike in zip(*parts, strict=True):
+    for number, alike in enumerate(zip(*parts, strict=True), 1):
         part = alike[0][0]
         _check_start(part, settings, start)
         payloads = [payload for _, payload in alike]
@@ -69,8 +73,9 @@ def merge_as_entries(paths: Sequence[Path], settings: EntrySettings) -> tuple[Fi
             else _exact(paths, part, payloads, settings)
         )
         files.setdefault(part.file, {}).update(merged)
+        settings.tell(f"merged {number} of {len(parts[0])} parts")
     seed = next((f"seed:{p.seed}" for p, _ in parts[0] if p.seed is not None), None)
-    return files, candidates[0].config, seed or settings.pack.init
+    return Merged(files, candidates[0].config, seed or settings.pack.init, notes_by_path(candidates))
 
 
 def _parts(candidate: Candidate, settings: PackSettings) -> list[tuple[FilePart, bytes]]:

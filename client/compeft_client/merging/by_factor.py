@@ -3,7 +3,8 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,9 @@ from compeft_client.checkpoints.lora_modules import (
     scaling_of,
     tensors_of_factors,
 )
-from compeft_client.merging.inputs import Candidate, Reading, merged_beside, read_candidates, tensors_of
+from compeft_client.merging.inputs import Candidate, Merged, Reading, merged_beside, notes_by_path, read_candidates, tensors_of
 from compeft_client.merging.token_rows import ENDING, FIELD, indices_of, merge_rows, merged_field
+from compeft_client.workers import Tell
 from compeft_core import METHODS
 from compeft_core.errors import InputError
 from compeft_core.merging.lora_factors import FACTOR_METHODS, FactorSettings, LoraFactors, merge_factors
@@ -32,18 +34,22 @@ Files = dict[str, dict[str, NDArray[np.generic]]]
 
 def merge_as_factors(
     paths: Sequence[Path], method: str, settings: FactorSettings, weights: Sequence[float], reading: Reading
-) -> tuple[Files, bytes]:
-    """Tensors by file, and the configuration, of the merged adapter. `weights` apply to tensors other than factors: their weighted mean.
+) -> Merged:
+    """The merged adapter. `weights` apply to tensors other than factors: their weighted mean.
 
     Errors: InputError that names the tensor or the field that stands in the way; those of reading.
     """
     candidates = read_candidates(paths, "factors", same_base=reading.same_base)
     if candidates[0].fields.get("peft_type") != "LORA":
         raise InputError(f"{paths[0]} is not a LoRA: merge it by average, ties or another method for entries")
-    read = [tensors_of(candidate, reading.init) for candidate in candidates]
+    read = []
+    for number, candidate in enumerate(candidates, 1):
+        read.append(tensors_of(candidate, reading.init))
+        reading.tell(f"read {number} of {len(candidates)} experts")
     _check_names(paths, read)
     merged: Files = {file: {} for file in read[0]}
-    groups = _products(candidates, read, method, settings, weights)
+    merge_one = partial(_merged, method, settings=settings, weights=weights)
+    groups = _products(candidates, read, merge_one, reading.tell)
     padded = max((max(f.a.shape[0] for f in found) for _, found in groups), default=1) if _has_slices(groups) else 0
     ranks: dict[str, int] = {}
     for module, found in groups:
@@ -60,11 +66,14 @@ def merge_as_factors(
             tokens[name], merged[file][name] = merge_rows(rows, weights)  # type: ignore[arg-type]  # rows of floats
         else:
             merged[file][name] = merged_beside(paths, name, [tensors[file][name] for tensors in read], weights)
-    return merged, _config(candidates[0], ranks, tokens)
+    return Merged(merged, _config(candidates[0], ranks, tokens), None, notes_by_path(candidates))
 
 
 def _products(
-    candidates: Sequence[Candidate], read: Sequence[Tensors], method: str, settings: FactorSettings, weights: Sequence[float]
+    candidates: Sequence[Candidate],
+    read: Sequence[Tensors],
+    merge_one: Callable[[Sequence[LoraFactors]], LoraFactors],
+    tell: Tell,
 ) -> list[tuple[LoraModule, list[LoraFactors]]]:
     """Each module of the first expert, and the merged factors of each of its products."""
     modules = [_modules(candidate, tensors) for candidate, tensors in _pairs(candidates, read)]
@@ -76,7 +85,8 @@ def _products(
                 f"{name} has products of different sizes in {candidates[0].path} and the others: not of one base model"
             )
         slices = [_scaled(c, m, t[ADAPTER]) for c, m, t in zip(candidates, own, read, strict=True)]
-        groups.append((first, [_merged(method, list(alike), settings, weights) for alike in zip(*slices, strict=True)]))
+        groups.append((first, [merge_one(list(alike)) for alike in zip(*slices, strict=True)]))
+        tell(f"merged {len(groups)} of {len(modules[0])} modules")
     return groups
 
 

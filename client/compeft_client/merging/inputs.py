@@ -19,6 +19,7 @@ from compeft_client.checkpoints.source import Source, read_source
 from compeft_client.checkpoints.source_check import notes_of
 from compeft_client.packing.expert_file import ExpertFile, is_expert_file, open_expert
 from compeft_client.packing.pack import load_compressed
+from compeft_client.workers import Tell, untold
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.expert_manifest import ADAPTER_CONFIG, FLOATS, MODEL
 
@@ -49,10 +50,21 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How experts are read. init: where packed ones started; same_base: their base models' names may differ."""
+    """How experts are read. init: where packed ones started; same_base: their base models' names may differ; tell: hears of progress."""
 
     init: str | None = None
     same_base: bool = False
+    tell: Tell = untold
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A merged adapter: tensors by file, and its configuration as JSON. init: what packs it again; notes: what its maker should know."""
+
+    files: dict[str, dict[str, NDArray[np.generic]]]
+    config: bytes
+    init: str | None
+    notes: Sequence[str]
 
 
 def read_candidates(paths: Sequence[Path], purpose: Purpose, *, same_base: bool = False) -> list[Candidate]:
@@ -71,6 +83,11 @@ def read_candidates(paths: Sequence[Path], purpose: Purpose, *, same_base: bool 
                 f"{WAYS_OUT.get(name, 'they cannot be merged')}"
             )
     return found
+
+
+def notes_by_path(candidates: Sequence[Candidate]) -> list[str]:
+    """The notes of all experts, each behind its path."""
+    return [f"{candidate.path}: {note}" for candidate in candidates for note in candidate.notes]
 
 
 def tensors_of(candidate: Candidate, init: str | None) -> dict[str, Tensors]:

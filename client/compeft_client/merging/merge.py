@@ -20,9 +20,10 @@ from safetensors.numpy import save
 from compeft_client.durable_files import write_durably
 from compeft_client.merging.by_entry import EntrySettings, merge_as_entries
 from compeft_client.merging.by_factor import merge_as_factors
-from compeft_client.merging.inputs import Reading
+from compeft_client.merging.inputs import Merged, Reading
 from compeft_client.packing.expert_file import is_expert_file, open_expert
 from compeft_client.packing.pack import PackSettings, save_compressed
+from compeft_client.workers import Tell, untold
 from compeft_core import METHODS, MergeParameters
 from compeft_core.errors import InputError
 from compeft_core.merging.inputs import COUNTS, check_weights
@@ -53,16 +54,21 @@ class MergeRequest:
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What was written: parameters, bytes on disk, and the ranks of the result's factors (none if it was merged by entries)."""
+    """What was written: parameters, bytes on disk, the ranks of the result's factors (empty if it was merged by entries), and notes: what
+    its maker should know of the experts and the result, one line each.
+    """
 
     output: Path
     parameters: int
     bytes: int
     ranks: Sequence[int]
+    notes: Sequence[str] = ()
 
 
-def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -> MergeResult:
-    """Merge adapters into `output`: a directory, or an expert file if its name ends so. Nothing is written unless all is well.
+def merge_experts(request: MergeRequest, output: Path, *, force: bool = False, tell: Tell = untold) -> MergeResult:
+    """Merge adapters into `output`: a directory, or an expert file if its name ends so. Nothing is written if an error occurs.
+
+    tell: is told how far the merge is.
 
     Errors: InputError if it is there and not `force`; InputError, WrongBaseError; those of reading.
     """
@@ -75,20 +81,21 @@ def merge_experts(request: MergeRequest, output: Path, *, force: bool = False) -
         raise InputError(f"{len(weights)} weights for {len(request.paths)} experts: give one each, or none")
     check_weights(weights, by_factors or METHODS[request.method].normalised)
     linear = not by_factors and _holds_products(request)
-    files, config, init = _merged_factors(request, weights) if by_factors or linear else _merged_entries(request, weights)
+    merged = (_merged_factors if by_factors or linear else _merged_entries)(request, weights, tell)
+    files, config, notes = merged.files, merged.config, list(merged.notes)
     size = sum(v.size for tensors in files.values() for v in tensors.values())
     if packs:
         with tempfile.TemporaryDirectory() as folder:
             _write(Path(folder), files, config)
-            pack = PackSettings(key=request.pack.key) if by_factors or linear else replace(request.pack, init=init)
-            save_compressed(folder, output, pack, force=force)
-        return MergeResult(output, size, output.stat().st_size, ())
+            pack = PackSettings(key=request.pack.key) if by_factors or linear else replace(request.pack, init=merged.init)
+            notes += save_compressed(folder, output, pack, force=force).notes
+        return MergeResult(output, size, output.stat().st_size, (), notes)
     _write(output, files, config)
     written = sum((output / name).stat().st_size for name in [*files, ADAPTER_CONFIG])
     ranks = sorted(
         {v.shape[0] for t in files.values() for n, v in t.items() if n.endswith((".lora_A.weight", ".lora_embedding_A"))}
     )
-    return MergeResult(output, size, written, ranks if by_factors else ())
+    return MergeResult(output, size, written, ranks if by_factors else (), notes)
 
 
 def _holds_products(request: MergeRequest) -> bool:
@@ -113,19 +120,17 @@ def check_free(output: Path, force: bool) -> None:
 Files = dict[str, dict[str, NDArray[np.generic]]]
 
 
-def _merged_factors(request: MergeRequest, weights: Sequence[float]) -> tuple[Files, bytes, str | None]:
+def _merged_factors(request: MergeRequest, weights: Sequence[float], tell: Tell) -> Merged:
     takes = {"keep"} if request.method in FACTOR_METHODS else set[str]()
     if extra := set(request.told) - takes:
         raise InputError(f"merge method {request.method} takes {', '.join(takes) or 'no parameters'}, not {sorted(extra)[0]}")
     positive = weights if request.method in FACTOR_METHODS else None
     settings = FactorSettings(positive, request.coefficient, request.told.get("keep", 0.2), request.rank)
-    files, config = merge_as_factors(
-        request.paths, request.method, settings, weights, Reading(request.pack.init, request.same_base)
-    )
-    return files, config, None
+    reading = Reading(request.pack.init, request.same_base, tell)
+    return merge_as_factors(request.paths, request.method, settings, weights, reading)
 
 
-def _merged_entries(request: MergeRequest, weights: Sequence[float]) -> tuple[Files, bytes, str | None]:
+def _merged_entries(request: MergeRequest, weights: Sequence[float], tell: Tell) -> Merged:
     if request.rank is not None:
         raise InputError(f"{request.method} keeps the ranks as they are: --rank is for {', '.join(FACTOR_METHODS)}")
     taken = METHODS[request.method].takes
@@ -136,9 +141,8 @@ def _merged_entries(request: MergeRequest, weights: Sequence[float]) -> tuple[Fi
         raise InputError(f"{broken[0]} is {request.told[broken[0]]:g}, it must be a whole number")
     told = {name: int(value) if name in COUNTS else value for name, value in request.told.items()}
     parameters = MergeParameters(**told)  # type: ignore[arg-type]  # counts are whole, as was just made sure
-    return merge_as_entries(
-        request.paths, EntrySettings(request.method, weights, request.coefficient, parameters, request.pack, request.same_base)
-    )
+    settings = EntrySettings(request.method, weights, request.coefficient, parameters, request.pack, request.same_base, tell)
+    return merge_as_entries(request.paths, settings)
 
 
 def _write(folder: Path, files: Files, config: bytes) -> None:

@@ -24,6 +24,7 @@ from transformers.models.bert.modeling_bert import BertModel
 from compeft_client.models.adapter import adapter_arrays, load_adapter
 from compeft_client.models.expert_pool import ExpertPool
 from compeft_client.packing.pack import PackSettings, save_compressed
+from compeft_client.workers import Tell, untold
 from compeft_core.errors import InputError
 from compeft_proto.expert_manifest import ADAPTER
 
@@ -69,16 +70,21 @@ class PoolMeasures:
         return GB / self.bf16_bytes
 
 
-def measure_pool(parameters: int, experts: int, density: float, device: str) -> PoolMeasures:
-    """Make the model and the experts, switch round all of them three times each way. Errors: InputError."""
+def measure_pool(parameters: int, experts: int, density: float, device: str, tell: Tell = untold) -> PoolMeasures:
+    """Make the model and the experts, then switch to each of them three times in each way. Errors: InputError.
+
+    tell: is told how far this is.
+    """
     if experts < 2:
         raise InputError(f"{experts} experts, at least 2 are needed to switch between")
     rank = max(1, round(parameters / PER_RANK))
     model = _model(rank).to(device)
     with tempfile.TemporaryDirectory() as folder:
-        names = _write_experts(model, Path(folder), experts, density)
+        names = _write_experts(model, Path(folder), experts, density, tell)
+        tell("switching by PEFT's hotswap_adapter")
         swap = _median(names, lambda n: hotswap_adapter(model, str(Path(folder) / n), "default", torch_device=device), device)
         load = _median(names, lambda n: _load(model, Path(folder) / n), device)
+        tell("switching in the pool, experts in memory")
         with ExpertPool(model, init=str(Path(folder) / "start")) as pool:
             for name in names:
                 pool.add(name, Path(folder) / f"{name}.expert")
@@ -87,6 +93,7 @@ def measure_pool(parameters: int, experts: int, density: float, device: str) -> 
             held = pool.held_bytes // experts
             switch = _median(names, pool.activate, device)
             back = _median(names, pool.activate, device, pool.deactivate)
+        tell("switching in the pool, experts on disk")
         with ExpertPool(model, init=str(Path(folder) / "start"), capacity_bytes=0) as pool:
             for name in names:
                 pool.add(name, Path(folder) / f"{name}.expert")
@@ -102,7 +109,7 @@ def _model(rank: int) -> PeftModel:
         return get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(TARGETS)))
 
 
-def _write_experts(model: PeftModel, folder: Path, experts: int, density: float) -> list[str]:
+def _write_experts(model: PeftModel, folder: Path, experts: int, density: float, tell: Tell) -> list[str]:
     """`start`, and each expert as a packed file and as a bfloat16 PEFT directory."""
     model.save_pretrained(str(folder / "start"), save_embedding_layers=False)
     start, names = adapter_arrays(model), [f"expert-{number}" for number in range(experts)]
@@ -113,6 +120,7 @@ def _write_experts(model: PeftModel, folder: Path, experts: int, density: float)
         save_compressed(folder / name, folder / f"{name}.expert", PackSettings(density, init=str(folder / "start")))
         rounded = {n: t.to(torch.bfloat16) for n, t in load_file(folder / name / ADAPTER).items()}
         save_file(rounded, folder / name / ADAPTER, {"format": "pt"})
+        tell(f"packed {number + 1} of {experts} experts")
     return names
 
 

@@ -219,3 +219,15 @@ def test_modules_that_only_one_adapts_are_named(tmp_path: Path, capsys: pytest.C
     tensors = load_file("a/adapter_model.safetensors")
     builders.write_adapter(tmp_path / "b", {name: tensors[name] for name in (A, B)})
     assert "is only in one of a and b" in refusal(capsys, "a", "b", "-o", "out")
+
+
+@pytest.mark.parametrize("output", ["out", "out.expert"])
+def test_a_merge_says_which_expert_was_never_trained(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {n: v * ("lora_A" in n) for n, v in builders.tuned(builders.initial()).items()}
+    made = [adapter("trained", 4, 1), str(builders.write_adapter(Path("fresh"), tensors))]
+    assert run(["merge", *made, "-o", output]) == 0
+    assert "\nfresh: never trained: all 2 of LoRA's B" in capsys.readouterr().out
+    assert run(["merge", *made, "-o", output, "--force", "--format", "json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert [note for note in notes if note.startswith("fresh: ") and "never trained" in note]
+    assert not [note for note in notes if note.startswith("trained: ")]
