@@ -44,6 +44,16 @@ class LruCache(Generic[Key, Value]):
         with self._lock:
             return list(self._held)
 
+    @property
+    def max_bytes(self) -> int:
+        """Most bytes of all values."""
+        return self._max_bytes
+
+    def items(self) -> list[tuple[Key, Value]]:
+        """Keys and values held, the one used longest ago first; this does not count as a use."""
+        with self._lock:
+            return list(self._held.items())
+
     def put(self, key: Key, value: Value) -> None:
         """Hold a value, in place of an earlier one of this key; drop the values used longest ago when the capacity is exceeded."""
         with self._lock:

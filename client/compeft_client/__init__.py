@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compeft_client.exchange.edge_client import EdgeClient, Trained
     from compeft_client.exchange.package_client import PackageClient
+    from compeft_client.exchange.pool_reports import PoolUsage, report_pool, reporting
     from compeft_client.exchange.quality_floor import Floor
     from compeft_client.flower.mod import CompressionMod
     from compeft_client.flower.simulation import own_or_simulated
@@ -29,6 +30,7 @@ __all__ = [
     "MergeRequest",
     "PackSettings",
     "PackageClient",
+    "PoolUsage",
     "Trained",
     "blend",
     "edge_of",
@@ -36,6 +38,8 @@ __all__ = [
     "load_compressed",
     "merge_experts",
     "own_or_simulated",
+    "report_pool",
+    "reporting",
     "save_compressed",
 ]
 MODULES = {
@@ -47,6 +51,7 @@ MODULES = {
     "MergeRequest": "merging.merge",
     "PackSettings": "packing.pack",
     "PackageClient": "exchange.package_client",
+    "PoolUsage": "exchange.pool_reports",
     "Trained": "exchange.edge_client",
     "blend": "search.blend",
     "edge_of": "identity.edge_config",
@@ -54,6 +59,8 @@ MODULES = {
     "load_compressed": "packing.pack",
     "merge_experts": "merging.merge",
     "own_or_simulated": "flower.simulation",
+    "report_pool": "exchange.pool_reports",
+    "reporting": "exchange.pool_reports",
     "save_compressed": "packing.pack",
 }
 """Name -> the module that defines it, below this package."""

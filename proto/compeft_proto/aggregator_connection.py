@@ -152,8 +152,15 @@ class AggregatorConnection:
 
     def command(self, sealed: Envelope, kind: dsse.PayloadType[dsse.N]) -> dsse.N:
         """The answer to a conductor's sealed command, signed by the newest key. Errors: the aggregator's refusal, UnreachableError."""
+        return self._answered(lambda: self._stub.Conduct(sealed), kind)
+
+    def observe(self, sealed: Envelope, kind: dsse.PayloadType[dsse.N]) -> dsse.N:
+        """The answer to a sealed report of what this member observed. Errors: as `command`."""
+        return self._answered(lambda: self._stub.Observe(sealed), kind)
+
+    def _answered(self, call: Callable[[], Envelope], kind: dsse.PayloadType[dsse.N]) -> dsse.N:
         try:
-            reply: Envelope = self._stub.Conduct(sealed)
+            reply = call()
         except grpc.RpcError as error:
             raise from_rpc(error, self._address) from error
         return self.trusted.with_rotation(lambda: dsse.open_envelope(reply, self.trusted.newest, kind))

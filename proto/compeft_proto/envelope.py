@@ -62,6 +62,7 @@ ROUND_CLOSING = _type("round-closing", expert_pb2.RoundClosing, SMALL)
 ROUND_STATEMENT = _type("round-statement", expert_pb2.RoundStatement)
 QUALITY = _type("quality", expert_pb2.QualityReport, SMALL)
 RECORDED = _type("recorded", expert_pb2.Recorded)
+POOL_REPORT = _type("pool-report", expert_pb2.PoolReport, SMALL)
 EXPERT = _type("expert", expert_pb2.ExpertManifest, bounded=False)  # of a file, whose reader has bounds of its own
 ENROLMENT_REQUEST = _type("enrolment-request", enrolment_pb2.EnrolmentRequest, SMALL)
 RENEWAL_REQUEST = _type("renewal-request", enrolment_pb2.RenewalRequest, SMALL)

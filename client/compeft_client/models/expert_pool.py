@@ -15,7 +15,9 @@ then they are read again. What is active is float32 and exact: start plus what w
 thread at a time is inside `using`, or writes the adapter.
 """
 
+import hashlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
@@ -31,12 +34,15 @@ from torch import nn
 from compeft_client.checkpoints.initial_values import Start, read_start
 from compeft_client.checkpoints.safetensors_file import NUMPY, to_float32
 from compeft_client.checkpoints.source import fields_of
+from compeft_client.exchange.pool_reports import PoolUsage, ResidentFile
 from compeft_client.models.adapter_slot import AdapterSlot, HeldPart
+from compeft_client.models.pool_counts import PoolCounts
 from compeft_client.packing.expert_file import ExpertFile, open_expert, read_payload_of
 from compeft_client.packing.pack import load_tensors
 from compeft_client.packing.part_codec import read_part, start_of, start_vector, tensors_in
 from compeft_core.errors import InputError
 from compeft_core.lru_cache import LruCache
+from compeft_proto.clock import now_ms
 from compeft_proto.errors import ConflictError
 from compeft_proto.expert_manifest import ADAPTER, HEAD, FilePart, Manifest
 from compeft_proto.keys import PublicKey
@@ -76,6 +82,7 @@ class ExpertPool:
         self._files: dict[str, ExpertFile] = {}
         self._held = LruCache[str, Held](capacity_bytes, lambda held: held.held_bytes, keep_last=False)
         self._active: dict[str, float] = {}
+        self._counts, self._digests = PoolCounts(now_ms()), dict[str, bytes]()
         self._table, self._model_lock = threading.RLock(), threading.RLock()
         self._reader = ThreadPoolExecutor(1, "expert-prefetch")
         self.deactivate()
@@ -136,11 +143,14 @@ class ExpertPool:
         weights = {chosen: 1.0} if isinstance(chosen, str) else dict(chosen)
         if not weights:
             raise InputError("no expert is named: `deactivate` goes back to the base model")
-        held = [(self._hold(name).parts, weight) for name, weight in sorted(weights.items())]
+        started = time.perf_counter()
+        switches = weights != self._active
+        held = [(self._hold(name, counted=switches).parts, weight) for name, weight in sorted(weights.items())]
         with self._model_lock:
             if weights != self._active:
                 self._slot_for({}).fill(held)
                 self._active = weights
+                self._counts.switched(time.perf_counter() - started)
 
     def deactivate(self) -> None:
         """Back to the base model, bit for bit."""
@@ -185,6 +195,32 @@ class ExpertPool:
         """Name -> weight of what is in the model now; empty: the base model."""
         return dict(self._active)
 
+    def usage(self) -> PoolUsage:
+        """What the pool holds, and what it did since it was made: for `compeft_client.reporting`. Reads a file's digest once."""
+        held = self._held.items()
+        parameters = sum(part.layout.size for _, one in held for part in one.parts)
+        device = next(self._model.parameters()).device
+        return PoolUsage(
+            engine="ExpertPool",
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type),
+            started_at_ms=self._counts.started_at_ms,
+            known=len(self.names),
+            experts=tuple(ResidentFile(name, self._digest(name), one.held_bytes) for name, one in held),
+            dense_bf16_bytes=2 * parameters,
+            capacity_bytes=self._held.max_bytes,
+            switches=self._counts.switches,
+            hits=self._counts.hits,
+            misses=self._counts.misses,
+            switch_seconds=self._counts.switch_seconds,
+            decode_seconds=self._counts.decode_seconds,
+            device_memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
+        )
+
+    def _digest(self, name: str) -> bytes:
+        if name not in self._digests:
+            self._digests[name] = hashlib.sha256(self._file(name).path.read_bytes()).digest()
+        return self._digests[name]
+
     def _file(self, name: str) -> ExpertFile:
         with self._table:
             found = self._files.get(name)
@@ -192,12 +228,16 @@ class ExpertPool:
             raise InputError(f"no expert {name[:40]!a} in this pool; there are: {', '.join(self.names) or 'none'}")
         return found
 
-    def _hold(self, name: str) -> Held:
-        """The expert, in memory and the newest there. What is larger than the capacity is read but not kept."""
+    def _hold(self, name: str, *, counted: bool = False) -> Held:
+        """The expert, in memory and the newest there. What is larger than the capacity is read but not kept. counted: it is switched to."""
         opened = self._file(name)
         held = self._held.get(name)
+        if counted:
+            self._counts.looked(held is not None)
         if held is None:
+            started = time.perf_counter()
             held = self._read(opened)
+            self._counts.decoded(time.perf_counter() - started)
             self._held.put(name, held)
         return held
 

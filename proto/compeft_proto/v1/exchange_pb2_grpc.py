@@ -50,6 +50,11 @@ class ExpertExchangeStub(object):
                 request_serializer=compeft__proto_dot_v1_dot_envelope__pb2.Envelope.SerializeToString,
                 response_deserializer=compeft__proto_dot_v1_dot_envelope__pb2.Envelope.FromString,
                 _registered_method=True)
+        self.Observe = channel.unary_unary(
+                '/compeft.v1.ExpertExchange/Observe',
+                request_serializer=compeft__proto_dot_v1_dot_envelope__pb2.Envelope.SerializeToString,
+                response_deserializer=compeft__proto_dot_v1_dot_envelope__pb2.Envelope.FromString,
+                _registered_method=True)
 
 
 class ExpertExchangeServicer(object):
@@ -76,6 +81,13 @@ class ExpertExchangeServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Observe(self, request, context):
+        """Sealed PoolReport of an edge client or reader in, sealed Recorded out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExpertExchangeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +103,11 @@ def add_ExpertExchangeServicer_to_server(servicer, server):
             ),
             'Conduct': grpc.unary_unary_rpc_method_handler(
                     servicer.Conduct,
+                    request_deserializer=compeft__proto_dot_v1_dot_envelope__pb2.Envelope.FromString,
+                    response_serializer=compeft__proto_dot_v1_dot_envelope__pb2.Envelope.SerializeToString,
+            ),
+            'Observe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Observe,
                     request_deserializer=compeft__proto_dot_v1_dot_envelope__pb2.Envelope.FromString,
                     response_serializer=compeft__proto_dot_v1_dot_envelope__pb2.Envelope.SerializeToString,
             ),
@@ -174,6 +191,33 @@ class ExpertExchange(object):
             request,
             target,
             '/compeft.v1.ExpertExchange/Conduct',
+            compeft__proto_dot_v1_dot_envelope__pb2.Envelope.SerializeToString,
+            compeft__proto_dot_v1_dot_envelope__pb2.Envelope.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Observe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/compeft.v1.ExpertExchange/Observe',
             compeft__proto_dot_v1_dot_envelope__pb2.Envelope.SerializeToString,
             compeft__proto_dot_v1_dot_envelope__pb2.Envelope.FromString,
             options,

@@ -38,6 +38,8 @@ class ExpertExchangeStub:
     """Sealed SyncRequest, then the chunks the client says it wants."""
     Conduct: _grpc.UnaryUnaryMultiCallable[_envelope_pb2.Envelope, _envelope_pb2.Envelope]
     """Sealed RoundOpening, RoundClosing or QualityReport in, sealed statement out."""
+    Observe: _grpc.UnaryUnaryMultiCallable[_envelope_pb2.Envelope, _envelope_pb2.Envelope]
+    """Sealed PoolReport of an edge client or reader in, sealed Recorded out."""
 
 @_typing.type_check_only
 class ExpertExchangeAsyncStub(ExpertExchangeStub):
@@ -48,6 +50,8 @@ class ExpertExchangeAsyncStub(ExpertExchangeStub):
     """Sealed SyncRequest, then the chunks the client says it wants."""
     Conduct: _aio.UnaryUnaryMultiCallable[_envelope_pb2.Envelope, _envelope_pb2.Envelope]  # type: ignore[assignment]
     """Sealed RoundOpening, RoundClosing or QualityReport in, sealed statement out."""
+    Observe: _aio.UnaryUnaryMultiCallable[_envelope_pb2.Envelope, _envelope_pb2.Envelope]  # type: ignore[assignment]
+    """Sealed PoolReport of an edge client or reader in, sealed Recorded out."""
 
 class ExpertExchangeServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -73,5 +77,13 @@ class ExpertExchangeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_envelope_pb2.Envelope, _abc.Awaitable[_envelope_pb2.Envelope]]:
         """Sealed RoundOpening, RoundClosing or QualityReport in, sealed statement out."""
+
+    @_abc_1.abstractmethod
+    def Observe(
+        self,
+        request: _envelope_pb2.Envelope,
+        context: _ServicerContext,
+    ) -> _typing.Union[_envelope_pb2.Envelope, _abc.Awaitable[_envelope_pb2.Envelope]]:
+        """Sealed PoolReport of an edge client or reader in, sealed Recorded out."""
 
 def add_ExpertExchangeServicer_to_server(servicer: ExpertExchangeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1359,6 +1359,115 @@ class Recorded(_message.Message):
 Global___Recorded: _TypeAlias = Recorded  # noqa: Y015
 
 @_typing.final
+class PoolReport(_message.Message):
+    """Edge client or reader -> aggregator: what a pool of experts holds and does, counted since it began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYID_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    STARTED_AT_MS_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    RESIDENT_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    DENSE_BF16_BYTES_FIELD_NUMBER: _builtins.int
+    CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    SWITCHES_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    SWITCH_SECONDS_FIELD_NUMBER: _builtins.int
+    DECODE_SECONDS_FIELD_NUMBER: _builtins.int
+    DEVICE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    keyid: _builtins.str
+    nonce: _builtins.bytes
+    issued_at_ms: _builtins.int
+    pool: _builtins.str
+    """A name that tells a member's pools apart, what serves, such as "ExpertPool" or "vllm", and the device."""
+    engine: _builtins.str
+    device: _builtins.str
+    started_at_ms: _builtins.int
+    known: _builtins.int
+    """Experts that can be switched to, and those of them in memory."""
+    resident: _builtins.int
+    resident_bytes: _builtins.int
+    """Bytes of those in memory, and the same as bfloat16."""
+    dense_bf16_bytes: _builtins.int
+    capacity_bytes: _builtins.int
+    switches: _builtins.int
+    """Switches, and how many needed no file (hits) or a file (misses)."""
+    hits: _builtins.int
+    misses: _builtins.int
+    switch_seconds: _builtins.float
+    decode_seconds: _builtins.float
+    device_memory_bytes: _builtins.int
+    """Most memory of the device that the process has allocated; 0: not measured."""
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidentExpert]:
+        """In memory, the one used longest ago first; at most 128."""
+
+    def __init__(
+        self,
+        *,
+        keyid: _builtins.str = ...,
+        nonce: _builtins.bytes = ...,
+        issued_at_ms: _builtins.int = ...,
+        pool: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        device: _builtins.str = ...,
+        started_at_ms: _builtins.int = ...,
+        known: _builtins.int = ...,
+        resident: _builtins.int = ...,
+        resident_bytes: _builtins.int = ...,
+        dense_bf16_bytes: _builtins.int = ...,
+        capacity_bytes: _builtins.int = ...,
+        switches: _builtins.int = ...,
+        hits: _builtins.int = ...,
+        misses: _builtins.int = ...,
+        switch_seconds: _builtins.float = ...,
+        decode_seconds: _builtins.float = ...,
+        device_memory_bytes: _builtins.int = ...,
+        experts: _abc.Iterable[Global___ResidentExpert] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_bytes", b"capacity_bytes", "decode_seconds", b"decode_seconds", "dense_bf16_bytes", b"dense_bf16_bytes", "device", b"device", "device_memory_bytes", b"device_memory_bytes", "engine", b"engine", "experts", b"experts", "hits", b"hits", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "known", b"known", "misses", b"misses", "nonce", b"nonce", "pool", b"pool", "resident", b"resident", "resident_bytes", b"resident_bytes", "started_at_ms", b"started_at_ms", "switch_seconds", b"switch_seconds", "switches", b"switches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolReport: _TypeAlias = PoolReport  # noqa: Y015
+
+@_typing.final
+class ResidentExpert(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    sha256: _builtins.bytes
+    """SHA-256 of its file."""
+    held_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        sha256: _builtins.bytes = ...,
+        held_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_bytes", b"held_bytes", "name", b"name", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResidentExpert: _TypeAlias = ResidentExpert  # noqa: Y015
+
+@_typing.final
 class MetadataEntry(_message.Message):
     """One entry of a safetensors file's __metadata__."""
 

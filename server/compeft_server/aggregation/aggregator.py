@@ -35,6 +35,7 @@ from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain import admission
 from compeft_server.domain.channels import Channel, channel_of
 from compeft_server.domain.limits import Limits
+from compeft_server.domain.pools import pool_use
 from compeft_server.domain.records import Expert, Member
 from compeft_server.ledger.ledger import Ledger
 
@@ -197,6 +198,18 @@ class Aggregator:
         verified, member = self._verified(envelope, rate)
         with self._gate.alone():
             return self._rounds.conduct(verified, member)
+
+    def observe(self, envelope: Envelope, rate: Rate = _any_rate) -> Envelope:
+        """Keep a sealed PoolReport of an edge client or reader; a sealed Recorded back.
+
+        Errors: ExpiredError, ForbiddenError, PayloadTypeError; FormatError, LimitError, NotFiniteError for what it says.
+        """
+        verified, member = self._verified(envelope, rate)
+        report = dsse.parse(verified, dsse.POOL_REPORT)
+        admission.admit_time(report.issued_at_ms, report.issued_at_ms + self._limits.max_age_ms, self._now_ms(), self._limits)
+        admission.admit_member(member, report.keyid, "edge", "reader")
+        self._ledger.pools.record(pool_use(report, report.keyid, self._now_ms()))
+        return dsse.seal(self._key, dsse.RECORDED, pb.Recorded(nonce=report.nonce))
 
     def _verified(self, envelope: Envelope, rate: Rate) -> tuple[dsse.Verified, Member]:
         """Steps 1 and 2, and whose key it is; then `rate` may refuse that key."""

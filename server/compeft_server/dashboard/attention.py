@@ -15,6 +15,8 @@ MAX_SHOWN = 8
 BEHIND_VERSIONS = 3
 """A member is behind if it lacks this many versions or more: one or two are missing while a round is under way."""
 CERTIFICATE_DAYS, EXPERT_DAYS = 14, 30
+LEAST_SWITCHES = 20
+"""Switches from which on a pool's share of hits says something."""
 ALARMING_CODES = ("bad_signature", "unknown_key", "replay", "not_finite")
 """Codes of refusals that an honest client does not earn."""
 
@@ -39,6 +41,7 @@ def alerts(ledger: Ledger, cards: Sequence[Card], now_ms: int) -> list[Alert]:
             found.append(Alert(f"{number:,} refused as {code} in the last 24 hours", f"/refused?code={code}"))
     found += _of_quality(cards)
     found += of_members(behind.delivered())
+    found += _of_pools(ledger, behind)
     found += _of_certificates(ledger.membership.enrolled(), now_ms)
     found += _of_age(cards, now_ms)
     return found
@@ -54,6 +57,22 @@ def of_members(delivered: Iterable[MemberVersion]) -> list[Alert]:
         )
         for d in late
     ]
+
+
+def _of_pools(ledger: Ledger, behind: Behind) -> list[Alert]:
+    """Pools that have older versions of packages in memory, and pools whose experts do not fit: each other switch reads a file."""
+    pools, names = ledger.pools.newest(), {m.public.keyid: m.name for m in ledger.members()}
+    known = behind.packages({e.sha256 for use in pools for e in use.experts})
+    found = []
+    for use in pools:
+        name, href = printable(names.get(use.keyid, use.keyid[:12])), f"/client?keyid={use.keyid}"
+        old = [known[e.sha256] for e in use.experts if e.sha256 in known and known[e.sha256][1] < known[e.sha256][2]]
+        for expert, version, head in old[:MAX_SHOWN]:
+            found.append(Alert(f"The pool of {name} serves version {version} of {printable(expert)}; {head} is the newest", href))
+        if use.misses > use.hits and use.switches >= LEAST_SWITCHES and use.resident < use.known:
+            words = f"The pool of {name} reads a file at {use.misses:,} of {use.misses + use.hits:,} switches"
+            found.append(Alert(f"{words}: {use.resident:,} of {use.known:,} experts fit in its memory", href))
+    return found
 
 
 def _of_quality(cards: Sequence[Card]) -> list[Alert]:

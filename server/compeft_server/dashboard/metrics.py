@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from compeft_server.domain.pools import PoolUse
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.lookups.moved import Moved
 from compeft_server.ledger.lookups.totals import Summaries
@@ -78,6 +79,7 @@ class LedgerCollector(Collector):
         )
         yield from self._quality(shown)
         yield from self._kpis(shown)
+        yield from self._pools()
         members: Samples = {}
         for client in self._summaries.clients():
             key = (client.role, "enrolled" if client.revoked_at_ms is None else "revoked")
@@ -96,6 +98,12 @@ class LedgerCollector(Collector):
         yield _counter("compeft_merge_seconds", "Time spent merging", ("expert",), _by({n: m[1] for n, m in merged.items()}))
         accepted = {name: number for name, number in self._summaries.accepted().items() if name in shown}
         yield _counter("compeft_updates_accepted", "Updates accepted", ("expert",), _by(accepted))
+
+    def _pools(self) -> Iterator[Metric]:
+        """Sums over all pools, without a label of a member."""
+        pools = self._ledger.pools.newest()
+        for name, words, value in POOL_SUMS:
+            yield _gauge(f"compeft_pool_{name}", words, (), {(): sum(value(use) for use in pools)})
 
     def _kpis(self, shown: set[str]) -> Iterator[Metric]:
         found = [s for name in sorted(shown) for s in self._ledger.kpis.series(name) if s.values]
@@ -141,6 +149,18 @@ class DiskCollector(Collector):
         yield _gauge("compeft_ledger_size_bytes", "Size of the ledger's files", (), {(): sum(files)})
 
 
+POOL_SUMS: tuple[tuple[str, str, Callable[[PoolUse], float]], ...] = (
+    ("reporting", "Pools that have reported", lambda use: 1),
+    ("resident_experts", "Experts in the memory of pools", lambda use: use.resident),
+    ("resident_bytes", "Bytes of these", lambda use: use.resident_bytes),
+    ("dense_bf16_bytes", "The same experts as bfloat16", lambda use: use.dense_bf16_bytes),
+    ("switches", "Switches since the pools began", lambda use: use.switches),
+    ("hits", "Of these, to an expert in memory", lambda use: use.hits),
+    ("switch_seconds", "Time in switches", lambda use: use.switch_seconds),
+    ("decode_seconds", "Time in reading and decoding", lambda use: use.decode_seconds),
+    ("device_memory_bytes", "Most memory allocated on devices", lambda use: use.device_memory_bytes),
+)
+"""Over the newest report of each pool. Gauges: a pool that begins anew begins at 0."""
 TRAFFIC: Mapping[str, tuple[str, Callable[[Moved], tuple[float, float]]]] = {
     "compeft_wire_received_bytes": (
         "Received by the aggregator on the wire",

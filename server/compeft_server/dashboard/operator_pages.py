@@ -9,6 +9,8 @@ from compeft_server.dashboard.site import Renderer
 from compeft_server.ledger.lookups.behind import Behind, MemberVersion
 from compeft_server.ledger.lookups.pages import PAGE
 from compeft_server.ledger.lookups.search import MOST, LedgerSearch
+from compeft_server.reports.figures.gpu_use import measured_pools
+from compeft_server.reports.formats import text
 
 
 class OperatorPages(Renderer):
@@ -44,6 +46,9 @@ class OperatorPages(Renderer):
             "client",
             client=found,
             enrolled=next(e for e in self._site.ledger.membership.enrolled() if e.keyid == keyid),
+            pools=measured_pools((p for p in self._site.ledger.pools.newest() if p.keyid == keyid), {keyid: found.name}),
+            pool_columns=text.POOL_COLUMNS,
+            pool_cells=text.pool_cells,
             moved=self.summaries.moved_by_member(keyid),
             delivered=self.summaries.newest_delivered(keyid),
             heads=heads,

@@ -21,6 +21,7 @@ from compeft_server.ledger.group_commit import GroupCommit
 from compeft_server.ledger.kpis import Kpis
 from compeft_server.ledger.members import KeyRows, Membership
 from compeft_server.ledger.policy_records import Terms
+from compeft_server.ledger.pools import Pools
 from compeft_server.ledger.rounds import RoundRows
 from compeft_server.ledger.transfers import CallRows
 from compeft_server.ledger.versions import VersionRows
@@ -36,6 +37,7 @@ class Ledger(KeyRows, VersionRows, RoundRows, CallRows):
         self.membership = Membership(self.engine)
         self.terms = Terms(self.engine)
         self.kpis = Kpis(self.engine)
+        self.pools = Pools(self.engine)
         weakref.finalize(self, _let_go, self._writes, self.engine)  # a command that opens a ledger and ends need not close it
 
     def close(self) -> None:

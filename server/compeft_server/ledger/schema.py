@@ -203,6 +203,30 @@ kpi_values = sa.Table(
     sa.ForeignKeyConstraint(["expert", "name"], ["kpis.expert", "kpis.name"]),
 )
 
+pool_reports = sa.Table(
+    "pool_reports",
+    metadata,
+    sa.Column("keyid", sa.ForeignKey("keys.keyid"), primary_key=True),
+    sa.Column("pool", sa.String(64), primary_key=True),
+    sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("engine", sa.String(64), nullable=False),
+    sa.Column("device", sa.String(128), nullable=False),
+    sa.Column("started_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("known", sa.BigInteger, nullable=False),
+    sa.Column("resident", sa.BigInteger, nullable=False),
+    sa.Column("resident_bytes", sa.BigInteger, nullable=False),
+    sa.Column("dense_bf16_bytes", sa.BigInteger, nullable=False),
+    sa.Column("capacity_bytes", sa.BigInteger, nullable=False),
+    sa.Column("switches", sa.BigInteger, nullable=False),
+    sa.Column("hits", sa.BigInteger, nullable=False),
+    sa.Column("misses", sa.BigInteger, nullable=False),
+    sa.Column("switch_seconds", sa.Float, nullable=False),
+    sa.Column("decode_seconds", sa.Float, nullable=False),
+    sa.Column("device_memory_bytes", sa.BigInteger, nullable=False),
+    sa.Column("experts", sa.Text, nullable=False),
+)
+
 audit = sa.Table(
     "audit",
     metadata,

@@ -107,8 +107,15 @@ class ExchangeService(rpc.ExpertExchangeServicer):
 
     async def Conduct(self, request: Envelope, context: Context) -> Envelope:  # noqa: N802
         """One sealed command of a conductor, one sealed statement."""
+        return await self._unary(lambda: self._aggregator.conduct(request, self._commands.admit), context)
+
+    async def Observe(self, request: Envelope, context: Context) -> Envelope:  # noqa: N802
+        """One sealed report of a pool, one sealed statement."""
+        return await self._unary(lambda: self._aggregator.observe(request, self._rates.admit), context)
+
+    async def _unary(self, work: Callable[[], Envelope], context: Context) -> Envelope:
         try:
-            return await self._do(self._writing, lambda: self._aggregator.conduct(request, self._commands.admit))
+            return await self._do(self._writing, work)
         except CompeftError as error:
             error = self._throttled(error, context)
             if isinstance(error, TrustError):

@@ -1,6 +1,6 @@
 """Who and what is late: members that lack the newest version, rounds past their deadline. Nothing is written here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,16 @@ class Behind:
         query = query.join(keys, k.keyid == newest.c.keyid).join(heads, heads.c.expert == newest.c.expert)
         rows = self._select(query.where(k.revoked_at_ms.is_(None), k.role != "conductor").order_by(k.name, newest.c.expert))
         return [MemberVersion(**row._mapping) for row in rows]
+
+    def packages(self, digests: Collection[str]) -> dict[str, tuple[str, int, int]]:
+        """SHA-256 of a file -> (expert, its version, the expert's newest version), of those that are versions of packages."""
+        v = versions.c
+        heads = sa.select(v.expert, sa.func.max(v.version).label("head")).group_by(v.expert).subquery()
+        query = sa.select(v.state_digest, v.expert, v.version, heads.c.head).join(heads, heads.c.expert == v.expert)
+        wanted = [bytes.fromhex(d) for d in digests]
+        return {
+            r.state_digest.hex(): (r.expert, r.version, r.head) for r in self._select(query.where(v.state_digest.in_(wanted)))
+        }
 
     def late_rounds(self, now_ms: int) -> list[Round]:
         """Rounds that are open past their deadline, the longest first, at most MOST."""

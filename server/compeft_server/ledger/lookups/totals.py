@@ -75,6 +75,12 @@ class Summaries(MovedBytes, Measurements):
         rows = self._select(query)
         return (rows[0].envelope, rows[0].keyid) if rows else None
 
+    def newest_updates(self, expert: str, most: int) -> list[tuple[bytes, str]]:
+        """(envelope, keyid) of the updates that were accepted last, at most `most`, newest first."""
+        c = submissions.c
+        query = sa.select(c.envelope, c.keyid).where(c.expert == expert).order_by(c.accepted_at_ms.desc()).limit(most)
+        return [(r.envelope, r.keyid) for r in self._select(query)]
+
     def refused_by_code(self) -> dict[str, int]:
         """How many were refused, by code, the most frequent first."""
         c, count = refusals.c, sa.func.count().label("number")

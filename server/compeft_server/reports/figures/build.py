@@ -14,10 +14,13 @@ from typing import TypeVar
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.domain.kpi import KpiSeries
+from compeft_server.domain.pools import PoolUse
 from compeft_server.domain.records import Arm, Expert, Member, Quality, Refusal, Round, Transfer
 from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.lookups.pages import Listings, VersionFacts
+from compeft_server.ledger.lookups.totals import Summaries
+from compeft_server.reports.figures.gpu_use import NEWEST_UPDATES, measured_pools, training_use
 from compeft_server.reports.figures.report import ClientRow, DenseArm, Report, RunRow, VersionRow
 
 F = TypeVar("F")
@@ -36,6 +39,8 @@ class Records:
     quality: Sequence[Quality]
     since_ms: int | None = None
     kpis: Sequence[KpiSeries] = ()
+    pools: Sequence[PoolUse] = ()
+    updates: Sequence[tuple[bytes, str]] = ()
 
 
 def read_report(
@@ -61,6 +66,8 @@ def read_report(
         quality=[q for q in ledger.quality(expert) if math.isfinite(q.value)],
         since_ms=since_ms,
         kpis=[_since(series, first) for series in ledger.kpis.series(expert)],
+        pools=ledger.pools.newest(),
+        updates=Summaries(ledger).newest_updates(expert, NEWEST_UPDATES),
     )
     return build_report(records, dense, seconds)
 
@@ -68,6 +75,7 @@ def read_report(
 def build_report(records: Records, dense: DenseArm | None = None, seconds: float | None = None) -> Report:
     """The report of these records."""
     edges = {m.public.keyid: m.name for m in records.members if m.role == "edge"}
+    keys = {m.public.keyid: m.public for m in records.members}
     ours = [t for t in records.transfers if t.keyid in edges]
     metric = _metric(records.quality, dense)
     quality = [q for q in records.quality if q.metric == metric]
@@ -96,6 +104,8 @@ def build_report(records: Records, dense: DenseArm | None = None, seconds: float
         uncompressed=_newest(_of_arm(quality, "dense")) or _newest(_of_arm(quality, "own")),
         kind=records.expert.kind,
         kpis=tuple(records.kpis),
+        pools=measured_pools(records.pools, {m.public.keyid: m.name for m in records.members}),
+        training=training_use([(sealed, keys[keyid]) for sealed, keyid in records.updates if keyid in keys]),
         first_ms=min((t.at_ms for t in ours), default=None),
         last_ms=max((t.at_ms for t in ours), default=None),
     )

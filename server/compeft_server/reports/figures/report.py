@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.records import Kind, Refusal
 from compeft_server.domain.traffic import LinkTime, Score, Traffic, add, times_of, why_row_silent, why_silent
+from compeft_server.reports.figures.gpu_use import MeasuredPool, TrainingUse
 
 MIN_GAIN = 0.01
 """Smallest dense - base of which a retained share is stated: below one point the quotient is noise."""
@@ -129,6 +130,8 @@ class Report:
     first_ms: int | None = None
     last_ms: int | None = None
     kpis: tuple[KpiSeries, ...] = ()
+    pools: tuple[MeasuredPool, ...] = ()
+    training: TrainingUse | None = None
 
     @property
     def traffic(self) -> Traffic:

@@ -144,8 +144,22 @@ JAPANESE = {
     "bfloat16": "bfloat16",
     "experts in a GB of memory": "メモリー 1 GB あたりのエキスパート数",
     "time to switch": "切り替え時間",
-    "Not measured: compeft bench pool -o pool.json, then --pool pool.json.": (
-        "未測定です。compeft bench pool -o pool.json の後、--pool pool.json を指定してください。"
+    "No pool has reported: compeft_client.reporting does. Or measure one: compeft bench pool -o pool.json, then --pool pool.json.": (
+        "プールからの報告がありません（compeft_client.reporting が送信します）。または compeft bench pool -o pool.json で測定し、"
+        "--pool pool.json を指定してください。"
+    ),
+    "Counted by each pool since it began; its newest report.": "各プールが開始以降に数えた値で、最新の報告によります。",
+    "member": "メンバー",
+    "device": "装置",
+    "experts in memory": "メモリー上のエキスパート",
+    "as bfloat16": "bfloat16 の場合",
+    "switches": "切り替え回数",
+    "without a file": "ファイル読み込みなし",
+    "decoding": "復号",
+    "device memory": "装置メモリー",
+    "no GPU": "GPU なし",
+    "Training, as {updates} update(s) say: {seconds} on average, at most {gpu} on the GPU and {host} of the process.": (
+        "学習：更新 {updates} 件の申告によると、平均 {seconds}、GPU は最大 {gpu}、プロセスは最大 {host}です。"
     ),
     "client": "クライアント",
     "first": "最初",
@@ -229,7 +243,9 @@ JAPANESE = {
     "a real encoding of this layout by codec rice, at positions without a pattern; codec context needs a sixth to a tenth less.": (
         "このレイアウトを符号器 rice で実際に符号化した量です（位置に偏りなし）。符号器 context ではさらに 6 分の 1 から 10 分の 1 少なくなります。"
     ),
-    "what compeft bench pool measured on the device that it names; never derived from the ledger.": (
-        "compeft bench pool が記載の装置で測定した値で、台帳からの計算ではありません。"
+    "counted by the members' own pools since each began, and told to the aggregator; or what compeft bench pool measured on the "
+    "device that it names. Training: metrics of the newest signed updates. Never derived from bytes.": (
+        "メンバー自身のプールが開始以降に数えて集約サーバーに報告した値、または compeft bench pool が記載の装置で測定した値です。"
+        "学習は最新の署名付き更新の指標です。バイト数からの計算ではありません。"
     ),
 }

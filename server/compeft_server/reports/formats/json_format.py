@@ -9,6 +9,7 @@ from compeft_core.errors import FormatError
 from compeft_server.domain.price import Energy, Price
 from compeft_server.domain.traffic import Traffic
 from compeft_server.reports.figures.extras import Extras
+from compeft_server.reports.figures.gpu_use import MeasuredPool
 from compeft_server.reports.figures.other_ways import other_costs
 from compeft_server.reports.figures.report import ClientRow, DenseArm, Report, VersionRow, link_times, measured_rate, row_savings
 
@@ -101,7 +102,15 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
         ],
         "densities": [{**asdict(row), "used": row.used or None} for row in extras.densities],
         "pool": asdict(extras.pool) if extras.pool else None,
+        "pools": [_pool_json(pool) for pool in report.pools],
+        "training": asdict(report.training) if report.training else None,
     }
+
+
+def _pool_json(pool: MeasuredPool) -> dict[str, object]:
+    use = {name: value for name, value in asdict(pool.use).items() if name != "experts"}
+    beside = {"hit_share": pool.use.hit_share, "mean_switch_seconds": pool.use.switch_s}
+    return {"member": pool.member, **use, **beside, "experts": [asdict(e) for e in pool.use.experts]}
 
 
 def _energy_json(report: Report, energy: Energy) -> dict[str, object]:

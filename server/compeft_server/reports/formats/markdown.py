@@ -21,7 +21,7 @@ def to_markdown(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008
         *_money(report, extras),
         *_energy(report, extras),
         *_densities(report, extras),
-        *_pool(extras),
+        *_gpu_use(report, extras),
         *_how(),
     ]
     return "\n\n".join(parts) + "\n"
@@ -146,6 +146,16 @@ def _densities(report: Report, extras: Extras) -> list[str]:
         for row in extras.densities
     ]
     return ["## At other densities", _table(("density", "one update", "fewer than bf16", "quality"), rows)]
+
+
+def _gpu_use(report: Report, extras: Extras) -> list[str]:
+    if not report.pools and report.training is None:
+        return _pool(extras)
+    rows = [text.pool_cells(pool) for pool in report.pools]
+    parts = ["## GPU use"] + ([_table(text.POOL_COLUMNS, rows)] if rows else [])
+    return (
+        parts + ([text.training_words(report.training)] if report.training else []) + (_pool(extras)[1:] if extras.pool else [])
+    )
 
 
 def _pool(extras: Extras) -> list[str]:

@@ -12,6 +12,7 @@ from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.price import Energy
 from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.reports.figures.extras import DensityRow, Extras
+from compeft_server.reports.figures.gpu_use import MeasuredPool, TrainingUse
 from compeft_server.reports.figures.report import DenseArm, Report, row_savings
 from compeft_server.reports.formats.language import ENGLISH, Say
 
@@ -60,6 +61,46 @@ def stated_by(score: Score, say: Say = ENGLISH) -> str:
     if score.reporter:
         return str(say("reported by {name}, not measured", name=printable(score.reporter)))
     return str(say("measured by {clients} client(s)", clients=score.clients))
+
+
+POOL_COLUMNS = (
+    "member",
+    "device",
+    "experts in memory",
+    "bytes",
+    "as bfloat16",
+    "switches",
+    "without a file",
+    "time to switch",
+    "decoding",
+    "device memory",
+)
+
+
+def pool_cells(pool: MeasuredPool) -> tuple[str, ...]:
+    """One pool under POOL_COLUMNS."""
+    use = pool.use
+    return (
+        f"{printable(pool.member)}, {printable(use.engine)}",
+        printable(use.device),
+        f"{use.resident:,} of {use.known:,}",
+        human_bytes(use.resident_bytes),
+        human_bytes(use.dense_bf16_bytes),
+        f"{use.switches:,}",
+        "–" if use.hit_share is None else human_percent(use.hit_share),
+        "–" if use.switch_s is None else human_seconds(use.switch_s),
+        human_seconds(use.decode_seconds),
+        human_bytes(use.device_memory_bytes) if use.device_memory_bytes else "–",
+    )
+
+
+def training_words(training: TrainingUse, say: Say = ENGLISH) -> str:
+    """What updates say of their training, in a sentence."""
+    seconds = "–" if training.mean_seconds is None else human_seconds(training.mean_seconds)
+    gpu = human_bytes(training.peak_gpu_bytes) if training.peak_gpu_bytes else str(say("no GPU"))
+    host = human_bytes(training.peak_host_bytes) if training.peak_host_bytes else "–"
+    words = "Training, as {updates} update(s) say: {seconds} on average, at most {gpu} on the GPU and {host} of the process."
+    return str(say(words, updates=training.updates, seconds=seconds, gpu=gpu, host=host))
 
 
 def uncompressed_name(score: Score | None, say: Say = ENGLISH) -> str:
@@ -192,7 +233,11 @@ METHODS = (
         "other densities",
         "a real encoding of this layout by codec rice, at positions without a pattern; codec context needs a sixth to a tenth less.",
     ),
-    ("GPU use", "what compeft bench pool measured on the device that it names; never derived from the ledger."),
+    (
+        "GPU use",
+        "counted by the members' own pools since each began, and told to the aggregator; or what compeft bench pool measured on the "
+        "device that it names. Training: metrics of the newest signed updates. Never derived from bytes.",
+    ),
 )
 """How each figure was computed, for people."""
 _COLUMNS = ("dense\nfp32", "dense\nbf16", "payload\nup", "payload\ndown", "wire\nup", "wire\ndown", "vs\nfp32", "vs\nbf16")
@@ -242,7 +287,9 @@ def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
     energy = [
         f"{name}: wire {wire}; dense fp32 {fp32}, bf16 {bf16}" for name, fp32, bf16, wire in energy_rows(report, extras.energy)
     ]
-    return Group(table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *energy, *_pool(extras)]))
+    return Group(
+        table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *energy, *_pool(extras), *_measured(report)])
+    )
 
 
 def _hyphenated(name: str, width: int) -> str:
@@ -314,6 +361,16 @@ def _pool(extras: Extras) -> list[str]:
         f"on {printable(pool.device)}: {pool.experts_per_gb:,.0f} experts a GB (bfloat16 {pool.bf16_experts_per_gb:,.0f}), "
         f"{human_seconds(pool.switch_s)} to switch (bfloat16 {human_seconds(pool.bf16_hotswap_s)})"
     ]
+
+
+def _measured(report: Report) -> list[str]:
+    """Pools and training, a line each."""
+    lines = [
+        f"{printable(p.member)}, {printable(p.use.device)}: {p.use.resident:,} of {p.use.known:,} experts in memory, "
+        f"{human_bytes(p.use.resident_bytes)} (bfloat16 {human_bytes(p.use.dense_bf16_bytes)}), {p.use.switches:,} switches"
+        for p in report.pools
+    ]
+    return lines + ([training_words(report.training)] if report.training else [])
 
 
 def _relayed(traffic: Traffic) -> list[str]:
