@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector, read_start
 from compeft_client.checkpoints.safetensors_file import NUMPY, to_float32
-from compeft_client.merging.inputs import Candidate, Merged, merged_beside, notes_by_path, read_candidates
+from compeft_client.merging.inputs import Candidate, MergedAdapter, merged_beside, notes_by_path, read_candidates
 from compeft_client.packing.expert_file import read_payload_of
 from compeft_client.packing.pack import PackSettings, code_parts
 from compeft_client.packing.part_codec import exact_tensors
@@ -49,7 +49,7 @@ class EntrySettings:
         return METHODS[self.method].normalised and self.coefficient == 1.0
 
 
-def merge_as_entries(paths: Sequence[Path], settings: EntrySettings) -> Merged:
+def merge_as_entries(paths: Sequence[Path], settings: EntrySettings) -> MergedAdapter:
     """The merged adapter, with `--init`'s value for packing it again.
 
     Errors: InputError that names the tensor or field that stands in the way; WrongBaseError if `init` is not the start; those of reading.
@@ -75,7 +75,7 @@ def merge_as_entries(paths: Sequence[Path], settings: EntrySettings) -> Merged:
         files.setdefault(part.file, {}).update(merged)
         settings.tell(f"merged {number} of {len(parts[0])} parts")
     seed = next((f"seed:{p.seed}" for p, _ in parts[0] if p.seed is not None), None)
-    return Merged(files, candidates[0].config, seed or settings.pack.init, notes_by_path(candidates))
+    return MergedAdapter(files, candidates[0].config, seed or settings.pack.init, notes_by_path(candidates))
 
 
 def _parts(candidate: Candidate, settings: PackSettings) -> list[tuple[FilePart, bytes]]:

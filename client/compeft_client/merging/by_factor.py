@@ -20,7 +20,15 @@ from compeft_client.checkpoints.lora_modules import (
     scaling_of,
     tensors_of_factors,
 )
-from compeft_client.merging.inputs import Candidate, Merged, Reading, merged_beside, notes_by_path, read_candidates, tensors_of
+from compeft_client.merging.inputs import (
+    Candidate,
+    MergedAdapter,
+    Reading,
+    merged_beside,
+    notes_by_path,
+    read_candidates,
+    tensors_of,
+)
 from compeft_client.merging.token_rows import ENDING, FIELD, indices_of, merge_rows, merged_field
 from compeft_client.workers import Tell
 from compeft_core import METHODS
@@ -34,7 +42,7 @@ Files = dict[str, dict[str, NDArray[np.generic]]]
 
 def merge_as_factors(
     paths: Sequence[Path], method: str, settings: FactorSettings, weights: Sequence[float], reading: Reading
-) -> Merged:
+) -> MergedAdapter:
     """The merged adapter. `weights` apply to tensors other than factors: their weighted mean.
 
     Errors: InputError that names the tensor or the field that stands in the way; those of reading.
@@ -66,7 +74,7 @@ def merge_as_factors(
             tokens[name], merged[file][name] = merge_rows(rows, weights)  # type: ignore[arg-type]  # rows of floats
         else:
             merged[file][name] = merged_beside(paths, name, [tensors[file][name] for tensors in read], weights)
-    return Merged(merged, _config(candidates[0], ranks, tokens), None, notes_by_path(candidates))
+    return MergedAdapter(merged, _config(candidates[0], ranks, tokens), None, notes_by_path(candidates))
 
 
 def _products(

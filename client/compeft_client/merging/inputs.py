@@ -58,7 +58,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergedAdapter:
     """A merged adapter: tensors by file, and its configuration as JSON. init: what packs it again; notes: what its maker should know."""
 
     files: dict[str, dict[str, NDArray[np.generic]]]

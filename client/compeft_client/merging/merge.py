@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from compeft_client.durable_files import write_durably
 from compeft_client.merging.by_entry import EntrySettings, merge_as_entries
 from compeft_client.merging.by_factor import merge_as_factors
-from compeft_client.merging.inputs import Merged, Reading
+from compeft_client.merging.inputs import MergedAdapter, Reading
 from compeft_client.packing.expert_file import is_expert_file, open_expert
 from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_client.workers import Tell, untold
@@ -120,7 +120,7 @@ def check_free(output: Path, force: bool) -> None:
 Files = dict[str, dict[str, NDArray[np.generic]]]
 
 
-def _merged_factors(request: MergeRequest, weights: Sequence[float], tell: Tell) -> Merged:
+def _merged_factors(request: MergeRequest, weights: Sequence[float], tell: Tell) -> MergedAdapter:
     takes = {"keep"} if request.method in FACTOR_METHODS else set[str]()
     if extra := set(request.told) - takes:
         raise InputError(f"merge method {request.method} takes {', '.join(takes) or 'no parameters'}, not {sorted(extra)[0]}")
@@ -130,7 +130,7 @@ def _merged_factors(request: MergeRequest, weights: Sequence[float], tell: Tell)
     return merge_as_factors(request.paths, request.method, settings, weights, reading)
 
 
-def _merged_entries(request: MergeRequest, weights: Sequence[float], tell: Tell) -> Merged:
+def _merged_entries(request: MergeRequest, weights: Sequence[float], tell: Tell) -> MergedAdapter:
     if request.rank is not None:
         raise InputError(f"{request.method} keeps the ranks as they are: --rank is for {', '.join(FACTOR_METHODS)}")
     taken = METHODS[request.method].takes
