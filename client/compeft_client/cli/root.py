@@ -1,6 +1,7 @@
 """The root of the command line: a click group that lists commands from the table and imports a command's module only to use it."""
 
 import importlib
+import sys
 
 import click
 from click.shell_completion import CompletionItem
@@ -18,6 +19,7 @@ compeft completion --help.
 """
 ROWS = {row.name: row for row in COMMANDS}
 PROGRAM = "compeft"
+COMPILING = "compiling kernels for this processor, once: up to a minute; `compeft warm` does it ahead"
 WIDTH = max(map(len, ROWS))
 
 
@@ -57,6 +59,10 @@ def load(row: CommandRow) -> click.Command:
 
     typer.core.HAS_RICH = False  # with it, typer's plain help has a backslash before every [
     app = importlib.import_module(row.module).app
+    if "numba" in sys.modules:
+        from compeft_core.warm import say_when_compiling
+
+        say_when_compiling(lambda: print(COMPILING, file=sys.stderr))
     command = typer.main.get_group(app).commands[row.name]
     command.short_help = row.summary
     return command

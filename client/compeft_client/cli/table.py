@@ -64,6 +64,7 @@ COMMANDS = tuple(
         ("lineage", LOOK, "compeft_server.cli.versions", "server", "Name the contributors of a version."),
         ("verify-merge", LOOK, "compeft_server.cli.versions", "server", "Recompute versions from their signed inputs."),
         ("audit", LOOK, "compeft_server.cli.versions", "server", "Show and check the log of decisions."),
+        ("warm", LOOK, "compeft_client.cli.warm", "", "Compile all kernels for this processor."),
         ("bench", LOOK, "compeft_client.cli.bench", "client", "Measure this machine."),
         ("completion", LOOK, "compeft_client.cli.completion", "", "Print the completion script of a shell."),
     )

@@ -8,16 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import structlog
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from compeft_core import Codec, Compression, compress, encode, layout_of, parse
 from compeft_core.errors import InputError
+from compeft_core.warm import say_when_compiling, warm_readers
 from compeft_proto.clock import now_ms
 from compeft_proto.v1 import enrolment_pb2_grpc, exchange_pb2, exchange_pb2_grpc
 from compeft_server.aggregation.aggregator import Aggregator
@@ -141,14 +140,6 @@ Beside = Callable[[Ledger], AbstractContextManager[object]]
 """What runs beside the aggregator as long as it serves, over the same ledger: the live page."""
 
 
-def _warm() -> None:
-    """Load the kernels that check a payload, one codec after the other. The first time after an installation they are compiled."""
-    layout = layout_of({"a": (64,)})
-    update = compress(layout, np.ones(64, np.float32), Compression(0.1))
-    for codec in get_args(Codec):
-        parse(encode(update, codec=codec, shapes=((64, 1),) if codec == "context" else ()))
-
-
 def serve(
     settings: Settings,
     on_ready: Callable[[int, int | None], None],
@@ -158,7 +149,9 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT; calls in progress get `grace_s` seconds to end. A waiting key of the aggregator is taken up first."""
     stop = threading.Event()
-    threading.Thread(target=_warm, daemon=True).start()
+    say_when_compiling(lambda: log.info("compiling kernels once"))
+    warming = threading.Thread(target=warm_readers, daemon=True)
+    warming.start()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: start_new_thread(stop.set, ()))  # `set` takes a lock that we may hold just now
     check_data(settings.data)
@@ -169,6 +162,7 @@ def serve(
     if (taken_up := take_up(settings.data, now_ms())) is not None:
         ledger.membership.note("take up key", "aggregator", now_ms(), keyid=taken_up.keyid)
     with beside(ledger):  # before the exchange listens: whoever can call it finds the page too
+        warming.join()
         server, port = start(settings, ledger, interceptors=interceptors)
         door, door_port = start_enrolment(settings, ledger, port) if settings.enroll_port is not None else (None, None)
         log.info("serving", address=f"{settings.host}:{port}", data=str(settings.data), enroll_port=door_port)
