@@ -48,13 +48,13 @@ def say_when_compiling(say: Callable[[], None]) -> None:
 
     class Once(Listener):
         def on_start(self, event: Event) -> None:
-            unregister("numba:compile", self)
+            unregister("numba:compile", self)  # type: ignore[no-untyped-call]  # numba ships no types
             say()
 
         def on_end(self, event: Event) -> None:
             """Nothing: `say` was told at the start."""
 
-    register("numba:compile", Once())
+    register("numba:compile", Once())  # type: ignore[no-untyped-call]  # numba ships no types
 
 
 def _values(seed: int) -> Vector:
