@@ -55,6 +55,9 @@ SMALL_BYTES, SMALL_TIMES = 4096, 4.0
 """Products that would take fewer bytes than that get as many, but stay SMALL_TIMES below bfloat16: side information dominates there."""
 LOW_QUALITY = 0.1
 """Below it experts lost a tenth of their gain and more in the evidence: packing says so."""
+NO_STATEMENTS: Mapping[str, str] = {}
+STATED = "compeft."
+"""How keys of metadata begin that are of the expert file, not of the tensors' file that was packed."""
 MAX_PARAMETERS = 10**9
 """Most parameters unpacked unless the caller says more: a file of a few kilobytes can stand for gigabytes of zeros."""
 
@@ -68,6 +71,7 @@ class PackSettings:
     more.
     density, scale, factor: of ternary changes; `auto` is the data-free rule of `auto_scale`, and no factor is 1, or the rule's.
     init: where the expert started, a directory or `seed:N`; None: nobody knows, which costs ternary changes bytes; products need none.
+    statements: what else the manifest says, by keys that begin with `compeft.`; signed, and no part of what is unpacked.
     """
 
     density: float | None = None
@@ -79,6 +83,7 @@ class PackSettings:
     key: SigningKey | None = None
     quality: float | None = None
     times: float | None = None
+    statements: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_ternary(self) -> bool:
@@ -152,7 +157,7 @@ def save_compressed(
     coded, settings = code_source(source, settings, progress)
     notes = [*notes, *_quality_notes(coded)]
     _prove(coded, read_start(settings.init))
-    manifest = manifest_of(source, [c.part for c in coded])
+    manifest = manifest_of(source, [c.part for c in coded], settings.statements)
     with written_whole(file) as stream:
         write_expert(stream, manifest, [c.payload for c in coded], settings.key)
         total = stream.tell()
@@ -262,14 +267,16 @@ def _within_budget(
 
 
 def _file_bytes(source: Source, coded: Sequence[CodedPart], settings: PackSettings) -> int:
-    head = write_expert(io.BytesIO(), manifest_of(source, [c.part for c in coded]), [], settings.key)
+    head = write_expert(io.BytesIO(), manifest_of(source, [c.part for c in coded], settings.statements), [], settings.key)
     return head + sum(len(c.payload) for c in coded)
 
 
-def manifest_of(source: Source, parts: Sequence[FilePart]) -> Manifest:
+def manifest_of(source: Source, parts: Sequence[FilePart], statements: Mapping[str, str] = NO_STATEMENTS) -> Manifest:
     """What a file made of these parts says of itself: nothing of when and where, so that equal experts make equal files."""
     files = {part.file for part in parts}
     metadata = {name: header.metadata for name, header in source.files.items() if name in files and header.metadata}
+    if statements and parts:
+        metadata[parts[0].file] = {**metadata.get(parts[0].file, {}), **statements}
     return Manifest(f"compeft {version('compeft')}", source.base_model, source.config, parts, metadata, source.card)
 
 
@@ -380,7 +387,7 @@ def _write_tensors(stream: BinaryIO, opened: ExpertFile, file: str, start: Start
     if len({name for name, _, _ in rows}) != len(rows):
         raise FormatError(f"{opened.path} names two tensors of {file} alike: pack it again")
     metadata = opened.manifest.metadata.get(file, {})
-    head, starts = header_bytes(rows, {key: value for key, value in metadata.items() if key != NAMES})
+    head, starts = header_bytes(rows, {key: value for key, value in metadata.items() if not key.startswith(STATED)})
     stream.write(head)
     for tensor, dtype, pieces in _tensors(opened, file, start):
         stream.seek(starts[tensor.name])
