@@ -67,7 +67,7 @@ def fit(directory: Path, limits: EngineLimits, what: str) -> None:
 
 def _check(source: Source, limits: EngineLimits, what: str) -> None:
     if not source.is_adapter or not source.fields:
-        raise InputError(f"{what} is not a LoRA with adapter_config.json: {limits.engine} serves those beside a base model")
+        raise InputError(f"{what} lacks LoRA factors or adapter_config.json: {limits.engine} serves LoRA beside a base model")
     kind = source.fields.get("peft_type", "LORA")
     if kind != "LORA":
         raise InputError(f"{what} is of type {kind}, {limits.engine} serves LORA: merge it into the base model")
