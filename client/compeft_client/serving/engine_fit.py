@@ -25,7 +25,7 @@ from compeft_proto.lora_modules import LoraModule
 
 Array = NDArray[np.float32]
 REFUSED_FIELDS = {
-    "use_dora": "DoRA: its norms are no part of LoRA: merge it into the base model, or train without use_dora",
+    "use_dora": "DoRA: its norms lie outside LoRA: merge it into the base model, or train without use_dora",
     "lora_bias": "a bias beside B: train without lora_bias",
     "modules_to_save": "layers saved whole: merge them into the base model, or train without modules_to_save",
     "trainable_token_indices": "trained tokens: merge them into the base model",
