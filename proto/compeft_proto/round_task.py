@@ -41,13 +41,16 @@ NOBODY_SAYS = hashlib.sha256(b"").digest()
 class Origin:
     """The model that an expert is trained with: the weights digest of the base model (`compeft_client.checkpoints.base_model_digest`), the
     adapter's configuration as
-    canonical JSON (see `canonical_json`), and the base model's id and revision. By default all are unknown.
+    canonical JSON (see `canonical_json`), the base model's id and revision, and the digests (SHA-256) of the tokenizer and of its chat
+    template. By default all are unknown.
     """
 
     base_model_digest: bytes = NOBODY_SAYS
     adapter_config: bytes = b""
     base_model: str = ""
     base_revision: str = ""
+    tokenizer_digest: bytes = b""
+    chat_template_digest: bytes = b""
 
     @property
     def adapter_config_digest(self) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from compeft_client.checkpoints.peft_other_types import OTHER_TYPES
+from compeft_client.checkpoints.peft_other_types import NEEDED_IN_ROUNDS, NOT_AVERAGED, OTHER_TYPES
 from compeft_core.errors import InputError
 
 Rule = Literal["harmless", "same", "supported", "off"]
@@ -57,14 +57,14 @@ LORA: Mapping[str, Field] = {
     "exclude_modules": _all("harmless"),
     "layers_to_transform": _all("harmless"),
     "layers_pattern": _all("harmless"),
-    "modules_to_save": Field(None, "harmless", "harmless", "off", "off", "layers saved whole are not switched"),
+    "modules_to_save": Field(None, "harmless", "harmless", "off", "same", "layers saved whole are not switched"),
     "lora_dropout": _all("harmless", 0.0),
     "fan_in_fan_out": _all("same", False),
-    "bias": Field("none", "same", "same", "off", "off", "biases of the base model are not switched"),
+    "bias": Field("none", "same", "same", "off", "same", "biases of the base model are not switched"),
     "init_lora_weights": Field(True, "supported", "supported", "supported", "supported"),
     "megatron_config": Field(None, "same", "same", "same", "off", "Megatron's parallel layers are not supported"),
     "megatron_core": _all("harmless", "megatron.core"),
-    "trainable_token_indices": Field(None, "same", "supported", "off", "off", "trained rows of embeddings are not switched"),
+    "trainable_token_indices": Field(None, "same", "supported", "off", "same", "trained rows of embeddings are not switched"),
     "loftq_config": _all("harmless", {}),
     "eva_config": _all("harmless"),
     "corda_config": _all("harmless"),
@@ -82,11 +82,11 @@ LORA: Mapping[str, Field] = {
     "use_qalora": Field(False, "same", "same", "same", "off", "A acts on pooled inputs"),
     "qalora_group_size": _all("same", 16),
     "monteclora_config": _all("off", None, "its factors are means of sampled ones"),
-    "layer_replication": Field(None, "same", "same", "same", "off", "layers are copies of others"),
+    "layer_replication": _all("same"),
     "runtime_config": _all("harmless", {}),
     "lora_bias": _all("off", False, "a bias beside B is scaled like a factor"),
     "target_parameters": Field(
-        None, "supported", "supported", "supported", "off", "factors of several experts lie in one tensor"
+        None, "supported", "supported", "supported", "same", "factors of several experts lie in one tensor"
     ),
     "use_bdlora": _all("off", None, "its factors are block-diagonal"),
     "arrow_config": _all("off", None, "it routes between adapters"),
@@ -108,7 +108,10 @@ def check_fields(fields: Mapping[str, object], purpose: Purpose, where: str) -> 
                 f"{where} has the option {name}: {value!r}, which this version does not know and which may change what its tensors mean: "
                 "upgrade compeft, or remove the option if it does not"
             )
-    if fields.get("peft_type", "LORA") != "LORA":
+    kind = str(fields.get("peft_type", "LORA"))
+    if purpose == "rounds":
+        _check_average(kind, fields, where)
+    if kind != "LORA":
         return
     for name, field in LORA.items():
         if getattr(field, purpose) == "off" and not _equal(fields.get(name, field.default), field.default):
@@ -116,6 +119,15 @@ def check_fields(fields: Mapping[str, object], purpose: Purpose, where: str) -> 
     start = fields.get("init_lora_weights", True)
     if start not in RANDOM_STARTS:
         raise InputError(f"{where} has init_lora_weights {start!r}: {BASE_STARTS}")
+
+
+def _check_average(kind: str, fields: Mapping[str, object], where: str) -> None:
+    """Refuse a method whose arrays cannot be averaged over sites. Errors: InputError, naming it and why."""
+    if kind in NOT_AVERAGED:
+        raise InputError(f"{where} has peft_type {kind}, which cannot be averaged over sites: {NOT_AVERAGED[kind]}; use LORA")
+    name, value, why = NEEDED_IN_ROUNDS.get(kind, ("", None, ""))
+    if name and fields.get(name) == value:
+        raise InputError(f"{where} has peft_type {kind} and {name} {value!r}, which cannot be averaged over sites: {why}")
 
 
 def differing_field(a: Mapping[str, object], b: Mapping[str, object], purpose: Purpose) -> str:

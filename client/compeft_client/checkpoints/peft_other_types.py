@@ -107,3 +107,18 @@ OTHER_TYPES: Mapping[str, str] = {
         "xlora_size"
     ),
 }
+
+NOT_AVERAGED: Mapping[str, str] = {
+    "ADALORA": "each site prunes other ranks of P, E and Q",
+    "ADAMSS": "each site masks other subspaces",
+    "OSF": "it starts from a decomposition of the base model, which each site computes itself",
+    "PSOFT": "it starts from a decomposition of the base model, which each site computes itself",
+    "SUPERTUNING": "each site selects other entries",
+    "XLORA": "it routes between adapters",
+}
+"""Methods whose arrays have no meaningful average over sites, and why."""
+NEEDED_IN_ROUNDS: Mapping[str, tuple[str, object, str]] = {
+    "SHIRA": ("random_seed", None, "each site draws other entries without a common random_seed"),
+    "VBLORA": ("save_only_topk_weights", True, "the saved indices of vectors are integers, which have no average"),
+}
+"""Method -> the field, the value of it that cannot be averaged, and why."""

@@ -287,7 +287,8 @@ class EdgeClient:
 
 def _origin_of(genesis: pb.Genesis) -> Origin:
     said = genesis.base_model
-    return Origin(genesis.base_model_digest, genesis.adapter_config, said.id, said.revision)
+    digests = said.tokenizer_digest, said.chat_template_digest
+    return Origin(genesis.base_model_digest, genesis.adapter_config, said.id, said.revision, *digests)
 
 
 def _genesis(directory: StateDirectory, memory: Memory) -> pb.Genesis:

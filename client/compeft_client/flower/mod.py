@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from google.protobuf.message import DecodeError
 
-from compeft_client.checkpoints.peft_fields import is_off, known_fields
+from compeft_client.checkpoints.peft_fields import check_fields, differing_field, is_off, known_fields
 from compeft_client.exchange.connections import Letters
 from compeft_client.exchange.edge_client import NO_ORIGIN, EdgeClient, Synced, Trained
 from compeft_client.exchange.quality_floor import Floor
@@ -32,6 +32,7 @@ from compeft_client.identity.edge_config import edge_of
 from compeft_core import flatten, unflatten
 from compeft_core.errors import FormatError, InputError
 from compeft_proto import relay_letter
+from compeft_proto.errors import WrongAdapterError
 from compeft_proto.keys import SigningKey
 from compeft_proto.round_task import DTYPES, ORDER, RECORD, RESTING, Origin, RoundTask, as_type, task_from_values
 from compeft_proto.v1 import exchange_pb2 as xp
@@ -67,10 +68,9 @@ class CompressionMod:
         with EdgeClient(edge, letters) as client:
             if letters is not None and not letters.answers:
                 return _enclosed(Message(RecordDict(), reply_to=message), client, task, letters)
-            synced = client.sync(
-                task.expert, task.version, task.run, task.round, origin=self._origin(context) if self._origin else NO_ORIGIN
-            )
-            _check_adapter(synced)
+            origin = self._origin(context) if self._origin else NO_ORIGIN
+            synced = client.sync(task.expert, task.version, task.run, task.round, origin=origin)
+            _check_adapter(synced, origin)
             message.content[key] = _arrays(synced, record.get(ORDER), record.get(DTYPES))
             if message.metadata.message_type == MessageType.TRAIN:
                 client.check_ready(task)
@@ -82,7 +82,7 @@ class CompressionMod:
                 return reply
             beside: dict[str, float | int] = {}
             if message.metadata.message_type == MessageType.TRAIN:
-                self._submit(client, task, synced, reply, context)
+                self._submit(client, task, synced, reply, origin, context)
             else:
                 message.content.clear()
                 message.content.update(asked)
@@ -92,7 +92,9 @@ class CompressionMod:
         reply.content[RECORD] = ConfigRecord({"keyid": edge.key.keyid, "version": synced.version, **beside})
         return reply
 
-    def _submit(self, client: EdgeClient, task: RoundTask, synced: Synced, reply: Message, context: Context) -> None:
+    def _submit(
+        self, client: EdgeClient, task: RoundTask, synced: Synced, reply: Message, origin: Origin, context: Context
+    ) -> None:
         """Take the tuned arrays out of the reply and send their task vector."""
         records = dict(reply.content.array_records)
         if len(records) != 1:
@@ -104,19 +106,15 @@ class CompressionMod:
         del reply.content[key]
         metrics = next(iter(reply.content.metric_records.values()), MetricRecord())
         numbers = {n: float(v) for n, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
-        trained = Trained(
-            tuned - synced.vector,
-            _weight(metrics, task.weighted_by),
-            numbers,
-            self._origin(context) if self._origin else synced.origin,
-        )
+        stated = origin if self._origin else synced.origin
+        trained = Trained(tuned - synced.vector, _weight(metrics, task.weighted_by), numbers, stated)
         client.submit(task, trained, self._floor(context))
 
 
-def _check_adapter(synced: Synced) -> None:
-    """Refuse an expert whose adapter configuration has an option that this version does not know: it may change what tensors mean.
+def _check_adapter(synced: Synced, origin: Origin) -> None:
+    """Refuse an expert whose adapter cannot be averaged, has an option that this version does not know, or differs from this client's own.
 
-    Errors: InputError, naming the option and the way out.
+    Errors: InputError, naming the option and the way out; WrongAdapterError, naming the first field that differs.
     """
     if not synced.adapter_config:
         return
@@ -124,15 +122,24 @@ def _check_adapter(synced: Synced) -> None:
         fields = json.loads(synced.adapter_config)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{synced.expert} has an adapter configuration that is not JSON") from error
-    unknown = (
-        [n for n, v in sorted(fields.items()) if n not in known_fields(fields) and not is_off(v)]
-        if isinstance(fields, dict)
-        else []
-    )
-    if unknown and "peft_type" in fields:
-        raise InputError(
-            f"{synced.expert} is trained with the option {unknown[0]}: {fields[unknown[0]]!r}, "
-            "which this version does not know: upgrade compeft"
+    if not isinstance(fields, dict):
+        return
+    if "peft_type" in fields:
+        unknown = [n for n, v in sorted(fields.items()) if n not in known_fields(fields) and not is_off(v)]
+        if unknown:
+            raise InputError(
+                f"{synced.expert} is trained with the option {unknown[0]}: {fields[unknown[0]]!r}, "
+                "which this version does not know: upgrade compeft"
+            )
+        check_fields(fields, "rounds", synced.expert)
+    if origin.adapter_config and origin.adapter_config != synced.adapter_config:
+        own = json.loads(origin.adapter_config)
+        name = differing_field(own, fields, "rounds") or next(
+            (n for n in sorted({*own, *fields}) if own.get(n) != fields.get(n)), "another encoding"
+        )
+        raise WrongAdapterError(
+            f"this client's adapter has {name} {own.get(name)!r}, {synced.expert} has {fields.get(name)!r}: build the adapter with the "
+            "expert's own configuration"
         )
 
 

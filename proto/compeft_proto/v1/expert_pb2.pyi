@@ -374,22 +374,29 @@ class BaseModel(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     WEIGHTS_DIGEST_FIELD_NUMBER: _builtins.int
+    TOKENIZER_DIGEST_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Such as "org/name"; empty if nobody says."""
     revision: _builtins.str
     """Of that name; empty if nobody says."""
     weights_digest: _builtins.bytes
     """docs/format.md, "Weights digest". Empty: what base_model_digest beside it says."""
+    tokenizer_digest: _builtins.bytes
+    """SHA-256 of the tokenizer and of its chat template (docs/protocol.md, "Base model"); empty if nobody says."""
+    chat_template_digest: _builtins.bytes
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         revision: _builtins.str = ...,
         weights_digest: _builtins.bytes = ...,
+        tokenizer_digest: _builtins.bytes = ...,
+        chat_template_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "revision", b"revision", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template_digest", b"chat_template_digest", "id", b"id", "revision", b"revision", "tokenizer_digest", b"tokenizer_digest", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

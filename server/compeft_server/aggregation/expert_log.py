@@ -33,7 +33,7 @@ from compeft_core.parallel import shares, spread, workers_for
 from compeft_core.server_optimizer import Moments, ServerOptimizer, descend, no_moments
 from compeft_core.statistics import kept_in_range, limit_variances
 from compeft_proto import envelope as dsse
-from compeft_proto.base_model import BaseModel
+from compeft_proto.base_model import BaseModel, said_with
 from compeft_proto.chunk_refs import check_chunk
 from compeft_proto.convert import coded, optimizer_from_proto
 from compeft_proto.errors import ConflictError, UnknownExpertError
@@ -186,8 +186,7 @@ class ExpertLog:
 
     def base_model(self, expert: Expert) -> BaseModel:
         """The base model that an expert is bound to."""
-        said = self.first(expert.name).genesis.base_model
-        return BaseModel(said.id, said.revision, expert.base_model_digest)
+        return said_with(self.first(expert.name).genesis.base_model, expert.base_model_digest)
 
     def state(self, expert: Expert, number: int) -> State:
         """The state at one version. Errors: WrongBaseError if the log is damaged."""

@@ -2,6 +2,7 @@
 
 The aggregator merges compressed updates, so a wrapped strategy's own `aggregate_train` never runs. One whose aggregation the aggregator
 has as well is followed, with the numbers that the strategy object holds; any other is refused by name, never approximated.
+A subclass of FedAvg whose `aggregate_train` only watches the average, such as FlowerTune's that counts bytes, is followed as FedAvg.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from compeft_core.errors import InputError
 from compeft_core.merging.inputs import USUAL
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.merge_settings import PLAIN_METHOD, MergeSettings
+from compeft_server.flower.watching import only_watches
 
 
 def _fedavg(_: FedAvg) -> MergeSettings:
@@ -75,7 +77,7 @@ def merging_of(inner: FedAvg, method: str, parameters: MergeParameters, optimize
     Errors: InputError for a strategy whose aggregation the aggregator does not have, for one that asks for another method than the
     plan, and for parameters that a method does not take.
     """
-    owner = next(kind for kind in type(inner).__mro__ if "aggregate_train" in vars(kind))
+    owner = followed_class(inner)
     if owner not in EQUIVALENTS:
         known = ", ".join(kind.__name__ for kind in EQUIVALENTS)
         raise InputError(
@@ -88,3 +90,10 @@ def merging_of(inner: FedAvg, method: str, parameters: MergeParameters, optimize
         raise InputError(f"{owner.__name__} merges by {followed.method}, the plan by {method}: leave one of them at its default")
     check_parameters(followed.method, followed.parameters)
     return replace(followed, optimizer=optimizer or followed.optimizer)
+
+
+def followed_class(inner: FedAvg) -> type:
+    """The class whose aggregation a strategy has: that of its `aggregate_train` or, where that only watches FedAvg's, FedAvg."""
+    owner = next(kind for kind in type(inner).__mro__ if "aggregate_train" in vars(kind))
+    parent = next(kind for kind in type(inner).__mro__ if kind in EQUIVALENTS)
+    return FedAvg if owner not in EQUIVALENTS and parent is FedAvg and only_watches(inner) else owner

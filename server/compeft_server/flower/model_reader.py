@@ -1,32 +1,33 @@
 """Reads from a model what a plan needs: which arrays travel dense, how they were initialised, what the adapter is trained with.
 
-The model may be a torch module, a PEFT model, an ArrayRecord or a mapping of names to arrays. Nothing here imports torch or PEFT: a torch
-module is read by its own methods.
+The model may be a torch module, a PEFT model, an ArrayRecord or a mapping of names to arrays. Nothing here imports torch or PEFT: a model
+is read by its own methods, or by those of its loaded library.
 """
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compeft_core.errors import InputError
-from compeft_proto.round_task import Origin, canonical_json, numpy_of
-from compeft_proto.weights_digest import digest_of, type_of
+from compeft_proto.peft_configuration import BASE_NAME, base_tensors, configuration_json
+from compeft_proto.round_task import Origin, numpy_of
+from compeft_proto.weights_digest import digest_of
 
 HEADS = ("classifier", "classification_head", "score", "qa_outputs", "head")
 """Parts of names by which models know their task's last layer."""
 LARGEST_HEAD = 2**16
 """Entries of the largest head that travels dense without being in `modules_to_save`."""
+LARGEST_SAVED = 2**20
+"""Entries of the largest layer in `modules_to_save` that travels dense; of a larger one only changed entries do."""
 TINY = 1024
 """Entries below which a matrix is not worth compressing, unless it is a LoRA factor."""
 FACTORS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
-NOT_IN_CONFIG = ("auto_mapping", "inference_mode", "peft_version", "revision")
-"""Fields of a PEFT configuration that differ between machines, or have a place of their own in an `Origin`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,13 @@ def read_model(model: object) -> ModelFacts:
     config = getattr(model, "peft_config", None)
     if config is None:
         return ModelFacts(state, _dense(state, buffers, frozenset()), Origin())
-    adapter, chosen = next(iter(config.items()))
-    sent = {short: array for name, array in state.items() if (short := _adapter_name(name, adapter))}
-    saved = frozenset(_adapter_name(name, adapter) for name in state if f".modules_to_save.{adapter}." in name)
-    return ModelFacts(sent, _dense(sent, buffers, saved), _origin(model, chosen, state))
+    adapter = next(iter(config))
+    peft: Any = sys.modules["peft"]  # the model is PEFT's, so PEFT is loaded
+    sent: Mapping[str, Any] = peft.get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
+    mark = f".modules_to_save.{adapter}."
+    small = (n for n, tensor in state.items() if mark in n and math.prod(tensor.shape) <= LARGEST_SAVED)
+    saved = frozenset(n.replace(mark, ".") for n in small)
+    return ModelFacts(sent, _dense(sent, buffers, saved), _origin(model, config[adapter], state))
 
 
 def _dense(arrays: Mapping[str, Any], buffers: frozenset[str], saved: frozenset[str]) -> frozenset[str]:
@@ -77,50 +81,13 @@ def _is_head_or_tiny(name: str, size: int) -> bool:
     return size < TINY or (bool(words & set(HEADS)) and size <= LARGEST_HEAD)
 
 
-def _adapter_name(name: str, adapter: str) -> str:
-    """The name by which PEFT saves an adapter's parameter, as `get_peft_model_state_dict`; empty for one of the base model.
-
-    "m.q.lora_A.default.weight" -> "m.q.lora_A.weight", "m.score.modules_to_save.default.bias" -> "m.score.bias".
-    """
-    if f".modules_to_save.{adapter}." in name:
-        return name.replace(f".modules_to_save.{adapter}.", ".")
-    if ".lora_magnitude_vector." in name:
-        return name.removesuffix(".weight").removesuffix(f".{adapter}")
-    return name.replace(f".{adapter}", "") if ".lora_" in name else ""
-
-
 def _origin(model: Any, config: Any, state: Mapping[str, Any]) -> Origin:
     """The base model's weights digest and name, and the adapter's configuration as canonical JSON."""
-    fields = {name: _plain(value) for name, value in config.to_dict().items() if name not in NOT_IN_CONFIG}
-    name, revision = fields.get("base_model_name_or_path"), getattr(config, "revision", None)
-    digest = digest_of(_base_tensors(model, state))
-    return Origin(digest, canonical_json(fields), str(name or ""), str(revision or ""))
-
-
-def _base_tensors(model: Any, state: Mapping[str, Any]) -> Iterator[tuple[str, str, tuple[int, ...], list[bytes]]]:
-    """The frozen base model's tensors under the names they had before PEFT wrapped them; a tied one once, under its first name."""
-    first = {name for name, _ in model.named_parameters()}
-    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
-    torch: Any = sys.modules["torch"]  # the model is a torch module, so torch is loaded
-    for name, tensor in state.items():
-        if name in tied or ".lora_" in name or ".modules_to_save." in name:
-            continue
-        before = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-        octets = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        yield before, type_of(name, str(tensor.dtype)), tuple(tensor.shape), [octets]
-
-
-def _plain(value: object) -> object:
-    """A configuration's value as JSON has it: sets sorted, enumerations by their value."""
-    if isinstance(value, set | frozenset):
-        return sorted(map(str, value))
-    if isinstance(value, Enum):
-        return _plain(value.value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    name = str(config.to_dict().get(BASE_NAME) or "")
+    if name and Path(name).exists():
+        name = ""  # a folder's path is this machine's own
+    digest = digest_of(base_tensors(model, state))
+    return Origin(digest, configuration_json(config, name), name, str(getattr(config, "revision", None) or ""))
 
 
 def _bound(name: str, array: NDArray[np.float32], arrays: Mapping[str, NDArray[np.float32]]) -> float:

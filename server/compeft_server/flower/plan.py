@@ -103,8 +103,10 @@ class Plan:
 
         model: a torch module, a PEFT model, an ArrayRecord or a mapping of names to arrays. Buffers, heads and matrices of fewer than 1,024
         entries that are not LoRA factors travel dense. Of a PEFT model, `origin` is its adapter configuration and the weights digest of its
-        base model. seed: the run begins with a draw from this seed within the bounds that PyTorch and PEFT draw from, and no initial byte
-        travels; the model must be freshly initialised. Without it the run begins with the app's own arrays. settings: as `Plan`.
+        base model; `origin=compeft_client.flower.peft.origin_of(model, tokenizer)` binds the tokenizer too, and takes the weights digest of
+        files rather than of tensors in memory. seed: the run begins with a draw from this seed within the bounds that PyTorch and PEFT draw
+        from, and no initial byte travels; the model must be freshly initialised. Without it the run begins with the app's own arrays.
+        settings: as `Plan`.
 
         Errors: InputError for a model with neither arrays nor `state_dict`, and, with a seed, for an array that is not a fresh draw.
         """

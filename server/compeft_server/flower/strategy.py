@@ -32,13 +32,14 @@ from compeft_proto.state_steps import pack_snapshot
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_server.domain.records import Arm
 from compeft_server.flower.conductor import ClientMetric, Conductor, ConductorConfig, conductor_config
-from compeft_server.flower.equivalents import merging_of
+from compeft_server.flower.equivalents import followed_class, merging_of
 from compeft_server.flower.error_log import log_errors_as_lines
 from compeft_server.flower.plan import Plan
 from compeft_server.flower.quorum_grid import QuorumGrid
 from compeft_server.flower.relay_grid import RelayGrid
 from compeft_server.flower.run_health import RunHealth, weighted_mean
 from compeft_server.flower.version_follower import Follower
+from compeft_server.flower.watching import metrics_of
 
 __all__ = ["CompressedStrategy", "Plan"]
 
@@ -59,6 +60,8 @@ class CompressedStrategy(Strategy):
             compression=plan.downlink,
             codec="context" if plan.codec == AUTO else plan.codec,
         )
+        self._watches = type(inner).aggregate_train is not FedAvg.aggregate_train and followed_class(inner) is FedAvg
+        """Whether the inner strategy has an `aggregate_train` of its own, which only watches FedAvg's."""
         self._layout: Layout | None = None
         self._most_bytes = 0
         self._conductor = Conductor(station or conductor_config({}))
@@ -161,9 +164,8 @@ class CompressedStrategy(Strategy):
         else:
             self._health.require_trained(server_round, len(self._sent), closed.accepted)
         self._version = closed.version
-        answered = [_with_placeholder(m, self.inner.arrayrecord_key) for m in replies]
-        _, metrics = FedAvg.aggregate_train(self.inner, server_round, answered)
-        return self._fetched(server_round), metrics
+        merged = self._fetched(server_round)
+        return merged, metrics_of(self.inner, server_round, replies, merged if self._watches else None)
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """The inner strategy's messages, with a task instead of arrays."""
@@ -326,10 +328,3 @@ def _seeded(layout: Layout, plan: Plan, digest: bytes) -> pb.SeededState | None:
 
 def _bounds(layout: Layout, plan: Plan) -> list[float]:
     return [float(np.float32((plan.bounds or {}).get(t.name, 0.0))) for t in layout.tensors]
-
-
-def _with_placeholder(reply: Message, key: str) -> Message:
-    """The reply as the inner strategy expects it: one ArrayRecord, whose average nobody reads."""
-    if not reply.has_error():
-        reply.content[key] = ArrayRecord({"merged-at-the-aggregator": Array(np.zeros(1, np.float32))})
-    return reply

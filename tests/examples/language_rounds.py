@@ -1,0 +1,94 @@
+"""Rounds of the language-model app in one process: its own client and server code, plain or around a real aggregator.
+
+The two versions of the app have one package name, so each is imported by itself.
+"""
+
+import importlib
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict
+
+from compeft_proto.site_layout import SITE_VARIABLE
+from compeft_server.admin.simulated_sites import make_sites
+from compeft_server.app.server import Settings, start
+from compeft_server.data_directory import open_ledger
+from compeft_server.reports.figures.build import read_report
+from compeft_server.reports.figures.report import Report
+from tests.rounds.loopback_grid import LoopbackGrid
+
+APPS = Path(__file__).parents[2] / "examples" / "language-model"
+CLIENTS, EXPERT = 4, "language"
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a run left: the app's own measurements and, of a compressed one, the ledger's report."""
+
+    measured: dict[str, list[float]]
+    report: Report | None
+
+
+def config_of(version: str, **changes: object) -> Config:
+    """The app's run configuration with changes."""
+    found = tomllib.loads((APPS / version / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    return found | changes
+
+
+@contextmanager
+def app_of(version: str) -> Iterator[tuple[Any, Any]]:
+    """The app's client and server modules; forgotten afterwards."""
+    sys.path.insert(0, str(APPS / version))
+    _forget()
+    try:
+        yield importlib.import_module("language.client_app"), importlib.import_module("language.server_app")
+    finally:
+        sys.path.remove(str(APPS / version))
+        _forget()
+
+
+def run_plain(folder: Path, nodes: Mapping[int, Config] | None = None, **changes: object) -> Ran:
+    """The app without compeft."""
+    return Ran(_run("plain", folder, nodes or {}, changes), None)
+
+
+def run_compressed(folder: Path, nodes: Mapping[int, Config] | None = None, **changes: object) -> Ran:
+    """The app around an aggregator in `folder`, with simulated clients. nodes: more of a node's configuration, by its number."""
+    data, sites = folder / "data", folder / "sites"
+    ledger = open_ledger(data)
+    server, port = start(Settings(data), ledger)
+    make_sites(data, sites, CLIENTS, f"127.0.0.1:{port}", [EXPERT])
+    try:
+        os.environ[SITE_VARIABLE] = str(sites)
+        measured = _run("compressed", folder, nodes or {}, changes)
+        return Ran(measured, read_report(ledger, EXPERT))
+    finally:
+        del os.environ[SITE_VARIABLE]
+        server.stop(None).wait()
+        ledger.close()
+
+
+def _run(version: str, folder: Path, nodes: Mapping[int, Config], changes: Mapping[str, object]) -> dict[str, list[float]]:
+    results = folder / f"{version}.json"
+    config = config_of(version, **changes) | {"results-file": str(results)}
+    with app_of(version) as (client, server):
+        each: list[dict[str, object]] = [
+            {"partition-id": n, "num-partitions": CLIENTS} | nodes.get(n, {}) for n in range(CLIENTS)
+        ]
+        grid = LoopbackGrid(client.app, each, run_config=config)
+        server.main(grid, Context(run_id=7, node_id=1, node_config={}, state=RecordDict(), run_config=config))
+    measured: dict[str, list[float]] = json.loads(results.read_text())
+    return measured
+
+
+def _forget() -> None:
+    for name in [name for name in sys.modules if name == EXPERT or name.startswith(f"{EXPERT}.")]:
+        del sys.modules[name]
