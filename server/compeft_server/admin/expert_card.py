@@ -40,6 +40,26 @@ class ExpertCard:
         return sum(v.payload_bytes for v in self.versions)
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertRow:
+    """One expert in a list: its name, newest version, number of parameters, and whether it is retired."""
+
+    expert: str
+    version: int
+    parameters: int
+    retired: bool
+
+
+def list_experts(ledger: Ledger) -> list[ExpertRow]:
+    """All experts, retired ones too."""
+    found = [(name, ledger.expert(name)) for name in ledger.experts()]
+    return [
+        ExpertRow(name, ledger.head(name), e.layout.size, None in retired(ledger.terms.retirements(name)))
+        for name, e in found
+        if e
+    ]
+
+
 def read_card(ledger: Ledger, log: ExpertLog, versions: Sequence[VersionOrigin], name: str) -> ExpertCard:
     """The card of an expert that exists; `versions` are its lineage."""
     expert, gone = log.expert(name), retired(ledger.terms.retirements(name))

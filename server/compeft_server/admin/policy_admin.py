@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_proto.name_checks import typed_name
+from compeft_server.aggregation.access import Access
 from compeft_server.domain.channels import Move, channel_name, channel_of
-from compeft_server.domain.policy import EVERY, ROLE, Action, Effect, Retirement, Rule, as_time, retired
+from compeft_server.domain.policy import ACTIONS, EVERY, ROLE, Action, Decision, Effect, Retirement, Rule, as_time, retired
 from compeft_server.domain.records import ROLES, Role
 from compeft_server.ledger.ledger import Ledger
 
@@ -47,6 +48,38 @@ def rule(
         for action in sorted(actions)
     ]
     return [ledger.terms.add_rule(one) for one in said]
+
+
+def role_of(text: str) -> Role:
+    """The role of this name. Errors: InputError."""
+    known = next((role for role in ROLES if role == text), None)
+    if known is None:
+        raise InputError(f"role {text[:40]!a}, allowed are {', '.join(ROLES)}")
+    return known
+
+
+def who_of(ledger: Ledger, who: str) -> tuple[str, Role]:
+    """Name and role of a member's name or of `role:<role>`, whose name is empty. Errors: InputError for an unknown one."""
+    if who.startswith(ROLE):
+        return "", role_of(who.removeprefix(ROLE))
+    found = next((m for m in ledger.members() if m.name == who), None)
+    if found is None:
+        raise InputError(f"no enrolled member is named {who[:40]!a}: see `compeft clients list`")
+    return found.name, found.role
+
+
+def explain(access: Access, ledger: Ledger, expert: str, who: str, version: int | None) -> tuple[int, dict[Action, Decision]]:
+    """What a member or role may do with a version of an expert (None: the newest): the version, and a decision for each action.
+
+    Errors: UnknownExpertError; InputError for an unknown member or role.
+    """
+    check_expert(ledger, expert)
+    at = ledger.head(expert) if version is None else version
+    check_version(ledger, expert, at)
+    name, role = who_of(ledger, who)
+    if name and all(m.revoked for m in ledger.members() if m.name == name):
+        return at, dict.fromkeys(ACTIONS, Decision(False, "its key is revoked"))
+    return at, {action: access.decide(name, role, expert, action, at) for action in ACTIONS}
 
 
 def retire(ledger: Ledger, expert: str, version: int | None, now_ms: int, undo: bool = False) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 
@@ -12,6 +13,9 @@ from compeft_server.app.tracing import CallTracer, tracer_from_environment
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.rpc.call_interceptor import CallMetrics, Observer
+
+if TYPE_CHECKING:
+    from compeft_server.dashboard.server import ListenAddress, Web
 
 
 @dataclass(slots=True)
@@ -36,15 +40,24 @@ class Observed:
             if self.web is None:
                 yield
                 return
-            from compeft_server.dashboard.metrics import Registry
-            from compeft_server.dashboard.server import ListenAddress, Web
+            from compeft_server.dashboard.server import ListenAddress
 
-            registry = Registry(self.data, ledger, self.calls)
-            with Web(self.data, ledger, ListenAddress(port=self.web), self.price, registry).beside() as self.web_port:
+            page = live_page(self.data, ledger, ListenAddress(port=self.web), self.price, self.calls)
+            with page.beside() as self.web_port:
                 yield
         finally:
             if self.tracer is not None:
                 self.tracer.close()
+
+
+def live_page(
+    data: Path, ledger: Ledger, listen: "ListenAddress", price: Price | None, calls: CollectorRegistry | None = None
+) -> "Web":
+    """The live page of a data directory, which listens when it runs. calls: counters of an aggregator in this process, for /metrics."""
+    from compeft_server.dashboard.metrics import Registry
+    from compeft_server.dashboard.server import Web
+
+    return Web(data, ledger, listen, price, Registry(data, ledger, calls))
 
 
 def observe(data: Path, web: int | None, price: Price | None, log_format: LogFormat) -> Observed:

@@ -8,8 +8,8 @@ import typer
 from cryptography import x509
 
 from compeft_proto.clock import now_ms
+from compeft_server.app.opened import OpenedData
 from compeft_server.cli.options import AsFormat, Data
-from compeft_server.data_directory import open_ledger
 from compeft_server.identity import authority_files as files
 from compeft_server.identity import certificate_authority as ca
 from compeft_server.identity import service_certificates
@@ -75,7 +75,8 @@ def issue(
     """
     fresh = service_certificates.issue(data, folder, list(dict.fromkeys([*host, *LOCAL])), now_ms())
     if fresh:
-        open_ledger(data).membership.note("issue certificate", host[0], now_ms(), folder=str(folder))
+        with OpenedData(data) as there:
+            there.ledger.membership.note("issue certificate", host[0], now_ms(), folder=str(folder))
     values = {
         "new": fresh,
         "certificate": str(folder / service_certificates.CERTIFICATE),
@@ -107,7 +108,8 @@ def retire(data: Data, output_format: AsFormat = "text") -> None:
 
 
 def _note(data: Path, action: str, certificate: x509.Certificate) -> None:
-    open_ledger(data).membership.note(action, "authority", now_ms(), fingerprint=ca.fingerprint(certificate).hex())
+    with OpenedData(data) as there:
+        there.ledger.membership.note(action, "authority", now_ms(), fingerprint=ca.fingerprint(certificate).hex())
 
 
 def _show(data: Path, output_format: str) -> None:

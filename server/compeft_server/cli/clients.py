@@ -1,26 +1,20 @@
 """Commands about who may talk to the aggregator: clients add, invite, list, revoke; and rotate-key, for its own key."""
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
-from compeft_proto.invitation import new_invitation, to_text
-from compeft_proto.keys import public_key_from_pem
-from compeft_proto.name_checks import printable, typed_name
-from compeft_server.admin import policy_admin
-from compeft_server.cli.options import AsFormat, Data
-from compeft_server.data_directory import existing, open_ledger
+from compeft_proto.name_checks import printable
+from compeft_server.admin import members_admin
+from compeft_server.admin.members_admin import NewMember
+from compeft_server.admin.policy_admin import USUAL, role_of
+from compeft_server.app.opened import OpenedData, opened
+from compeft_server.cli.options import AsFormat, Data, show
 from compeft_server.domain.invitations import valid_ms
-from compeft_server.domain.policy import EVERY
-from compeft_server.domain.records import ROLES, Enrolled, Invited, Role
-from compeft_server.identity import aggregator_keys, authority_files
-from compeft_server.identity import certificate_authority as ca
-from compeft_server.private_files import read_file
+from compeft_server.domain.records import ROLES, Enrolled
 
 RoleName = Annotated[str, typer.Option(help=f"one of {', '.join(ROLES)}")]
 
@@ -48,15 +42,12 @@ def clients_add(
 
     Example: compeft clients add berlin-1 berlin-1.pub --expert sentiment --data /var/lib/compeft
     """
-    known, granted = _role(role), _experts(expert)
-    typed_name(name, "member")
-    public = public_key_from_pem(read_file(public_key), str(public_key))
-    ledger = open_ledger(data)
-    ledger.enrol(name, public, known, now_ms())
-    typer.echo(f"{name} is enrolled as {known} with key {public.keyid}")
-    for one in granted:
-        policy_admin.rule(ledger, "allow", one, name, policy_admin.USUAL[known], now_ms())
-        typer.echo(f"{name} may {' and '.join(policy_admin.USUAL[known])} {one}")
+    member = NewMember(name, role_of(role), expert or ())
+    with OpenedData(data) as there:
+        keyid = members_admin.enrol(there.ledger, member, public_key, now_ms())
+    typer.echo(f"{name} is enrolled as {member.role} with key {keyid}")
+    for one in member.experts:
+        typer.echo(f"{name} may {' and '.join(USUAL[member.role])} {one}")
 
 
 @clients.command("invite")
@@ -76,24 +67,19 @@ def clients_invite(
 
     Example: compeft clients invite berlin-1 --expert sentiment --valid 24h --address agg.example:9444 --data /var/lib/compeft
     """
-    known, granted, now = _role(role), _experts(expert), now_ms()
-    expires, mark = now + valid_ms(valid), b""
-    if authority_files.has_authority(data):
-        mark = ca.fingerprint(authority_files.load(data).current.certificate)
-    invitation = new_invitation(mark, address)
-    stored = Invited(invitation.number.hex(), invitation.secret_digest, typed_name(name, "member"), known, expires)
-    ledger = open_ledger(data)
-    ledger.membership.invite(stored, now)
-    for one in granted:
-        policy_admin.rule(ledger, "allow", one, name, policy_admin.USUAL[known], now)
-    text = to_text(invitation)
-    if output_format == "json":
-        values = {"invitation": text, "number": stored.number, "name": name, "role": known, "expires_at_ms": expires}
-        typer.echo(json.dumps(values))
-        return
+    member, lasts_ms = NewMember(name, role_of(role), expert or ()), valid_ms(valid)
+    with OpenedData(data) as there:
+        made = members_admin.invite(there.ledger, data, member, address, lasts_ms, now_ms())
     where = "" if address else " --aggregator HOST:ENROLL_PORT"
-    typer.echo(f"invitation for {name} as {known}, once, until {_when(expires)}; on its machine:")
-    typer.echo(f"compeft enroll {text}{where} --site DIR")
+    head = f"invitation for {name} as {member.role}, once, until {_when(made.expires_at_ms)}; on its machine:"
+    values = {
+        "invitation": made.text,
+        "number": made.number,
+        "name": name,
+        "role": member.role,
+        "expires_at_ms": made.expires_at_ms,
+    }
+    show(values, f"{head}\ncompeft enroll {made.text}{where} --site DIR", output_format)
 
 
 @clients.command("simulate")
@@ -114,11 +100,9 @@ def clients_simulate(
     """
     from compeft_server.admin.simulated_sites import make_sites
 
-    names = make_sites(data, sites.absolute(), count, address, _experts(expert))
-    if output_format == "json":
-        typer.echo(json.dumps({"sites": str(sites.absolute()), "members": names}))
-    else:
-        typer.echo(f"{count} simulated clients and a conductor of {address} are enrolled, their site folders lie in {sites}")
+    names = make_sites(data, sites.absolute(), count, address, members_admin.checked_experts(expert or ()))
+    text = f"{count} simulated clients and a conductor of {address} are enrolled, their site folders lie in {sites}"
+    show({"sites": str(sites.absolute()), "members": names}, text, output_format)
 
 
 @clients.command("list")
@@ -127,12 +111,10 @@ def clients_list(data: Data, output_format: AsFormat = "text") -> None:
 
     Example: compeft clients list --data /var/lib/compeft --format json
     """
-    enrolled = open_ledger(existing(data)).membership.enrolled()
-    if output_format == "json":
-        typer.echo(json.dumps([_as_json(e) for e in enrolled]))
-        return
-    for e in enrolled:
-        typer.echo(_as_text(e))
+    with opened(data) as there:
+        enrolled = there.ledger.membership.enrolled()
+    if output_format == "json" or enrolled:
+        show([_as_json(e) for e in enrolled], "\n".join(map(_as_text, enrolled)), output_format)
 
 
 @clients.command("revoke")
@@ -143,8 +125,8 @@ def clients_revoke(name: Annotated[str, typer.Argument(help="the member's name")
 
     Example: compeft clients revoke berlin-1 --data /var/lib/compeft
     """
-    if not open_ledger(existing(data)).revoke(name, now_ms()):
-        raise InputError(f"no enrolled or invited member is named {name!r}: see `compeft clients list`")
+    with opened(data) as there:
+        members_admin.revoke(there.ledger, name, now_ms())
     typer.echo(f"{name} is revoked")
 
 
@@ -156,24 +138,9 @@ def rotate_key(data: Data, output_format: AsFormat = "text") -> None:
 
     Example: compeft rotate-key --data /var/lib/compeft && systemctl restart compeft-aggregator
     """
-    before, after = aggregator_keys.own_key(existing(data)).keyid, aggregator_keys.stage(data).keyid
-    open_ledger(data).membership.note("make next key", "aggregator", now_ms(), keyid=after)
-    if output_format == "json":
-        typer.echo(json.dumps({"keyid": before, "next_keyid": after}))
-    else:
-        typer.echo(f"key {after} follows {before} when `compeft serve` starts again")
-
-
-def _experts(names: list[str] | None) -> list[str]:
-    """The names, if they can be experts'. Errors: InputError."""
-    return [name if name == EVERY else typed_name(name, "expert") for name in names or ()]
-
-
-def _role(role: str) -> Role:
-    known = next((r for r in ROLES if r == role), None)
-    if known is None:
-        raise InputError(f"role {role!r}, allowed are {', '.join(ROLES)}")
-    return known
+    with opened(data) as there:
+        before, after = members_admin.make_next_key(there.ledger, data, now_ms())
+    show({"keyid": before, "next_keyid": after}, f"key {after} follows {before} when `compeft serve` starts again", output_format)
 
 
 def _as_json(e: Enrolled) -> dict[str, object]:

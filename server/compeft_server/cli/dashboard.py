@@ -1,6 +1,5 @@
 """Commands for the live page: dashboard, dashboard-password. Each parses its options, calls one function, prints the result."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +7,8 @@ from typing import Annotated
 import typer
 
 from compeft_core.errors import InputError
-from compeft_server.cli.options import AsFormat, Currency, Data, PricePerGb
-from compeft_server.data_directory import open_ledger
+from compeft_server.app.opened import OpenedData
+from compeft_server.cli.options import AsFormat, Currency, Data, PricePerGb, show
 from compeft_server.domain.price import price_of
 
 app = typer.Typer()
@@ -32,17 +31,16 @@ def dashboard(
     Examples: compeft dashboard --data /var/lib/compeft --price-per-gb 0.08;
     compeft dashboard --data /var/lib/compeft --host 0.0.0.0 --tls-cert page.crt --tls-key page.pem
     """
-    from compeft_server.dashboard.metrics import Registry
-    from compeft_server.dashboard.server import ListenAddress, Web
+    from compeft_server.app.observability import live_page
+    from compeft_server.dashboard.server import ListenAddress
 
-    ledger = open_ledger(_existing(data))
     listen = ListenAddress(host, port, tls_cert, tls_key, behind_proxy)
-    web = Web(data, ledger, listen, price_of(price_per_gb, currency), Registry(data, ledger))
-    address = f"{'https' if tls_cert else 'http'}://{host}:{web.port}/"
-    typer.echo(json.dumps({"address": address}) if output_format == "json" else f"the live page is at {address}")
-    sys.stdout.flush()
-    web.run()
-    ledger.close()
+    with OpenedData(_existing(data)) as there:
+        web = live_page(data, there.ledger, listen, price_of(price_per_gb, currency))
+        address = f"{'https' if tls_cert else 'http'}://{host}:{web.port}/"
+        show({"address": address}, f"the live page is at {address}", output_format)
+        sys.stdout.flush()
+        web.run()
 
 
 @app.command("dashboard-password")

@@ -1,19 +1,16 @@
 """Commands about experts as a whole, run on the aggregator's machine: list, show, promote, retire. Each calls one function and prints."""
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from compeft_proto.clock import now_ms
 from compeft_server.admin import policy_admin
-from compeft_server.admin.expert_card import read_card, to_json, to_text
-from compeft_server.admin.lineage import Versions
-from compeft_server.aggregation.expert_log import ExpertLog
-from compeft_server.cli.options import AsFormat, Data, ExpertName
-from compeft_server.data_directory import existing, open_ledger, open_store
-from compeft_server.domain.policy import retired
-from compeft_server.identity.aggregator_keys import earlier_keys, own_key
+from compeft_server.admin.expert_card import list_experts, read_card, to_json, to_text
+from compeft_server.app.opened import opened
+from compeft_server.cli.options import AsFormat, Data, ExpertName, show
 
 experts = typer.Typer(help="Experts and their versions.", no_args_is_help=True)
 
@@ -24,24 +21,14 @@ def experts_list(data: Data, output_format: AsFormat = "text") -> None:
 
     Example: compeft experts list --data /var/lib/compeft
     """
-    ledger = open_ledger(existing(data))
-    found = [(name, ledger.head(name), ledger.expert(name)) for name in ledger.experts()]
-    rows = [
-        {
-            "expert": name,
-            "version": head,
-            "parameters": e.layout.size,
-            "retired": None in retired(ledger.terms.retirements(name)),
-        }
-        for name, head, e in found
-        if e is not None
-    ]
+    with opened(data) as there:
+        rows = list_experts(there.ledger)
     if output_format == "json":
-        typer.echo(json.dumps(rows))
+        typer.echo(json.dumps([asdict(row) for row in rows]))
         return
     for row in rows:
-        mark = "  retired" if row["retired"] else ""
-        typer.echo(f"{row['expert']:<32} version {row['version']:<6} {row['parameters']:>14,} parameters{mark}")
+        mark = "  retired" if row.retired else ""
+        typer.echo(f"{row.expert:<32} version {row.version:<6} {row.parameters:>14,} parameters{mark}")
 
 
 @experts.command("show")
@@ -50,10 +37,9 @@ def experts_show(name: ExpertName, data: Data, output_format: AsFormat = "text")
 
     Example: compeft experts show sentiment --data /var/lib/compeft
     """
-    ledger, store, key, earlier = open_ledger(existing(data)), open_store(data), own_key(data), earlier_keys(data)
-    lineage = Versions(key, store, ledger, earlier).lineage(name)
-    card = read_card(ledger, ExpertLog(key.public, store, ledger, earlier), lineage, name)
-    typer.echo(json.dumps(to_json(card)) if output_format == "json" else to_text(card))
+    with opened(data) as there:
+        card = read_card(there.ledger, there.log, there.versions.lineage(name), name)
+    show(to_json(card), to_text(card), output_format)
 
 
 @experts.command("retire")
@@ -69,7 +55,8 @@ def experts_retire(
     Examples: compeft experts retire sentiment --data /var/lib/compeft;
     compeft experts retire sentiment --version 3 --undo --data /var/lib/compeft
     """
-    policy_admin.retire(open_ledger(existing(data)), name, version, now_ms(), undo)
+    with opened(data) as there:
+        policy_admin.retire(there.ledger, name, version, now_ms(), undo)
     values = {"expert": name, "version": version, "retired": not undo}
     what = name if version is None else f"{name} version {version}"
     typer.echo(json.dumps(values) if output_format == "json" else f"{what} is {'no longer ' if undo else ''}retired")
@@ -87,6 +74,7 @@ def experts_promote(
 
     Example: compeft experts promote sentiment 3 --channel stable --data /var/lib/compeft
     """
-    policy_admin.promote(open_ledger(existing(data)), name, version, channel, now_ms())
+    with opened(data) as there:
+        policy_admin.promote(there.ledger, name, version, channel, now_ms())
     values = {"expert": name, "channel": channel, "version": version}
     typer.echo(json.dumps(values) if output_format == "json" else f"{name}: {channel} is version {version}")

@@ -8,10 +8,10 @@ import typer
 
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.clock import now_ms
-from compeft_proto.errors import UnknownExpertError
+from compeft_server.admin.policy_admin import check_expert
+from compeft_server.app.opened import opened
 from compeft_server.cli.options import AsFormat, Data, ExpertName, show
 from compeft_server.cli.report import moment_of
-from compeft_server.data_directory import existing, open_ledger
 from compeft_server.domain.kpi import Kpi, KpiSeries, KpiValue, check_kpi, values_from_csv
 from compeft_server.reports.formats.text import iso, printable
 
@@ -43,11 +43,10 @@ def kpi_add(
     if (value is None) == (values is None):
         raise InputError("invalid kpi: expected either --value NUMBER or --csv FILE")
     stated = _read_csv(values) if values else [KpiValue(moment_of(at) if at else now_ms(), value or 0.0)]
-    described, ledger = check_kpi(Kpi(expert, name, unit, goal, baseline)), open_ledger(existing(data))
-    if expert not in ledger.experts():
-        raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
-    new = ledger.kpis.add(described, stated, now_ms())
-    ledger.close()
+    described = check_kpi(Kpi(expert, name, unit, goal, baseline))
+    with opened(data) as there:
+        check_expert(there.ledger, expert)
+        new = there.ledger.kpis.add(described, stated, now_ms())
     text = f"{printable(name)} of {expert}: {new} new value{'' if new == 1 else 's'}"
     show({"expert": expert, "name": name, "new": new}, text, output_format)
 
@@ -58,9 +57,8 @@ def kpi_list(expert: ExpertName, data: Data, output_format: AsFormat = "text") -
 
     Examples: compeft kpi list sentiment --data D; compeft kpi list sentiment --data D --format json
     """
-    ledger = open_ledger(existing(data))
-    found = ledger.kpis.series(expert)
-    ledger.close()
+    with opened(data) as there:
+        found = there.ledger.kpis.series(expert)
     show([_as_json(series) for series in found], "\n".join(map(_as_text, found)) or "none", output_format)
 
 

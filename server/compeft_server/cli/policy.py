@@ -12,14 +12,9 @@ import typer
 from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_server.admin import policy_admin
-from compeft_server.aggregation.access import Access
-from compeft_server.aggregation.expert_log import ExpertLog
+from compeft_server.app.opened import OpenedData, opened
 from compeft_server.cli.options import AsFormat, Data
-from compeft_server.data_directory import existing, open_ledger, open_store
-from compeft_server.domain.policy import ACTIONS, ROLE, Action, Decision, Effect, Rule, as_time, describe, standing
-from compeft_server.domain.records import ROLES
-from compeft_server.identity.aggregator_keys import earlier_keys, own_key
-from compeft_server.ledger.ledger import Ledger
+from compeft_server.domain.policy import ACTIONS, Action, Decision, Effect, Rule, as_time, describe, standing
 
 Expert = Annotated[str, typer.Argument(help="name of the expert, or '*' for every one")]
 Who = Annotated[str, typer.Argument(help="an enrolled member's name, or role:edge, role:reader, role:conductor")]
@@ -49,9 +44,9 @@ def policy_allow(
     compeft policy allow sentiment shop-7 --fetch --channel stable --until 2027-01-31T12:00Z --data /var/lib/compeft
     """
     bounds = policy_admin.Bounds(from_version, _time(until), channel)
-    ledger = open_ledger(data)
-    said = policy_admin.rule(ledger, "allow", expert, who, _chosen(publish, fetch), now_ms(), bounds)
-    _print_said(ledger, said, output_format)
+    with OpenedData(data) as there:
+        said = policy_admin.rule(there.ledger, "allow", expert, who, _chosen(publish, fetch), now_ms(), bounds)
+        _print_said(there, said, output_format)
 
 
 @policy.command("deny")
@@ -87,7 +82,8 @@ def policy_list(
 
     Example: compeft policy list sentiment --data /var/lib/compeft
     """
-    rules = open_ledger(existing(data)).terms.rules(expert)
+    with opened(data) as there:
+        rules = there.ledger.terms.rules(expert)
     _print_rules(rules if everything else standing(rules), output_format)
 
 
@@ -103,15 +99,8 @@ def policy_explain(
 
     Example: compeft policy explain sentiment shop-7 --data /var/lib/compeft
     """
-    ledger = open_ledger(existing(data))
-    policy_admin.check_expert(ledger, expert)
-    at = ledger.head(expert) if version is None else version
-    policy_admin.check_version(ledger, expert, at)
-    name, role = _who(ledger, who)
-    access = Access(ledger, ExpertLog(own_key(data).public, open_store(data), ledger, earlier_keys(data)), now_ms)
-    decisions = {action: access.decide(name, role, expert, action, at) for action in ACTIONS}
-    if name and all(m.revoked for m in ledger.members() if m.name == name):
-        decisions = dict.fromkeys(ACTIONS, Decision(False, "its key is revoked"))
+    with opened(data) as there:
+        at, decisions = policy_admin.explain(there.access, there.ledger, expert, who, version)
     if output_format == "json":
         typer.echo(json.dumps([_decision_json(expert, who, at, action, d) for action, d in decisions.items()]))
         return
@@ -121,8 +110,8 @@ def policy_explain(
 
 
 def _say(effect: Effect, expert: str, who: str, data: Path, actions: Sequence[Action], output_format: str) -> None:
-    ledger = open_ledger(existing(data))
-    _print_said(ledger, policy_admin.rule(ledger, effect, expert, who, actions, now_ms()), output_format)
+    with opened(data) as there:
+        _print_said(there, policy_admin.rule(there.ledger, effect, expert, who, actions, now_ms()), output_format)
 
 
 def _chosen(publish: bool, fetch: bool) -> tuple[Action, ...]:
@@ -141,23 +130,10 @@ def _time(text: str | None) -> int | None:
     return int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _who(ledger: Ledger, who: str) -> tuple[str, str]:
-    """Name and role. Errors: InputError for a member or a role that does not exist."""
-    if who.startswith(ROLE):
-        role = who.removeprefix(ROLE)
-        if role not in ROLES:
-            raise InputError(f"role {role[:40]!a}, allowed are {', '.join(ROLES)}")
-        return "", role
-    found = next((m for m in ledger.members() if m.name == who), None)
-    if found is None:
-        raise InputError(f"no enrolled member is named {who[:40]!a}: see `compeft clients list`")
-    return found.name, found.role
-
-
-def _print_said(ledger: Ledger, said: Sequence[Rule], output_format: str) -> None:
+def _print_said(there: OpenedData, said: Sequence[Rule], output_format: str) -> None:
     _print_rules(said, output_format)
     name = said[0].expert
-    if name != "*" and ledger.expert(name) is None:
+    if name != "*" and there.ledger.expert(name) is None:
         typer.echo(f"no expert {name!r} has been published yet: the rule waits for it", err=True)
 
 

@@ -12,11 +12,10 @@ import typer
 from rich.console import Console
 
 from compeft_core.errors import FormatError, InputError
-from compeft_proto.errors import UnknownExpertError
+from compeft_server.admin.policy_admin import check_expert
+from compeft_server.app.opened import OpenedData, opened
 from compeft_server.cli.options import Currency, Data, PricePerGb
-from compeft_server.data_directory import existing, open_ledger, open_store
 from compeft_server.domain.price import energy_of, price_of
-from compeft_server.ledger.ledger import Ledger
 from compeft_server.private_files import write_durably
 from compeft_server.reports.figures.extras import Extras
 from compeft_server.reports.figures.provenance import own_public_keys
@@ -65,18 +64,18 @@ def report_command(
     from compeft_server.reports.figures.build import read_report
     from compeft_server.reports.formats.json_format import dense_from_json
 
-    ledger, since_ms = open_ledger(existing(data)), None if since is None else moment_of(since)
-    if output_format in ("csv", "parquet"):
-        _write_rows(ledger, data, expert, since_ms or 0, Table(output_format, rows, output))
-        return
-    if rows != "transfers":
+    since_ms = None if since is None else moment_of(since)
+    if output_format not in ("csv", "parquet") and rows != "transfers":
         raise InputError(f"invalid --rows {rows} with --format {output_format}: expected --format csv or parquet")
-    name = expert or _only(ledger)
     arm = _parsed(dense, dense_from_json) if dense else None
-    extras = replace(_extras(ledger, data, name, price_per_gb, currency, pool), energy=energy_of(kwh_per_gb, co2_per_kwh))
-    report = read_report(ledger, name, arm, since_ms=since_ms)
+    with opened(data) as there:
+        if output_format in ("csv", "parquet"):
+            _write_rows(there, expert, since_ms or 0, Table(output_format, rows, output))
+            return
+        name = expert or _only(there)
+        extras = replace(_extras(there, name, price_per_gb, currency, pool), energy=energy_of(kwh_per_gb, co2_per_kwh))
+        report = read_report(there.ledger, name, arm, since_ms=since_ms)
     _write_report(report, extras, output_format, output, language)
-    ledger.close()
 
 
 def moment_of(words: str) -> int:
@@ -118,16 +117,17 @@ class Table:
     output: Path | None
 
 
-def _write_rows(ledger: Ledger, data: Path, expert: str | None, since_ms: int, table: Table) -> None:
+def _write_rows(there: OpenedData, expert: str | None, since_ms: int, table: Table) -> None:
     from compeft_server.reports.formats.table_rows import COLUMNS, KPI_COLUMNS, kpi_rows, rows_of, to_csv, write_parquet
 
-    if expert is not None and expert not in ledger.experts():
-        raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
+    if expert is not None:
+        check_expert(there.ledger, expert)
     if table.output_format == "parquet" and table.output is None:
         raise InputError("Parquet is not for a terminal: give -o FILE")
     of_kpis = table.rows == "kpis"
     columns = KPI_COLUMNS if of_kpis else COLUMNS
-    rows = kpi_rows(ledger, expert, since_ms) if of_kpis else rows_of(ledger, own_public_keys(data), expert, since_ms)
+    keys = own_public_keys(there.data)
+    rows = kpi_rows(there.ledger, expert, since_ms) if of_kpis else rows_of(there.ledger, keys, expert, since_ms)
     if table.output_format == "csv":
         _put(to_csv(rows, columns), table.output, end="")
     elif table.output is not None:
@@ -135,15 +135,15 @@ def _write_rows(ledger: Ledger, data: Path, expert: str | None, since_ms: int, t
         typer.echo(str(table.output))
 
 
-def _extras(ledger: Ledger, data: Path, name: str, price: float | None, currency: str, pool: Path | None) -> Extras:
+def _extras(there: OpenedData, name: str, price: float | None, currency: str, pool: Path | None) -> Extras:
     from compeft_server.reports.figures.extras import densities_of, pool_from_json
 
     measured = _parsed(pool, pool_from_json) if pool else None
-    return Extras(price_of(price, currency), measured, densities_of(ledger, name, own_public_keys(data), open_store(data)))
+    return Extras(price_of(price, currency), measured, densities_of(there.ledger, name, own_public_keys(there.data), there.store))
 
 
-def _only(ledger: Ledger) -> str:
-    names = ledger.experts()
+def _only(there: OpenedData) -> str:
+    names = there.ledger.experts()
     if len(names) != 1:
         raise InputError(f"which expert? --expert NAME; there are: {', '.join(names) or 'none'}")
     return names[0]

@@ -11,8 +11,8 @@ from compeft_proto.clock import now_ms
 from compeft_server.admin.backup import Head, back_up
 from compeft_server.admin.garbage_collection import Collected, Grace, collect
 from compeft_server.admin.restore import restore
+from compeft_server.app.opened import opened
 from compeft_server.cli.options import AsFormat, Data
-from compeft_server.data_directory import existing, open_ledger, open_store
 
 HOUR_MS = 60 * 60 * 1000
 
@@ -31,10 +31,9 @@ def gc_command(
 
     Example: compeft gc --data /var/lib/compeft --dry-run
     """
-    ledger = open_ledger(existing(data))
     grace = Grace(grace_hours * HOUR_MS, part_days * 24 * HOUR_MS)
-    done = collect(open_store(data), ledger, now_ms(), grace, dry_run)
-    ledger.close()
+    with opened(data) as there:
+        done = collect(there.store, there.ledger, now_ms(), grace, dry_run)
     typer.echo(json.dumps(asdict(done) | {"dry_run": dry_run}) if output_format == "json" else _collected_text(done, dry_run))
 
 

@@ -14,11 +14,11 @@ from compeft_proto.clock import now_ms
 from compeft_proto.name_checks import printable
 from compeft_proto.site_layout import HEAD_FILE
 from compeft_server.admin.audit_check import verify_against, verify_log
-from compeft_server.admin.lineage import VersionOrigin, Versions
+from compeft_server.admin.lineage import VersionOrigin
+from compeft_server.admin.members_admin import keyid_of
+from compeft_server.app.opened import opened
 from compeft_server.cli.experts import experts
 from compeft_server.cli.options import AsFormat, Data, ExpertName
-from compeft_server.data_directory import existing, open_ledger, open_store
-from compeft_server.identity.aggregator_keys import earlier_keys, own_key
 from compeft_server.ledger.checks.recorded_rows import RECORD
 
 app = typer.Typer()
@@ -33,7 +33,8 @@ def experts_log(name: ExpertName, data: Data, output_format: AsFormat = "text") 
 
     Example: compeft experts log sentiment --data /var/lib/compeft
     """
-    origins = _versions(data).lineage(name)
+    with opened(data) as there:
+        origins = there.versions.lineage(name)
     if output_format == "json":
         typer.echo(json.dumps([_as_json(origin) for origin in origins]))
         return
@@ -52,7 +53,8 @@ def lineage(
 
     Example: compeft lineage sentiment --version 3 --data /var/lib/compeft
     """
-    origins = _versions(data).lineage(name)
+    with opened(data) as there:
+        origins = there.versions.lineage(name)
     if version is not None and not 0 <= version < len(origins):
         raise InputError(f"{name} has versions 0 to {len(origins) - 1}, not {version}")
     origin = origins[-1 if version is None else version]
@@ -76,11 +78,10 @@ def verify_merge(
 
     Example: compeft verify-merge sentiment --data /var/lib/compeft
     """
-    versions = _versions(data)
-    numbers = range(len(versions.lineage(name))) if version is None else [version]
-    for number in numbers:
-        versions.verify(name, number)
-        typer.echo(f"{name} version {number} recomputes bit for bit")
+    with opened(data) as there:
+        for number in range(len(there.versions.lineage(name))) if version is None else [version]:
+            there.versions.verify(name, number)
+            typer.echo(f"{name} version {number} recomputes bit for bit")
 
 
 @experts.command("rollback")
@@ -91,7 +92,8 @@ def experts_rollback(
 
     Example: compeft experts rollback sentiment 3 --data /var/lib/compeft
     """
-    made = _versions(data).roll_back(name, version, now_ms())
+    with opened(data) as there:
+        made = there.versions.roll_back(name, version, now_ms())
     typer.echo(f"{name} version {made.version} has the state of version {version}")
 
 
@@ -101,10 +103,8 @@ def forget(name: ExpertName, member: Annotated[str, typer.Argument(help="the cli
 
     Example: compeft forget sentiment berlin-1 --data /var/lib/compeft
     """
-    found = next((m for m in open_ledger(existing(data)).members() if m.name == member), None)
-    if found is None:
-        raise InputError(f"no enrolled member is named {member!r}: see `compeft clients list`")
-    made = _versions(data).forget(name, found.public.keyid, now_ms())
+    with opened(data) as there:
+        made = there.versions.forget(name, keyid_of(there.ledger, member), now_ms())
     typer.echo(f"{name} version {made.version} is merged without {member}")
 
 
@@ -118,7 +118,9 @@ def audit_log(
 
     Example: compeft audit log --data /var/lib/compeft --format json
     """
-    for entry in open_ledger(existing(data)).audit_entries():
+    with opened(data) as there:
+        entries = there.ledger.audit_entries()
+    for entry in entries:
         if entry.event.action == RECORD and not everything:
             continue
         event, when = entry.event, _when(entry.event.at_ms)
@@ -141,19 +143,16 @@ def audit_verify(
 
     Example: compeft audit verify --data /var/lib/compeft --against /media/berlin-1
     """
-    ledger, keys = open_ledger(existing(data)), (own_key(data).public, *earlier_keys(data))
-    found = verify_log(ledger)
+    with opened(data) as there:
+        found = verify_log(there.ledger)
+        own = [data / HEAD_FILE] if (data / HEAD_FILE).exists() else []
+        heads = verify_against(there.ledger, [*own, *(against or [])], (there.key.public, *there.earlier))
     typer.echo(f"{found.entries} entries hold, the newest is {found.hash.hex()}, their root {found.root.hex()}")
     typer.echo(
         f"{sum(found.rows.values())} rows agree: {', '.join(f'{count} {table}' for table, count in found.rows.items() if count)}"
     )
-    own = [data / HEAD_FILE] if (data / HEAD_FILE).exists() else []
-    for path, head in verify_against(ledger, [*own, *(against or [])], keys):
+    for path, head in heads:
         typer.echo(f"the log begins with the {head.size} entries that {path} remembers")
-
-
-def _versions(data: Path) -> Versions:
-    return Versions(own_key(existing(data)), open_store(data), open_ledger(data), earlier_keys(data))
 
 
 def _when(at_ms: int) -> str:
