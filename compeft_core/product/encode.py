@@ -141,8 +141,9 @@ class _Encoder:
 
     def for_distortion(self, distortion: float) -> tuple[float, list[CodedModule]]:
         """The coarsest step found whose distortion is small enough."""
+        goal = _log_odds(distortion)
         return search_step(
-            FIRST_STEP, math.log, math.exp, self.quantise, lambda coded: math.log(max(self.distortion(coded), 1e-12) / distortion)
+            FIRST_STEP, math.log, math.exp, self.quantise, lambda coded: _log_odds(self.distortion(coded)) - goal
         )
 
     def quantise(self, step: float) -> list[CodedModule]:
@@ -197,6 +198,12 @@ class _Encoder:
             sums += (inner, square, norm**2)
         inner, square, norm2 = sums.tolist()
         return ProductEncoded(blob, symbols, step, _cos2(inner, square, norm2), inner / norm2 if norm2 else 0.0, tuple(facts))
+
+
+def _log_odds(distortion: float) -> float:
+    """log(d / (1 - d)): unlike the logarithm of d, it goes on rising where nearly nothing is kept, so a search finds its way back."""
+    held = min(max(distortion, 1e-12), 1 - 1e-12)
+    return math.log(held / (1 - held))
 
 
 def _cos2(inner: float, square: float, norm2: float) -> float:

@@ -29,7 +29,7 @@ def packed(file: Path, result: Packed, keyid: str | None, output_format: str) ->
     coarse = sum(len(c.payload) for c in result.parts if c.planned.is_coarse)
     head = sum(len(c.payload) for c in result.parts if c.part.file == HEAD)
     riding = riding_rows(result.source, [c.planned for c in result.parts])
-    cosine = next((c.cosine for c in result.parts if c.encoded or c.planned.compression == result.compression), 1.0)
+    cosine = result.cosine
     how = result.compression
     if output_format == "json":
         return json.dumps(

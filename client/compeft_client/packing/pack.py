@@ -127,6 +127,11 @@ class Packed:
     bf16_bytes: int
     notes: Sequence[str] = ()
 
+    @property
+    def cosine(self) -> float:
+        """Of the products, or else of the ternary changes, and what was kept of them; 1 if nothing is compressed."""
+        return next((c.cosine for c in self.parts if c.encoded or c.planned.compression == self.compression), 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from compeft_client.cli.main import run
+from compeft_client.packing.expert_file import open_expert
 from compeft_client.packing.pack import load_compressed
 from compeft_client.search.measure import adapter_float32, write_untrained
 from tests.client import builders
@@ -54,6 +55,30 @@ def test_it_goes_down_until_the_floor_and_writes_what_it_chose(
     assert (tmp_path / "out.expert").stat().st_size == chosen["bytes"]
     assert load_compressed(tmp_path / "out.expert", init=str(untrained)).tensors
     assert (tmp_path / "out.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(("by", "arm"), [("quality", "quality 0.9"), ("density", "50 %")])
+def test_its_ladder_is_the_quality_of_products_or_the_density_of_changes(
+    adapter: Path, untrained: Path, measuring: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str, arm: str
+) -> None:
+    assert tune(adapter, untrained, measuring, tmp_path / "out.expert", "--floor", "0.5", "--by", by) == 0
+    found = json.loads(capsys.readouterr().out)
+    packed = found["points"][2:]
+    assert (found["by"], packed[0]["arm"]) == (by, arm)
+    assert [p["bytes"] for p in packed] == sorted((p["bytes"] for p in packed), reverse=True)
+    assert packed[0]["kept"] > packed[-1]["kept"] > 0
+    is_product = [part.slices is not None for part in open_expert(tmp_path / "out.expert").manifest.parts]
+    assert any(is_product) == (by == "quality")
+    if by == "quality":
+        assert all(p["kept"] >= p["step"] - 1e-6 for p in packed)
+
+
+def test_an_adapter_without_products_is_tuned_by_density(
+    adapter: Path, untrained: Path, measuring: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    builders.write_adapter(adapter, builders.tuned(builders.initial()), use_bdlora={"nblocks": 2})
+    assert tune(adapter, untrained, measuring, tmp_path / "out.expert", "--floor", "0.5") == 0
+    assert json.loads(capsys.readouterr().out)["by"] == "density"
 
 
 def test_what_was_measured_is_not_measured_again(

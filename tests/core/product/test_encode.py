@@ -110,3 +110,16 @@ def test_a_matrix_of_low_rank_is_found_again(shape: tuple[int, int]) -> None:
     assert np.allclose(low.left @ low.right, made, atol=1e-3)
     again = low_rank_of(made, 8)
     assert np.array_equal(low.left, again.left)
+
+
+@pytest.mark.parametrize("modules", [1, 4])
+def test_few_modules_keep_little_where_little_is_asked_for(modules: int) -> None:
+    random = np.random.default_rng(3)
+    made = [
+        LowRank(random.standard_normal((48, 4)).astype(np.float32), random.standard_normal((4, 64)).astype(np.float32))
+        for _ in range(modules)
+    ]
+    kept = [encode_product(made, ProductSettings(distortion=d)).cos2 for d in (0.05, 0.5, 0.9)]
+    assert kept[0] >= 0.95
+    assert kept[0] > kept[1] > kept[2] > 0
+    assert kept[2] < 0.5
