@@ -15,6 +15,7 @@ from compeft_client.identity.key_files import load_public_key, load_signing_key
 from compeft_client.packing.diff import diff as compare
 from compeft_client.packing.expert_file import ExpertFile, is_expert_file, open_expert
 from compeft_client.packing.inspect_costs import inspect_directory
+from compeft_client.packing.own_rank import Rank
 from compeft_client.packing.pack import MAX_PARAMETERS, TIMES, PackSettings, check_payloads, save_compressed
 from compeft_client.packing.pack import unpack as write_directory
 from compeft_core import Codec
@@ -135,6 +136,9 @@ def unpack(
     kind: As = "peft",
     base: Base = None,
     max_parameters: Annotated[int, typer.Option(help="refuse a file that would unpack to more")] = MAX_PARAMETERS,
+    rank: Annotated[
+        Rank, typer.Option(help="of LoRA's products: keep, as they were packed, or own, the ranks that packing kept")
+    ] = "keep",
     force: Force = False,
     output_format: AsFormat = "text",
 ) -> None:
@@ -143,6 +147,8 @@ def unpack(
     Example: compeft unpack my.expert -o ./my-lora --key me.pub
 
     Example: compeft unpack my.expert -o my-lora.gguf --as gguf --base SmolLM2-135M-Instruct.Q4_1.gguf
+
+    Example: compeft unpack my.expert -o ./my-lora --rank own
     """
     trusted = load_public_key(key) if key else None
     check_as(kind, base)
@@ -150,7 +156,7 @@ def unpack(
 
         def make(folder: Path) -> ExpertFile:
             return write_directory(
-                file, folder, init=init, key=trusted, force=force, max_parameters=max_parameters, progress=tick
+                file, folder, init=init, key=trusted, force=force, max_parameters=max_parameters, rank=rank, progress=tick
             )
 
         if base is None:

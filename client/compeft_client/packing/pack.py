@@ -11,40 +11,56 @@ the values are where the expert started plus what compression kept of the way it
 """
 
 import io
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start, read_start
-from compeft_client.checkpoints.lora_names import NAMES, stored_name
-from compeft_client.checkpoints.safetensors_file import NUMPY, PIECE, from_float32, header_bytes, to_float32
 from compeft_client.checkpoints.source import Source, read_source
 from compeft_client.checkpoints.source_check import notes_of
-from compeft_client.durable_files import write_durably, written_whole
+from compeft_client.durable_files import written_whole
 from compeft_client.packing.auto_scale import auto_compression
-from compeft_client.packing.expert_file import ExpertFile, open_expert, read_payload_of, write_expert
+from compeft_client.packing.expert_file import write_expert
 from compeft_client.packing.part_codec import CodedPart, Progress, code, code_products, silent, tensors_in
 from compeft_client.packing.plan import PlannedPart, plan
 from compeft_client.packing.product_codec import NOTHING, products_of, sides
-from compeft_core import Codec, Compression, Tensor, Vector
+from compeft_client.packing.unpack import (
+    MAX_PARAMETERS,
+    Loaded,
+    check_payloads,
+    from_compressed,
+    load_compressed,
+    load_tensors,
+    pieces,
+    unpack,
+)
+from compeft_core import Codec, Compression
 from compeft_core.budget import filled
-from compeft_core.errors import FormatError, InputError, LimitError, NotFiniteError
+from compeft_core.errors import InputError
 from compeft_core.product import LowRank, ProductSettings
 from compeft_proto.convert import compression_of
-from compeft_proto.expert_file import check_payload
-from compeft_proto.expert_manifest import ADAPTER_CONFIG, CARD, FLOATS, WIDTHS, FilePart, Manifest
-from compeft_proto.keys import PublicKey, SigningKey
+from compeft_proto.expert_manifest import FilePart, Manifest
+from compeft_proto.keys import SigningKey
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+__all__ = [
+    "MAX_PARAMETERS",
+    "TIMES",
+    "Loaded",
+    "PackSettings",
+    "Packed",
+    "check_payloads",
+    "code_parts",
+    "code_source",
+    "from_compressed",
+    "load_compressed",
+    "load_tensors",
+    "manifest_of",
+    "save_compressed",
+    "unpack",
+]
 
 AUTO = "auto"
 DENSITY = 0.05
@@ -56,10 +72,6 @@ SMALL_BYTES, SMALL_TIMES = 4096, 4.0
 LOW_QUALITY = 0.1
 """Below it experts lost a tenth of their gain and more in the evidence: packing says so."""
 NO_STATEMENTS: Mapping[str, str] = {}
-STATED = "compeft."
-"""How keys of metadata begin that are of the expert file, not of the tensors' file that was packed."""
-MAX_PARAMETERS = 10**9
-"""Most parameters unpacked unless the caller says more: a file of a few kilobytes can stand for gigabytes of zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +145,6 @@ class Packed:
         return next((c.cosine for c in self.parts if c.encoded or c.planned.compression == self.compression), 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """An expert out of a file: its configuration as bytes, and by file name its tensors: floats as float32, others as they are."""
-
-    config: bytes
-    tensors: Mapping[str, Mapping[str, NDArray[np.generic]]] = field(default_factory=dict)
-
-
 def save_compressed(
     directory: Path | str,
     file: Path | str,
@@ -175,7 +179,7 @@ def _prove(coded: Sequence[CodedPart], start: Start) -> None:
     for one in coded:
         for tensor, dtype, values in tensors_in(one.part, one.payload, start, one.part.file):
             if not isinstance(values, bytes):
-                for _ in _pieces(tensor, dtype, values):
+                for _ in pieces(tensor, dtype, values):
                     pass
 
 
@@ -283,144 +287,3 @@ def manifest_of(source: Source, parts: Sequence[FilePart], statements: Mapping[s
     if statements and parts:
         metadata[parts[0].file] = {**metadata.get(parts[0].file, {}), **statements}
     return Manifest(f"compeft {version('compeft')}", source.base_model, source.config, parts, metadata, source.card)
-
-
-def load_compressed(
-    file: Path | str, *, init: str | None = None, key: PublicKey | None = None, max_parameters: int = MAX_PARAMETERS
-) -> Loaded:
-    """The tensors of an expert file, rounded to the types they were stored as. Errors: those of `unpack`."""
-    opened, start = _open_within(file, key, max_parameters), read_start(init)
-    return Loaded(opened.manifest.config, {name: load_tensors(opened, name, start) for name in opened.manifest.files})
-
-
-def load_tensors(opened: ExpertFile, file: str, start: Start) -> dict[str, NDArray[np.generic]]:
-    """The tensors of one file of an opened expert, by name. Errors: those of `unpack`."""
-    rows = _tensors(opened, file, start)
-    return {t.name: _values(dtype, b"".join(pieces)).reshape(t.shape) for t, dtype, pieces in rows}
-
-
-def unpack(
-    file: Path | str,
-    directory: Path | str,
-    *,
-    init: str | None = None,
-    key: PublicKey | None = None,
-    force: bool = False,
-    max_parameters: int = MAX_PARAMETERS,
-    progress: Progress = silent,
-) -> ExpertFile:
-    """Write an expert file out as the directory it was packed from. The configuration comes last: half a directory does not load.
-
-    Errors: InputError if one of its files is there and not `force`; WrongBaseError if `init` is not the directory it was packed
-    against; FormatError, LimitError; with a key, UnknownKeyError, SignatureError.
-    """
-    opened, start, directory = _open_within(file, key, max_parameters), read_start(init), Path(directory)
-    manifest = opened.manifest
-    texts = {name: data for name, data in ((CARD, manifest.card), (manifest.config_name, manifest.config)) if data}
-    for name in [*manifest.files, *texts]:
-        if (directory / name).exists() and not force:
-            raise InputError(f"{directory / name} exists already: say --force to replace it, or -o for another folder")
-    with _made(directory):
-        for name in manifest.files:
-            with written_whole(directory / name) as stream:
-                _write_tensors(stream, opened, name, start, progress)
-        for name, data in texts.items():
-            write_durably(directory / name, data)
-    return opened
-
-
-def check_payloads(opened: ExpertFile) -> None:
-    """Whether every payload of an opened file is the one its manifest names, and decodes. Errors: FormatError."""
-    for number, part in enumerate(opened.manifest.parts):
-        check_payload(part, read_payload_of(opened, number))
-
-
-def from_compressed(
-    base_model: "PreTrainedModel", file: Path | str, *, init: str | None = None, key: PublicKey | None = None
-) -> "PeftModel":
-    """A PeftModel: `base_model` with the adapter of an expert file on it. Errors: those of `unpack`; InputError for a checkpoint."""
-    from peft import PeftModel
-
-    with tempfile.TemporaryDirectory() as folder:
-        opened = unpack(file, folder, init=init, key=key)
-        if opened.manifest.config_name != ADAPTER_CONFIG:
-            raise InputError(f"{file} is a full checkpoint, not an adapter: unpack it and load the folder")
-        if not opened.manifest.config:
-            raise InputError(f"{file} is a LoRA of a diffusion model: unpack it and load it with diffusers, load_lora_weights")
-        model: PeftModel = PeftModel.from_pretrained(base_model, folder)
-    return model
-
-
-def _open_within(file: Path | str, key: PublicKey | None, max_parameters: int) -> ExpertFile:
-    opened = open_expert(Path(file), key)
-    if opened.manifest.size > max_parameters:
-        raise LimitError(
-            f"{file} unpacks to {opened.manifest.size:,} parameters, the cap is {max_parameters:,}: --max-parameters raises it"
-        )
-    return opened
-
-
-def _tensors(opened: ExpertFile, file: str, start: Start) -> Iterator[tuple[Tensor, str, Iterator[bytes]]]:
-    """(tensor, dtype, its bytes in pieces) of one file, part by part: one part's vector is in memory at a time."""
-    for number, part in enumerate(opened.manifest.parts):
-        if part.file != file:
-            continue
-        for tensor, dtype, values in tensors_in(part, read_payload_of(opened, number), start, opened.path.name):
-            named = replace(tensor, name=_stored_name(opened, file, tensor.name))
-            yield named, dtype, iter([values]) if isinstance(values, bytes) else _pieces(named, dtype, values)
-
-
-def _stored_name(opened: ExpertFile, file: str, name: str) -> str:
-    """A tensor's name in the file that was packed: another one only for a LoRA of kohya's or diffusers' names."""
-    style = opened.manifest.metadata.get(file, {}).get(NAMES)
-    return name if style is None else stored_name(name, style)
-
-
-def _pieces(tensor: Tensor, dtype: str, values: Vector) -> Iterator[bytes]:
-    try:
-        for at in range(0, values.size, PIECE):
-            yield from_float32(dtype, values[at : at + PIECE])
-    except NotFiniteError as error:
-        raise NotFiniteError(f"tensor {tensor.name!r}: {error}: save the adapter as bfloat16 or float32, then pack it") from error
-
-
-def _write_tensors(stream: BinaryIO, opened: ExpertFile, file: str, start: Start, progress: Progress) -> None:
-    """One safetensors file. Parts come one after the other, so each tensor is written where the header says that it goes."""
-    parts = [part for part in opened.manifest.parts if part.file == file]
-    kinds = [(t, dtype) for part in parts for t, dtype in zip(part.layout.tensors, part.dtypes, strict=True)]
-    rows = [(_stored_name(opened, file, t.name), dtype, t.shape) for t, dtype in kinds]
-    if len({name for name, _, _ in rows}) != len(rows):
-        raise FormatError(f"{opened.path} names two tensors of {file} alike: pack it again")
-    metadata = opened.manifest.metadata.get(file, {})
-    head, starts = header_bytes(rows, {key: value for key, value in metadata.items() if not key.startswith(STATED)})
-    stream.write(head)
-    for tensor, dtype, pieces in _tensors(opened, file, start):
-        stream.seek(starts[tensor.name])
-        for piece in pieces:
-            stream.write(piece)
-            progress(len(piece) // WIDTHS[dtype])
-
-
-def _values(dtype: str, octets: bytes) -> NDArray[np.generic]:
-    """Floats as float32, other types as numpy has them."""
-    raw = np.frombuffer(octets, NUMPY[dtype])
-    if dtype in FLOATS:
-        return to_float32(dtype, raw)
-    return raw.astype(np.bool_) if dtype == "BOOL" else raw
-
-
-@contextmanager
-def _made(directory: Path) -> Iterator[None]:
-    """The directory is there inside; if it was made here and what is inside fails before it wrote anything, it is removed again."""
-    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make {directory}: {error.strerror}") from error
-    try:
-        yield
-    except BaseException:
-        for folder in made:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        raise

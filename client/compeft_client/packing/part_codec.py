@@ -5,7 +5,7 @@ Only one flat float32 vector of the part is in memory, and pieces of it: values 
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -156,15 +156,18 @@ def decode_change(part: FilePart, payload: bytes) -> Vector:
     return vector
 
 
-def tensors_in(part: FilePart, payload: bytes, start: Start, name: str) -> Iterator[tuple[Tensor, str, Vector | bytes]]:
-    """(tensor, dtype, flat float32 values, or its own bytes) of any part. `name` of the expert is for errors.
+def tensors_in(
+    part: FilePart, payload: bytes, start: Start, name: str, ranks: Mapping[str, int] | None = None
+) -> Iterator[tuple[Tensor, str, Vector | bytes]]:
+    """(tensor, dtype, flat float32 values, or its own bytes) of any part. `name` of the expert is for errors; `ranks`: as
+    `product_tensors` takes them.
 
     Errors: those of `decode_part`; FormatError, LimitError.
     """
     if part.is_exact:
         yield from exact_tensors(part, payload)
     elif part.slices is not None:
-        yield from product_tensors(part, payload)
+        yield from product_tensors(part, payload, ranks)
     else:
         vector = values_of(payload, part.layout, part.steps) if part.steps else decode_part(part, payload, start, name)
         at = 0

@@ -1,7 +1,7 @@
 """Parts of products: the factors of an adapter -> the payload of its product part, and back to tensors."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +51,11 @@ def slices_of(modules: Sequence[LoraModule]) -> tuple[int, ...]:
     return tuple(m.slices for m in modules) if any(m.slices > 1 for m in modules) else ()
 
 
-def product_tensors(part: FilePart, payload: bytes) -> Iterator[tuple[Tensor, str, Vector]]:
-    """(tensor, dtype, flat float32 values) of a product part, a module at a time, at the ranks of the file that was packed.
+def product_tensors(
+    part: FilePart, payload: bytes, ranks: Mapping[str, int] | None = None
+) -> Iterator[tuple[Tensor, str, Vector]]:
+    """(tensor, dtype, flat float32 values) of a product part, a module at a time, at the ranks of the file that was packed, or at
+    `ranks` by module, which zeros fill up.
 
     Errors: FormatError, LimitError.
     """
@@ -61,10 +64,11 @@ def product_tensors(part: FilePart, payload: bytes) -> Iterator[tuple[Tensor, st
     dtypes = dict(zip((t.name for t in part.layout.tensors), part.dtypes, strict=True))
     at = 0
     for module in modules:
-        a, b = tensors_of_factors(factors_of(symbols, at, at + module.slices), module.rank, module)
+        rank = module.rank if ranks is None else ranks[module.name]
+        a, b = tensors_of_factors(factors_of(symbols, at, at + module.slices), rank, module)
         at += module.slices
-        yield Tensor(module.a, module.a_shape), dtypes[module.a], a.reshape(-1)
-        yield Tensor(module.b, module.b_shape), dtypes[module.b], b.reshape(-1)
+        yield Tensor(module.a, a.shape), dtypes[module.a], a.reshape(-1)
+        yield Tensor(module.b, b.shape), dtypes[module.b], b.reshape(-1)
 
 
 def thin_factors(
