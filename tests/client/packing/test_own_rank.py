@@ -110,7 +110,8 @@ def test_the_configuration_of_one_scaling_is_right_without_patterns_too(tmp_path
     fields = json.loads((tmp_path / "own" / "adapter_config.json").read_text())
     largest = max(t.shape[0] for n, t in load_file(tmp_path / "own" / ADAPTER).items() if "lora_A" in n)
     assert (fields["r"], fields["lora_alpha"]) == (largest, 2 * largest)
-    assert fields["target_modules"] and fields["peft_type"] == "LORA"
+    assert fields["target_modules"]
+    assert fields["peft_type"] == "LORA"
 
 
 def test_a_module_of_which_nothing_was_kept_has_rank_one_and_no_effect(tmp_path: Path) -> None:
