@@ -142,9 +142,7 @@ class _Encoder:
     def for_distortion(self, distortion: float) -> tuple[float, list[CodedModule]]:
         """The coarsest step found whose distortion is small enough."""
         goal = _log_odds(distortion)
-        return search_step(
-            FIRST_STEP, math.log, math.exp, self.quantise, lambda coded: _log_odds(self.distortion(coded)) - goal
-        )
+        return search_step(FIRST_STEP, math.log, math.exp, self.quantise, lambda coded: _log_odds(self.distortion(coded)) - goal)
 
     def quantise(self, step: float) -> list[CodedModule]:
         """All modules at one step."""
