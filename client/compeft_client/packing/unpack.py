@@ -133,7 +133,7 @@ def _tensors(
         if part.file != file:
             continue
         for tensor, dtype, values in tensors_in(
-            part, read_payload_of(opened, number), start, opened.path.name, own and own.ranks
+            part, read_payload_of(opened, number), start, opened.path.name, own.ranks if own else None
         ):
             named = replace(tensor, name=_stored_name(opened, file, tensor.name))
             yield named, dtype, iter([values]) if isinstance(values, bytes) else pieces(named, dtype, values)
