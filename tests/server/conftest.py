@@ -11,11 +11,11 @@ from obstore.store import ObjectStore as Bucket
 from sqlalchemy.engine import URL
 
 from compeft_server.chunks.directory_store import DirectoryStore
-from compeft_server.chunks.memory_store import MemoryStore
 from compeft_server.chunks.object_store import ObjectStore, open_bucket
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.ledger.ledger import Ledger
 from tests.server import servers
+from tests.server.memory_store import MemoryStore
 
 LEDGERS = ["sqlite", "postgresql"]
 _number = count()

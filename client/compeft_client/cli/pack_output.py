@@ -253,11 +253,6 @@ def _part_row(part: FilePart) -> tuple[str, ...]:
     return part.file, *(f"{n:,}" for n in counts), _start(part), _coding(part)
 
 
-def _product_table(found: Inspection) -> list[str]:
-    head = ("--times", "bytes", "than stored", "cos^2")
-    return _table(head, [_product_row(found, *p) for p in found.products]) if found.products else []
-
-
 def _product_row(found: Inspection, times: float, size: int, cos2: float) -> tuple[str, ...]:
     return f"{times:g}", f"{size:,}", _fewer(found.stored_bytes, size), f"{cos2:.2f}"
 

@@ -14,7 +14,7 @@ from compeft_core.product import LowRank, ProductEncoded, ProductSettings, encod
 from compeft_proto.expert_manifest import FilePart
 from compeft_proto.lora_modules import LoraModule, tensors_of_factors
 from compeft_proto.lora_modules import factors_of as module_factors
-from compeft_proto.product_part import by_module, sides_of, symbols_of
+from compeft_proto.product_part import sides_of, symbols_of
 from compeft_proto.quantised_part import MAX_ENTRY
 
 STEPS_PER_DEVIATION = 40.0
@@ -69,15 +69,6 @@ def product_tensors(
         at += module.slices
         yield Tensor(module.a, a.shape), dtypes[module.a], a.reshape(-1)
         yield Tensor(module.b, b.shape), dtypes[module.b], b.reshape(-1)
-
-
-def thin_factors(
-    part: FilePart, payload: bytes
-) -> list[tuple[LoraModule, list[tuple[NDArray[np.float32], NDArray[np.float32]]]]]:
-    """Each module of a product part with the (left, right) of its products, at their own ranks. Errors: FormatError, LimitError."""
-    modules = part.modules
-    found = by_module(factors_of(symbols_of(payload, modules, WORKERS)), modules)
-    return [(module, [(f.left, f.right) for f in own]) for module, own in zip(modules, found, strict=True)]
 
 
 def quantise(values: NDArray[np.float32]) -> tuple[NDArray[np.int32], float]:

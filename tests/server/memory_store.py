@@ -1,4 +1,4 @@
-"""A store in memory, for tests and experiments: it keeps every promise but durability, and is gone with its process."""
+"""A store in memory for tests: it keeps every promise of a store but durability."""
 
 import hashlib
 from collections.abc import Iterator
