@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.bert.configuration_bert import BertConfig
 from transformers.models.bert.modeling_bert import BertModel
 
+from compeft_client.exchange.pool_reports import PoolUsage
 from compeft_client.models.adapter import adapter_arrays, load_adapter
 from compeft_client.models.expert_pool import ExpertPool
 from compeft_client.packing.pack import PackSettings, save_compressed
@@ -70,10 +71,19 @@ class PoolMeasures:
         return GB / self.bf16_bytes
 
 
-def measure_pool(parameters: int, experts: int, density: float, device: str, tell: Tell = untold) -> PoolMeasures:
+Used = Callable[[PoolUsage], None]
+
+
+def unused(_: PoolUsage) -> None:
+    """Nobody asks what the pool did."""
+
+
+def measure_pool(
+    parameters: int, experts: int, density: float, device: str, tell: Tell = untold, used: Used = unused
+) -> PoolMeasures:
     """Make the model and the experts, then switch to each of them three times in each way. Errors: InputError.
 
-    tell: is told how far this is.
+    tell: is told how far this is. used: gets the counters of the pool that holds all experts, after its switches.
     """
     if experts < 2:
         raise InputError(f"{experts} experts, at least 2 are needed to switch between")
@@ -93,6 +103,7 @@ def measure_pool(parameters: int, experts: int, density: float, device: str, tel
             held = pool.held_bytes // experts
             switch = _median(names, pool.activate, device)
             back = _median(names, pool.activate, device, pool.deactivate)
+            used(pool.usage())
         tell("switching in the pool, experts on disk")
         with ExpertPool(model, init=str(Path(folder) / "start"), capacity_bytes=0) as pool:
             for name in names:

@@ -14,6 +14,7 @@ from compeft_server.admin.policy_admin import USUAL, role_of
 from compeft_server.app.opened import OpenedData, opened
 from compeft_server.cli.options import AsFormat, Data, show
 from compeft_server.domain.invitations import valid_ms
+from compeft_server.domain.price import Label, check_label
 from compeft_server.domain.records import ROLES, Enrolled
 
 RoleName = Annotated[str, typer.Option(help=f"one of {', '.join(ROLES)}")]
@@ -115,6 +116,24 @@ def clients_list(data: Data, output_format: AsFormat = "text") -> None:
         enrolled = there.ledger.membership.enrolled()
     if output_format == "json" or enrolled:
         show([_as_json(e) for e in enrolled], "\n".join(map(_as_text, enrolled)), output_format)
+
+
+@clients.command("label")
+def clients_label(
+    name: Annotated[str, typer.Argument(help="the member's name")],
+    data: Data,
+    tenant: Annotated[str, typer.Option(help="who pays for its bytes")] = "",
+    link: Annotated[str, typer.Option(help="the link that it is on, for `compeft report --tariff`")] = "",
+) -> None:
+    """Say who pays for a member and which link it is on: the report then has the cost of each tenant. Replaces an earlier label.
+
+    Example: compeft clients label berlin-1 --tenant bank-a --link satellite --data /var/lib/compeft
+    """
+    label = check_label(Label(tenant, link))
+    with opened(data) as there:
+        members_admin.keyid_of(there.ledger, name)
+        there.ledger.labels.put(name, label, now_ms())
+    typer.echo(f"{name}: tenant {printable(tenant) or 'none'}, link {printable(link) or 'none'}")
 
 
 @clients.command("revoke")

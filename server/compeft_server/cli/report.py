@@ -15,7 +15,7 @@ from compeft_core.errors import FormatError, InputError
 from compeft_server.admin.policy_admin import check_expert
 from compeft_server.app.opened import OpenedData, opened
 from compeft_server.cli.options import Currency, Data, PricePerGb
-from compeft_server.domain.price import energy_of, price_of
+from compeft_server.domain.price import Price, energy_of, price_of, tariffs_of
 from compeft_server.private_files import write_durably
 from compeft_server.reports.figures.extras import Extras
 from compeft_server.reports.figures.provenance import own_public_keys
@@ -39,6 +39,9 @@ def report_command(
     ] = None,
     price_per_gb: PricePerGb = None,
     currency: Currency = "EUR",
+    tariff: Annotated[
+        list[str] | None, typer.Option(help="LINK=PRICE of a GB on a link of `compeft clients label --link`; again for more")
+    ] = None,
     kwh_per_gb: Annotated[
         float | None, typer.Option(help="energy of a GB on the wire, in kWh; without it no energy is printed")
     ] = None,
@@ -68,12 +71,13 @@ def report_command(
     if output_format not in ("csv", "parquet") and rows != "transfers":
         raise InputError(f"invalid --rows {rows} with --format {output_format}: expected --format csv or parquet")
     arm = _parsed(dense, dense_from_json) if dense else None
+    price, energy = price_of(price_per_gb, currency, tariffs_of(tariff or ())), energy_of(kwh_per_gb, co2_per_kwh)
     with opened(data) as there:
         if output_format in ("csv", "parquet"):
             _write_rows(there, expert, since_ms or 0, Table(output_format, rows, output))
             return
         name = expert or _only(there)
-        extras = replace(_extras(there, name, price_per_gb, currency, pool), energy=energy_of(kwh_per_gb, co2_per_kwh))
+        extras = replace(_extras(there, name, price, pool), energy=energy)
         report = read_report(there.ledger, name, arm, since_ms=since_ms)
     _write_report(report, extras, output_format, output, language)
 
@@ -135,11 +139,11 @@ def _write_rows(there: OpenedData, expert: str | None, since_ms: int, table: Tab
         typer.echo(str(table.output))
 
 
-def _extras(there: OpenedData, name: str, price: float | None, currency: str, pool: Path | None) -> Extras:
+def _extras(there: OpenedData, name: str, price: Price | None, pool: Path | None) -> Extras:
     from compeft_server.reports.figures.extras import densities_of, pool_from_json
 
     measured = _parsed(pool, pool_from_json) if pool else None
-    return Extras(price_of(price, currency), measured, densities_of(there.ledger, name, own_public_keys(there.data), there.store))
+    return Extras(price, measured, densities_of(there.ledger, name, own_public_keys(there.data), there.store))
 
 
 def _only(there: OpenedData) -> str:

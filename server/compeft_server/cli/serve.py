@@ -112,16 +112,19 @@ def demo_command(
         raise InputError(f"{where} exists already: choose another --folder")
     console = _wide(Console(stderr=output_format == "json"))
     done = run_demo(DemoSettings(where, rounds, seed, density, compare), console)
-    values = to_json(done.report) | {"control_bytes": done.control_bytes, "expert_directory": str(done.expert)}
+    values = to_json(done.report, done.extras) | {"control_bytes": done.control_bytes, "expert_directory": str(done.expert)}
     page = where / "report.html"
-    page.write_text(to_html(done.report), encoding="utf-8")
+    page.write_text(to_html(done.report, done.extras), encoding="utf-8")
     (where / "report.json").write_text(json.dumps(values | {"report": str(page)}, indent=1), encoding="utf-8")
     if output_format == "json":
         typer.echo(json.dumps(values | {"report": str(page)}))
         return
     console.print(to_table(done.report))
     console.print(f"Flower's own messages, beside the wire bytes above: {done.control_bytes / 1000:.1f} kB for the whole run")
-    console.print(f"composed expert  {done.expert}\nreport           {page}\nlogs             {where / 'logs'}")
+    console.print(
+        f"composed expert  {done.expert}\nreport           {page}\nlogs             {where / 'logs'}\n"
+        f"live page        compeft dashboard --data {where / 'aggregator'}"
+    )
 
 
 def _wide(console: Console) -> Console:

@@ -44,6 +44,7 @@ SENTENCES: Mapping[str, Sentence] = {
     "close round": lambda s, f: sentence(f"{_round(f)} of {s} was closed"),
     "accept": lambda s, f: f"An update of {f('keyid')} was accepted for {_round(f)} of {s}",
     "refuse": lambda s, f: f"{f('peer')} was refused{' ' + s if s else ''}: {f('code')}, {f('reason')}",
+    "label": lambda s, f: f"{s} was labelled: tenant {f('tenant') or 'none'}, link {f('link') or 'none'}",
     "add kpi": lambda s, f: f"Values of {f('name')} were added to {s}: {f('values')}",
 }
 

@@ -22,17 +22,20 @@ from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import new_key
 from compeft_server.admin import policy_admin
-from compeft_server.data_directory import open_ledger
+from compeft_server.data_directory import open_ledger, open_store
 from compeft_server.demo.processes import ProcessError, Processes, free_ports
 from compeft_server.demo.progress_lines import ProgressLines
 from compeft_server.domain.records import Role
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.reports.figures.build import read_report
+from compeft_server.reports.figures.extras import Extras, Pool, densities_of, pool_from_json
+from compeft_server.reports.figures.provenance import own_public_keys
 from compeft_server.reports.figures.report import DenseArm, Report
 from compeft_server.reports.formats.json_format import dense_to_json
 
 EXPERT = "sentiment"
 CLIENTS = 4
+POOL_EXPERTS = 8
 LINK = "demo"
 ASK_S = 6.0
 """Seconds between two looks at a run's status: each is a process of Flower's command line."""
@@ -61,11 +64,12 @@ class DemoSettings:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What came out: the report, the bytes of Flower's control plane beside it, and the folder of the composed expert."""
+    """What came out: the report and what stands beside it, the bytes of Flower's control plane, and the folder of the composed expert."""
 
     report: Report
     control_bytes: int
     expert: Path
+    extras: Extras
 
 
 def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
@@ -82,8 +86,12 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         run = stage.run_compressed(progress)
         seconds = time.monotonic() - started
         expert = stage.pull()
+        pool = stage.measure_pool(progress)
         dense = stage.run_dense(progress) if settings.compare else None
-        return DemoResult(read_report(stage.ledger, EXPERT, dense, seconds), stage.traffic(run), expert)
+        data = folder / "aggregator"
+        densities = densities_of(stage.ledger, EXPERT, own_public_keys(data), open_store(data))
+        report = read_report(stage.ledger, EXPERT, dense, seconds)
+        return DemoResult(report, stage.traffic(run), expert, Extras(pool=pool, densities=densities))
 
 
 def find_app() -> Path:
@@ -152,12 +160,24 @@ class _Stage:
 
     def pull(self) -> Path:
         """Fetch the composed expert as anybody with a reader's key would."""
-        target, keys = self._folder / "expert", self._folder / "keys"
-        command = ["compeft", "pull", EXPERT, "-o", str(target), "--aggregator", self._address]
-        command += ["--aggregator-key", str(self._folder / "aggregator" / "aggregator.pub")]
-        command += ["--key", str(keys / "reader.key"), "--state-dir", str(self._folder / "states" / "reader")]
-        self._processes.run("pull", command)
+        target = self._folder / "expert"
+        self._processes.run("pull", ["compeft", "pull", EXPERT, "-o", str(target), *self._as_reader()])
         return target
+
+    def measure_pool(self, progress: Progress) -> Pool:
+        """Switch between experts of this size in a pool on this machine, which reports to the aggregator as one that serves would."""
+        progress.console.print(f"switching between {POOL_EXPERTS} experts of this size in a pool")
+        found, target = self.ledger.expert(EXPERT), self._folder / "pool.json"
+        size = found.layout.size if found else 0
+        command = ["compeft", "bench", "pool", "--report", "--parameters", str(size), "--experts", str(POOL_EXPERTS)]
+        self._processes.run("pool", [*command, "-o", str(target), *self._as_reader()])
+        return pool_from_json(target.read_text(encoding="utf-8"))
+
+    def _as_reader(self) -> list[str]:
+        """Options of a command that the reader gives."""
+        options = ["--aggregator", self._address, "--aggregator-key", str(self._folder / "aggregator" / "aggregator.pub")]
+        options += ["--key", str(self._folder / "keys" / "reader.key")]
+        return [*options, "--state-dir", str(self._folder / "states" / "reader")]
 
     def _enrol(self, name: str, role: Role) -> Path:
         key, path = new_key(), self._folder / "keys" / f"{name}.key"

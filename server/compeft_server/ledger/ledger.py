@@ -19,6 +19,7 @@ from compeft_server.ledger.checks.all_rows import check_all
 from compeft_server.ledger.database import open_engine
 from compeft_server.ledger.group_commit import GroupCommit
 from compeft_server.ledger.kpis import Kpis
+from compeft_server.ledger.labels import Labels
 from compeft_server.ledger.members import KeyRows, Membership
 from compeft_server.ledger.policy_records import Terms
 from compeft_server.ledger.pools import Pools
@@ -38,6 +39,7 @@ class Ledger(KeyRows, VersionRows, RoundRows, CallRows):
         self.terms = Terms(self.engine)
         self.kpis = Kpis(self.engine)
         self.pools = Pools(self.engine)
+        self.labels = Labels(self.engine)
         weakref.finalize(self, _let_go, self._writes, self.engine)  # a command that opens a ledger and ends need not close it
 
     def close(self) -> None:

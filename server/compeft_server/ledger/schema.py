@@ -203,6 +203,16 @@ kpi_values = sa.Table(
     sa.ForeignKeyConstraint(["expert", "name"], ["kpis.expert", "kpis.name"]),
 )
 
+member_labels = sa.Table(
+    "member_labels",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("name", sa.String(128), nullable=False, index=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("link", sa.String(64), nullable=False),
+)
+
 pool_reports = sa.Table(
     "pool_reports",
     metadata,

@@ -7,14 +7,15 @@ import bisect
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TypeVar
 
 from compeft_core.errors import InputError
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.pools import PoolUse
+from compeft_server.domain.price import Label
 from compeft_server.domain.records import Arm, Expert, Member, Quality, Refusal, Round, Transfer
 from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.ledger.ledger import Ledger
@@ -24,6 +25,7 @@ from compeft_server.reports.figures.gpu_use import NEWEST_UPDATES, measured_pool
 from compeft_server.reports.figures.report import ClientRow, DenseArm, Report, RunRow, VersionRow
 
 F = TypeVar("F")
+NO_LABEL = Label()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Records:
     kpis: Sequence[KpiSeries] = ()
     pools: Sequence[PoolUse] = ()
     updates: Sequence[tuple[bytes, str]] = ()
+    labels: Mapping[str, Label] = field(default_factory=dict)
 
 
 def read_report(
@@ -67,6 +70,7 @@ def read_report(
         since_ms=since_ms,
         kpis=[_since(series, first) for series in ledger.kpis.series(expert)],
         pools=ledger.pools.newest(),
+        labels=ledger.labels.all(),
         updates=Summaries(ledger).newest_updates(expert, NEWEST_UPDATES),
     )
     return build_report(records, dense, seconds)
@@ -90,7 +94,7 @@ def build_report(records: Records, dense: DenseArm | None = None, seconds: float
         metric=metric,
         base=_score(_of_arm(quality, "base")),
         versions=tuple(_version_rows(records, ours, synced)),
-        clients=tuple(_client_rows(edges, ours, quality)),
+        clients=tuple(_client_rows(edges, ours, quality, records.labels)),
         refusals=tuple(records.refusals),
         up=_sum(t for t in ours if t.direction == "up"),
         down=_sum(t for t in ours if t.direction == "down"),
@@ -204,17 +208,27 @@ def _deviation(synced: Sequence[Quality]) -> float | None:
     return statistics.stdev(values.values()) if len(values) > 1 else None
 
 
-def _client_rows(edges: dict[str, str], transfers: Sequence[Transfer], quality: Sequence[Quality]) -> list[ClientRow]:
-    present = {t.keyid for t in transfers} | {q.client for q in quality}
+def _client_rows(
+    edges: dict[str, str], transfers: Sequence[Transfer], quality: Sequence[Quality], labels: Mapping[str, Label]
+) -> list[ClientRow]:
+    moved: dict[str, list[Transfer]] = {}
+    for t in transfers:
+        moved.setdefault(t.keyid, []).append(t)
+    measured: dict[str, list[Quality]] = {}
+    for q in quality:
+        measured.setdefault(q.client, []).append(q)
+    present = moved.keys() | measured.keys()
     rows = []
     for keyid, name in sorted(edges.items(), key=lambda item: item[1]):
         if keyid not in present:
             continue
-        here, own = [t for t in transfers if t.keyid == keyid], [q for q in quality if q.client == keyid]
+        here, own = moved.get(keyid, []), measured.get(keyid, [])
         synced = sorted(_of_arm(own, "synced"), key=lambda q: q.version)
         row = ClientRow(
             name=name,
             keyid=keyid,
+            tenant=labels.get(name, NO_LABEL).tenant,
+            link=labels.get(name, NO_LABEL).link,
             up=_sum(t for t in here if t.direction == "up"),
             down=_sum(t for t in here if t.direction == "down"),
             base=next((q.value for q in reversed(_of_arm(own, "base"))), None),

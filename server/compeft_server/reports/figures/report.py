@@ -49,7 +49,7 @@ class Publication:
 
 @dataclass(frozen=True, slots=True)
 class ClientRow:
-    """One edge client; `first` and `last` are its own metric at the first and the last version it measured."""
+    """One edge client; `first` and `last` are its own metric at the first and the last version it measured. tenant, link: its label."""
 
     name: str
     keyid: str
@@ -58,6 +58,8 @@ class ClientRow:
     base: float | None
     first: float | None
     last: float | None
+    tenant: str = ""
+    link: str = ""
 
 
 @dataclass(frozen=True, slots=True)

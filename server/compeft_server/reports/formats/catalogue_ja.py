@@ -125,8 +125,6 @@ JAPANESE = {
     "not measured": "未測定",
     "run {run}, version {version}": "実行 {run}、版 {version}",
     "over {runs} runs": "{runs} 回の実行",
-    "at {price} a GB": "1 GB あたり {price}",
-    "all clients, as reported here": "このレポートの全クライアント",
     "No price was given: --price-per-gb 0.08 --currency EUR.": "単価の指定がありません（--price-per-gb 12 --currency JPY）。",
     "density": "密度",
     "one update": "更新 1 件",
@@ -239,7 +237,17 @@ JAPANESE = {
         "クライアント間：最新の測定版での最小、最大、標準偏差です。実行間：各実行の最新版です。"
     ),
     "submissions and syncs that were turned away since the round of the version opened.": "その版のラウンドが始まってから拒否した送受信の件数です。",
-    "bytes times the price that was given; a GB is 10^9 bytes.": "指定の単価にバイト数を掛けた値です。1 GB は 10^9 バイトです。",
+    "bytes times the price that was given, or the tariff of the site's link; a GB is 10^9 bytes. Sums under 0.01 are stated per "
+    "1,000 rounds. Tenants are labels of members.": (
+        "指定の単価（拠点の回線に料金があればその料金）にバイト数を掛けた値です。1 GB は 10^9 バイトです。0.01 未満の額は 1,000 ラウンドあたりで示します。"
+        "テナントはメンバーのラベルです。"
+    ),
+    "{amount} per 1,000 rounds": "1,000 ラウンドあたり {amount}",
+    "all clients": "全クライアント",
+    "tenant {name}, {sites} site(s)": "テナント {name}、拠点 {sites} か所",
+    "a GB": "1 GB あたり",
+    "cost as dense bf16": "圧縮なし bf16 の場合の費用",
+    "cost of the wire": "実際の費用",
     "a real encoding of this layout by codec rice, at positions without a pattern; codec context needs a sixth to a tenth less.": (
         "このレイアウトを符号器 rice で実際に符号化した量です（位置に偏りなし）。符号器 context ではさらに 6 分の 1 から 10 分の 1 少なくなります。"
     ),

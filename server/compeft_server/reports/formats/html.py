@@ -88,6 +88,8 @@ def to_html(report: Report, extras: Extras = Extras(), say: Language = ENGLISH) 
             pool_cells=text.pool_cells,
             pool_columns=text.POOL_COLUMNS,
             training=text.training_words(report.training, say) if report.training else "",
+            cost_rows=text.cost_rows(report, extras.price, say) if extras.price else [],
+            cost_columns=text.COST_COLUMNS,
             led_name=text.led_name(report, say),
             rate_name=lambda rate: text.rate_name(rate, say),
             verdict=text.verdict(report),

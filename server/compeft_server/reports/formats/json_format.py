@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from compeft_core.errors import FormatError
 from compeft_server.domain.price import Energy, Price
 from compeft_server.domain.traffic import Traffic
+from compeft_server.reports.figures.cost import CostRow, cost_by_site, cost_by_tenant, whole_cost
 from compeft_server.reports.figures.extras import Extras
 from compeft_server.reports.figures.gpu_use import MeasuredPool
 from compeft_server.reports.figures.other_ways import other_costs
@@ -135,9 +136,22 @@ def _stated_json(report: Report) -> dict[str, object] | None:
 
 
 def _cost_json(report: Report, price: Price) -> dict[str, object]:
-    traffic = report.traffic
-    sizes = {"dense_fp32": traffic.dense_fp32_bytes, "dense_bf16": traffic.dense_bf16_bytes, "wire": traffic.wire_bytes}
-    return {"currency": price.currency, "per_gb": price.per_gb, **{name: price.of(size) for name, size in sizes.items()}}
+    sites, whole = cost_by_site(report, price), whole_cost(report, price)
+    thousand = {name: 1000 * value / report.rounds for name, value in asdict(whole).items()} if report.rounds else None
+    return {
+        "currency": price.currency,
+        "per_gb": price.per_gb,
+        "tariffs": dict(price.tariffs),
+        **asdict(whole),
+        "per_1000_rounds": thousand,
+        "by_site": [_cost_row_json(row) for row in sites],
+        "by_tenant": [_cost_row_json(row) for row in cost_by_tenant(sites)],
+    }
+
+
+def _cost_row_json(row: CostRow) -> dict[str, object]:
+    values = {name: value for name, value in asdict(row).items() if name != "cost"}
+    return values | asdict(row.cost)
 
 
 def _traffic_json(traffic: Traffic) -> dict[str, object]:

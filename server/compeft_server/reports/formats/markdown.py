@@ -120,12 +120,11 @@ def _other_ways(report: Report) -> list[str]:
 
 
 def _money(report: Report, extras: Extras) -> list[str]:
-    price, t = extras.price, report.traffic
+    price = extras.price
     if price is None:
         return ["## Money", "No price was given: --price-per-gb."]
-    sizes = {"dense fp32": t.dense_fp32_bytes, "dense bf16": t.dense_bf16_bytes, "wire": t.wire_bytes}
-    rows = [(name, human_bytes(size), text.human_money(price.of(size), price.currency)) for name, size in sizes.items()]
-    return [f"## Money, at {text.human_money(price.per_gb, price.currency)} a GB", _table(("", "bytes", "cost"), rows)]
+    head = f"## Money, at {text.human_money(price.per_gb, price.currency)} a GB"
+    return [head, _table(text.COST_COLUMNS, text.cost_rows(report, price))]
 
 
 def _energy(report: Report, extras: Extras) -> list[str]:

@@ -1,7 +1,8 @@
 """The report's first paragraph: what was moved, at what quality, for what money, in a few sentences for somebody who reads nothing else."""
 
-from compeft_server.domain.price import Price
+from compeft_server.domain.price import GB, Price
 from compeft_server.domain.traffic import Score
+from compeft_server.reports.figures.cost import led_cost
 from compeft_server.reports.figures.report import Report
 from compeft_server.reports.formats import text
 from compeft_server.reports.formats.language import ENGLISH, Language
@@ -60,9 +61,10 @@ def _verb(before: float, after: float) -> str:
 def _money(report: Report, price: Price | None, say: Language) -> list[str]:
     if price is None:
         return []
-    spent, saved = price.of(report.led.wire_bytes), price.of(report.led.dense_bf16_bytes - report.led.wire_bytes)
+    cost = led_cost(report, price)
+    spent, saved = cost.wire, cost.dense_bf16 - cost.wire
     values = {
-        "price": text.human_money(price.per_gb, price.currency),
+        "price": text.human_money(cost.wire / report.led.wire_bytes * GB, price.currency),
         "spent": text.human_money(spent, price.currency),
         "saved": text.human_money(saved, price.currency),
         "thousand": text.human_money(1000 * saved / max(1, report.rounds), price.currency),

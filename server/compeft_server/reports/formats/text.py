@@ -9,12 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from compeft_server.domain.kpi import KpiSeries
-from compeft_server.domain.price import Energy
+from compeft_server.domain.price import Energy, Price
 from compeft_server.domain.traffic import Score, Traffic, add
+from compeft_server.reports.figures.cost import Cost, CostRow, cost_by_site, cost_by_tenant, whole_cost
 from compeft_server.reports.figures.extras import DensityRow, Extras
 from compeft_server.reports.figures.gpu_use import MeasuredPool, TrainingUse
 from compeft_server.reports.figures.report import DenseArm, Report, row_savings
 from compeft_server.reports.formats.language import ENGLISH, Say
+
+SMALL_SUM = 0.01
+"""Below this an amount is said for 1,000 rounds."""
 
 
 def human_bytes(count: float) -> str:
@@ -117,6 +121,44 @@ def human_money(amount: float, currency: str) -> str:
     """An amount with its currency: 12.34 EUR, 0.0042 EUR; more digits the less it is."""
     decimals = 2 if abs(amount) >= 1 or not amount else min(8, 2 - math.floor(math.log10(abs(amount))))
     return f"{amount:,.{decimals}f} {printable(currency)}"
+
+
+def human_cost(amount: float, rounds: int, currency: str, say: Say = ENGLISH) -> str:
+    """An amount; a small one as what 1,000 rounds would cost, so that nobody reads six zeros."""
+    if not rounds or not 0 < abs(amount) < SMALL_SUM:
+        return human_money(amount, currency)
+    return str(say("{amount} per 1,000 rounds", amount=human_money(1000 * amount / rounds, currency)))
+
+
+MAX_COST_ROWS = 50
+"""Sites whose cost a page or a text lists, the dearest; JSON has all."""
+
+
+def cost_rows(report: Report, price: Price, say: Say = ENGLISH) -> list[tuple[str, ...]]:
+    """(name, price a GB, wire bytes, dense bf16 bytes, cost as bf16, cost of the wire): the whole, tenants, sites."""
+    sites = cost_by_site(report, price)
+    tenants = cost_by_tenant(sites) if any(site.tenant for site in sites) else ()
+    whole, moved = whole_cost(report, price), report.traffic
+
+    def money(cost: Cost) -> tuple[str, str]:
+        return (
+            human_cost(cost.dense_bf16, report.rounds, price.currency, say),
+            human_cost(cost.wire, report.rounds, price.currency, say),
+        )
+
+    def row(name: str, found: CostRow) -> tuple[str, ...]:
+        at = "–" if found.per_gb is None else human_money(found.per_gb, price.currency)
+        return (name, at, human_bytes(found.wire_bytes), human_bytes(found.dense_bf16_bytes), *money(found.cost))
+
+    at = human_money(price.per_gb, price.currency) if not price.tariffs else "–"
+    rows = [(str(say("all clients")), at, human_bytes(moved.wire_bytes), human_bytes(moved.dense_bf16_bytes), *money(whole))]
+    rows += [row(str(say("tenant {name}, {sites} site(s)", name=printable(t.name), sites=t.sites)), t) for t in tenants]
+    dearest = sorted(sites, key=lambda s: -s.cost.wire)[:MAX_COST_ROWS]
+    links = {s.name: f", {printable(s.link)}" if s.link else "" for s in dearest}
+    return rows + [row(f"{printable(s.name)}{links[s.name]}", s) for s in dearest]
+
+
+COST_COLUMNS = ("", "a GB", "wire", "dense bf16", "cost as dense bf16", "cost of the wire")
 
 
 def energy_rows(report: Report, energy: Energy | None, say: Say = ENGLISH) -> list[tuple[str, str, str, str]]:
@@ -228,7 +270,11 @@ METHODS = (
         "over clients: lowest, highest and standard deviation at the newest measured version; over runs: each at its newest version.",
     ),
     ("refused", "submissions and syncs that were turned away since the round of the version opened."),
-    ("money", "bytes times the price that was given; a GB is 10^9 bytes."),
+    (
+        "money",
+        "bytes times the price that was given, or the tariff of the site's link; a GB is 10^9 bytes. Sums under 0.01 are stated per "
+        "1,000 rounds. Tenants are labels of members.",
+    ),
     (
         "other densities",
         "a real encoding of this layout by codec rice, at positions without a pattern; codec context needs a sixth to a tenth less.",
@@ -344,13 +390,15 @@ def _kpi_line(series: KpiSeries) -> str:
 
 
 def _money(report: Report, extras: Extras) -> list[str]:
-    price, t = extras.price, report.traffic
+    price = extras.price
     if price is None:
         return []
+    whole = whole_cost(report, price)
     wire, fp32, bf16 = (
-        human_money(price.of(size), price.currency) for size in (t.wire_bytes, t.dense_fp32_bytes, t.dense_bf16_bytes)
+        human_cost(cost, report.rounds, price.currency) for cost in (whole.wire, whole.dense_fp32, whole.dense_bf16)
     )
-    return [f"at {human_money(price.per_gb, price.currency)} a GB: {wire} on the wire; dense fp32 {fp32}, bf16 {bf16}"]
+    lines = [f"at {human_money(price.per_gb, price.currency)} a GB: {wire} on the wire; dense fp32 {fp32}, bf16 {bf16}"]
+    return lines + [f"{name}: {cost} (dense bf16 {dense})" for name, _, _, _, dense, cost in cost_rows(report, price)[1:]]
 
 
 def _pool(extras: Extras) -> list[str]:
