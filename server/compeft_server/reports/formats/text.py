@@ -151,7 +151,9 @@ def cost_rows(report: Report, price: Price, say: Say = ENGLISH) -> list[tuple[st
         return (name, at, human_bytes(found.wire_bytes), human_bytes(found.dense_bf16_bytes), *money(found.cost))
 
     at = human_money(price.per_gb, price.currency) if not price.tariffs else "–"
-    rows = [(str(say("all clients")), at, human_bytes(moved.wire_bytes), human_bytes(moved.dense_bf16_bytes), *money(whole))]
+    rows: list[tuple[str, ...]] = [
+        (str(say("all clients")), at, human_bytes(moved.wire_bytes), human_bytes(moved.dense_bf16_bytes), *money(whole))
+    ]
     rows += [row(str(say("tenant {name}, {sites} site(s)", name=printable(t.name), sites=t.sites)), t) for t in tenants]
     dearest = sorted(sites, key=lambda s: -s.cost.wire)[:MAX_COST_ROWS]
     links = {s.name: f", {printable(s.link)}" if s.link else "" for s in dearest}
