@@ -129,6 +129,12 @@ class ForkedLogError(RefusedError):
     code = "log_forked"
 
 
+class PrivacySpentError(RefusedError):
+    """A private round would lead beyond its bound, or does not fit what its expert promised before."""
+
+    code = "privacy_spent"
+
+
 class TransferError(CompeftError):
     """Bytes that did not arrive."""
 
@@ -210,6 +216,7 @@ STATUS: dict[type[CompeftError], grpc.StatusCode] = {
     ConflictError: grpc.StatusCode.ALREADY_EXISTS,
     RewoundLogError: grpc.StatusCode.FAILED_PRECONDITION,
     ForkedLogError: grpc.StatusCode.FAILED_PRECONDITION,
+    PrivacySpentError: grpc.StatusCode.FAILED_PRECONDITION,
     TransferError: grpc.StatusCode.ABORTED,
     TruncatedError: grpc.StatusCode.ABORTED,
     ChunkMismatchError: grpc.StatusCode.DATA_LOSS,

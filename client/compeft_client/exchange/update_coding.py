@@ -1,6 +1,7 @@
 """The arithmetic of an update: from a trained task vector and the residual to the bytes that travel. No files, no connection.
 
-    target  = task vector (zero where the round rests, heads centred) + residual
+    target  = task vector (zero where the round rests, heads centred) + residual; in a private round clipped, and with local noise on every
+              value
     limited = target, so that no dense value is rounded over zero and no variance becomes negative
     encoded = compress(limited), by the round's settings, at a lower density if it would exceed `most_bytes`
 
@@ -18,8 +19,11 @@ from compeft_core.centred_heads import centred
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.format.encoding import sooner_codec
 from compeft_core.frozen_tensors import active_places, share_of_active
+from compeft_core.privacy.clipping import Noise, clipped, noised
+from compeft_core.privacy.terms import ClientPrivacy
 from compeft_core.statistics import kept_in_range
 from compeft_proto.convert import coded
+from compeft_proto.privacy_terms import FreshSeed, fresh_seed
 from compeft_proto.round_task import AUTO, RoundTask
 
 ROUNDING, TINY = np.float32(2**-8), np.float32(2**-24)
@@ -39,11 +43,14 @@ class UpdateLimits:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CodedUpdate:
-    """An update and what it was made from. target: float32 of shape (layout.size,); encoded: what travels of it, made by `compression`."""
+    """An update and what it was made from. target: float32 of shape (layout.size,); encoded: what travels of it, made by `compression`;
+    within_clip: in a private round, whether the target was within the clip before it was clipped.
+    """
 
     target: Vector
     compression: Compression
     encoded: Encoded
+    within_clip: bool = True
 
 
 def coded_update(
@@ -53,15 +60,21 @@ def coded_update(
     limits: UpdateLimits,
     workers: int,
     floor: Floor | None = None,
+    fresh: FreshSeed = fresh_seed,
 ) -> CodedUpdate:
-    """The update of one round.
+    """The update of one round. fresh: 32 secret bytes for local noise.
 
     vectors: the task vector, the residual, and the synced state that training began with; float32 of shape (layout.size,).
     Errors: LayoutMismatchError for a task vector of another length; InputError if training changed a tensor that rests;
     NotFiniteError; those of `compeft_core.budget.filled`.
     """
     trained, residual, synced = vectors
-    target = centred(layout, active_part(layout, task, trained, synced), task.centred) + residual
+    active, within = centred(layout, active_part(layout, task, trained, synced), task.centred), True
+    if task.privacy is None:
+        target = active + residual
+    else:
+        target, within = private_target(task.privacy, active, residual, fresh)
+        _check_floor(task.privacy, floor)
     wanted = np.where(active_places(layout, task.resting), target, np.float32(0)) if task.resting else target
     wanted = kept_in_range(layout, synced, wanted)
     asked = share_of_active(layout, task.compression, task.resting)
@@ -70,7 +83,24 @@ def coded_update(
     if floor is not None:
         goal = above(floor, layout, synced, synced + trained, wanted, used)
         used, encoded = (used, encoded) if goal == used else coded(layout, wanted, goal, codec, workers)
-    return CodedUpdate(target, used, encoded)
+    return CodedUpdate(target, used, encoded, within)
+
+
+def private_target(terms: ClientPrivacy, active: Vector, residual: Vector, fresh: FreshSeed) -> tuple[Vector, bool]:
+    """What a client contributes to a private round before compression, float32, and whether it was within the clip: the task vector, and
+    the residual if the terms carry it, clipped together; then local noise on every value. What follows is post-processing.
+    """
+    target, within = clipped(active + residual if terms.residual else active, terms.clip)
+    if terms.where == "local":
+        target = noised(target, Noise(terms.clip, terms.noise_multiplier, fresh()))
+    return target, within
+
+
+def _check_floor(terms: ClientPrivacy, floor: Floor | None) -> None:
+    if floor is not None and terms.where == "local":
+        raise InputError(
+            "a quality floor chooses the density by this client's own rows, which local noise does not cover: leave it out"
+        )
 
 
 def most_bytes(layout: Layout, task: RoundTask, limits: UpdateLimits) -> int:

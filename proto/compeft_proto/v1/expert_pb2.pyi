@@ -489,6 +489,8 @@ class UpdateManifest(_message.Message):
     BASE_MODEL_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     WEIGHTED_BY_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    WITHIN_CLIP_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     base_version: _builtins.int
     base_state_digest: _builtins.bytes
@@ -508,6 +510,10 @@ class UpdateManifest(_message.Message):
     weight: _builtins.float
     """How much the update counts in the merge: finite, 0 or more; and the name of the app's metric that it is, such as "num-examples"."""
     weighted_by: _builtins.str
+    salt: _builtins.bytes
+    """Private rounds only: 16 random bytes, so that the digest of this message says nothing about what it holds."""
+    within_clip: _builtins.bool
+    """Private rounds only: whether the contribution was within the clip before it was clipped."""
     @_builtins.property
     def coding(self) -> Global___Coding: ...
     @_builtins.property
@@ -541,10 +547,12 @@ class UpdateManifest(_message.Message):
         base_model: Global___BaseModel | None = ...,
         weight: _builtins.float | None = ...,
         weighted_by: _builtins.str = ...,
+        salt: _builtins.bytes = ...,
+        within_clip: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "base_model", b"base_model", "coding", b"coding", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "adapter_config_digest", b"adapter_config_digest", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "chunks", b"chunks", "coding", b"coding", "expert", b"expert", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout_digest", b"layout_digest", "metrics", b"metrics", "num_examples", b"num_examples", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "sequence", b"sequence", "weight", b"weight", "weighted_by", b"weighted_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "adapter_config_digest", b"adapter_config_digest", "base_model", b"base_model", "base_model_digest", b"base_model_digest", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "chunks", b"chunks", "coding", b"coding", "expert", b"expert", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "layout_digest", b"layout_digest", "metrics", b"metrics", "num_examples", b"num_examples", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "salt", b"salt", "sequence", b"sequence", "weight", b"weight", "weighted_by", b"weighted_by", "within_clip", b"within_clip"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
@@ -638,6 +646,75 @@ class MergeParameters(_message.Message):
 Global___MergeParameters: _TypeAlias = MergeParameters  # noqa: Y015
 
 @_typing.final
+class ClientPrivacy(_message.Message):
+    """The terms of a private round: docs/protocol.md, "Private rounds". In a round's opening, clip is the first one of an adaptive clip."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIP_FIELD_NUMBER: _builtins.int
+    NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    TARGET_QUANTILE_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    RESIDUAL_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    clip: _builtins.float
+    noise_multiplier: _builtins.float
+    delta: _builtins.float
+    where: _builtins.str
+    """"central" or "local"."""
+    target_quantile: _builtins.float
+    """0: the clip is fixed."""
+    epsilon: _builtins.float
+    """The bound at which no further round is opened; 0: none."""
+    residual: _builtins.bool
+    data: _builtins.str
+    def __init__(
+        self,
+        *,
+        clip: _builtins.float = ...,
+        noise_multiplier: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        where: _builtins.str = ...,
+        target_quantile: _builtins.float = ...,
+        epsilon: _builtins.float = ...,
+        residual: _builtins.bool = ...,
+        data: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "data", b"data", "delta", b"delta", "epsilon", b"epsilon", "noise_multiplier", b"noise_multiplier", "residual", b"residual", "target_quantile", b"target_quantile", "where", b"where"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClientPrivacy: _TypeAlias = ClientPrivacy  # noqa: Y015
+
+@_typing.final
+class PrivateMerge(_message.Message):
+    """How the noise of a version was made: its clip, and the standard deviation of the noise on each value of the sum, in clips."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIP_FIELD_NUMBER: _builtins.int
+    VALUE_NOISE_FIELD_NUMBER: _builtins.int
+    clip: _builtins.float
+    value_noise: _builtins.float
+    def __init__(
+        self,
+        *,
+        clip: _builtins.float = ...,
+        value_noise: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "value_noise", b"value_noise"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrivateMerge: _TypeAlias = PrivateMerge  # noqa: Y015
+
+@_typing.final
 class Contribution(_message.Message):
     """One update that went into a version."""
 
@@ -704,6 +781,7 @@ class VersionManifest(_message.Message):
     MERGE_PARAMETERS_FIELD_NUMBER: _builtins.int
     SIZE_BOUND_FIELD_NUMBER: _builtins.int
     PUBLICATION_FIELD_NUMBER: _builtins.int
+    PRIVATE_MERGE_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     version: _builtins.int
     parent_state_digest: _builtins.bytes
@@ -744,6 +822,10 @@ class VersionManifest(_message.Message):
     def publication(self) -> Global___Publication:
         """Only in the log of a package: then the chunks are an expert file, and state_digest is its SHA-256."""
 
+    @_builtins.property
+    def private_merge(self) -> Global___PrivateMerge:
+        """Noise was added to the sum of the clipped updates: docs/protocol.md, "Private rounds"."""
+
     def __init__(
         self,
         *,
@@ -770,10 +852,11 @@ class VersionManifest(_message.Message):
         merge_parameters: Global___MergeParameters | None = ...,
         size_bound: _builtins.float = ...,
         publication: Global___Publication | None = ...,
+        private_merge: Global___PrivateMerge | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer", "publication", b"publication", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "coding", b"coding", "genesis", b"genesis", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer", "private_merge", b"private_merge", "publication", b"publication", "rolled_back_to", b"rolled_back_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer", "parent_state_digest", b"parent_state_digest", "publication", b"publication", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "size_bound", b"size_bound", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to", "adapter_config_digest", b"adapter_config_digest", "base_model_digest", b"base_model_digest", "chunks", b"chunks", "coding", b"coding", "coefficient", b"coefficient", "contributions", b"contributions", "expert", b"expert", "forgotten", b"forgotten", "genesis", b"genesis", "issued_at_ms", b"issued_at_ms", "layout_digest", b"layout_digest", "merge_method", b"merge_method", "merge_parameters", b"merge_parameters", "optimizer", b"optimizer", "parent_state_digest", b"parent_state_digest", "private_merge", b"private_merge", "publication", b"publication", "rolled_back_to", b"rolled_back_to", "round", b"round", "run", b"run", "size_bound", b"size_bound", "snapshot", b"snapshot", "state_digest", b"state_digest", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__rolled_back_to: _TypeAlias = _typing.Literal["rolled_back_to"]  # noqa: Y015
     _WhichOneofArgType__rolled_back_to: _TypeAlias = _typing.Literal["_rolled_back_to", b"_rolled_back_to"]  # noqa: Y015
@@ -1116,6 +1199,8 @@ class RoundOpening(_message.Message):
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     MAX_STALENESS_FIELD_NUMBER: _builtins.int
     HEAD_SIZE_FIELD_NUMBER: _builtins.int
+    PRIVACY_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1127,6 +1212,12 @@ class RoundOpening(_message.Message):
     """An update of an earlier, closed round of the same run may join if its base is at most so many versions older; 0: none may."""
     head_size: _builtins.int
     """Entries of the newest head of the audit log that this client knows; 0 if it knows none."""
+    asked: _builtins.int
+    """How many clients the conductor asks."""
+    @_builtins.property
+    def privacy(self) -> Global___ClientPrivacy:
+        """The round is private on these terms; absent: it is not."""
+
     def __init__(
         self,
         *,
@@ -1139,10 +1230,12 @@ class RoundOpening(_message.Message):
         deadline_ms: _builtins.int = ...,
         max_staleness: _builtins.int = ...,
         head_size: _builtins.int = ...,
+        privacy: Global___ClientPrivacy | None = ...,
+        asked: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["privacy", b"privacy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "expert", b"expert", "head_size", b"head_size", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "max_staleness", b"max_staleness", "nonce", b"nonce", "round", b"round", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "deadline_ms", b"deadline_ms", "expert", b"expert", "head_size", b"head_size", "issued_at_ms", b"issued_at_ms", "keyid", b"keyid", "max_staleness", b"max_staleness", "nonce", b"nonce", "privacy", b"privacy", "round", b"round", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1234,6 +1327,7 @@ class RoundStatement(_message.Message):
     CLOSED_FIELD_NUMBER: _builtins.int
     LAYOUT_DIGEST_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
     expert: _builtins.str
     run: _builtins.str
     round: _builtins.int
@@ -1248,6 +1342,8 @@ class RoundStatement(_message.Message):
     closed: _builtins.bool
     layout_digest: _builtins.bytes
     """The expert's layout: who opens a round with arrays of other shapes has another expert."""
+    clip: _builtins.float
+    """The clip of a private round; 0: the round is not private."""
     @_builtins.property
     def head(self) -> Global___LogHead:
         """The audit log when this was answered."""
@@ -1267,10 +1363,11 @@ class RoundStatement(_message.Message):
         closed: _builtins.bool = ...,
         layout_digest: _builtins.bytes = ...,
         head: Global___LogHead | None = ...,
+        clip: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "closed", b"closed", "expert", b"expert", "head", b"head", "layout_digest", b"layout_digest", "refused", b"refused", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "base_state_digest", b"base_state_digest", "base_version", b"base_version", "clip", b"clip", "closed", b"closed", "expert", b"expert", "head", b"head", "layout_digest", b"layout_digest", "refused", b"refused", "round", b"round", "round_nonce", b"round_nonce", "run", b"run", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

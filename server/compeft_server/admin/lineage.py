@@ -22,6 +22,7 @@ from compeft_proto.sync_answer import Answer
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.expert_log import Carried, ExpertLog, compose, kept_bytes
+from compeft_server.aggregation.private_rounds import noise_of
 from compeft_server.aggregation.sealed_version import next_manifest, sealed_version
 from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain.records import Contribution, Expert, Version
@@ -158,6 +159,11 @@ class Versions:
         mine = self._keys_of_same_name(keyid)
         if not any(c.keyid in mine for m in manifests for c in m.contributions):
             raise UnknownExpertError(f"key {keyid} contributed to no version of {name}")
+        if any(m.HasField("private_merge") for m in manifests):
+            raise ConflictError(
+                f"{name} has private versions: merged again with the same noise but without one client, the two would differ by just what "
+                "that client sent; publish a new expert without it"
+            )
         forgotten = sorted({*mine, *(k for m in manifests for k in m.forgotten)})
         state = self._recompute(expert, self._head(expert), forgotten).state
         return self._append(expert, state, now_ms, forgotten=forgotten)
@@ -216,7 +222,11 @@ class Versions:
         if forgotten:
             parameters = parameters.within(len(inputs), METHODS[manifest.merge_method].takes)
         method, coefficient = manifest.merge_method, manifest.coefficient
-        merged = self._log.merged(expert, inputs, method, coefficient, parameters, manifest.size_bound)
+        noise = noise_of(
+            manifest.private_merge if manifest.HasField("private_merge") else None,
+            self._ledger.private.round(expert.name, manifest.run, manifest.round),
+        )
+        merged = self._log.merged(expert, inputs, method, coefficient, parameters, manifest.size_bound, noise)
         if not forgotten and [c.left_out for c in inputs] != [not chosen for chosen in merged.chosen]:
             raise WrongBaseError(
                 f"{expert.name} version {manifest.version} names other updates as left out than {manifest.merge_method} chooses"

@@ -30,6 +30,7 @@ from compeft_core.errors import NotFiniteError
 from compeft_core.lru_cache import LruCache
 from compeft_core.merging.size_bounds import bounded
 from compeft_core.parallel import shares, spread, workers_for
+from compeft_core.privacy.clipping import Noise, private_mean
 from compeft_core.server_optimizer import Moments, ServerOptimizer, descend, no_moments
 from compeft_core.statistics import kept_in_range, limit_variances
 from compeft_proto import envelope as dsse
@@ -235,7 +236,7 @@ class ExpertLog:
         """The updates of a round on `base_version` with their weights: as claimed, bounded against the cohort, less for those that
         come late (`client_weights`). voting: the weights decide more than the share of a sum, so large updates weigh less.
         """
-        updates = [self._update(s.update_digest) for s in accepted]
+        updates = [self.update(s.update_digest) for s in accepted]
         staleness = [base_version - update.base_version for update in updates]
         claimed, scales = [s.weight for s in accepted], [max(update.coding.scales, default=0.0) for update in updates]
         norms = [self._dense_norm(expert, update) for update in updates]
@@ -253,9 +254,10 @@ class ExpertLog:
         coefficient: float,
         parameters: MergeParameters,
         size_bound: float = 0.0,
+        noise: Noise | None = None,
     ) -> Merged:
         """The compressed updates of one round merged by these weights, their values first cut at `size_bound` times the cohort's median
-        (0: not cut). Errors: as `compeft_core.merging.methods`.
+        (0: not cut); or, with `noise`, their private mean. Errors: as `compeft_core.merging.methods`.
         """
         digests, workers = [contribution.update_digest for contribution in inputs], workers_for(expert.layout.size, WORKERS)
 
@@ -264,6 +266,8 @@ class ExpertLog:
 
         weights = [contribution.weight for contribution in inputs]
         encoded = sum(spread(read, shares(len(digests), workers)), list[Encoded]())
+        if noise is not None:
+            return Merged(private_mean(encoded, weights, noise, coefficient), (True,) * len(encoded))
         cut = iter(bounded([e for e, weight in zip(encoded, weights, strict=True) if weight], size_bound))
         encoded = [next(cut) if weight else e for e, weight in zip(encoded, weights, strict=True)]
         return choose_and_merge(method, encoded, weights, coefficient=coefficient, parameters=parameters, workers=workers)
@@ -284,10 +288,10 @@ class ExpertLog:
     def _encoded(self, expert: Expert, update_digest: bytes) -> Encoded:
         found = self._updates.get(update_digest)
         if found is None:
-            found = parse(self.blob(self._update(update_digest).chunks), max_size=expert.layout.size)
+            found = parse(self.blob(self.update(update_digest).chunks), max_size=expert.layout.size)
         return found
 
-    def _update(self, update_digest: bytes) -> pb.UpdateManifest:
+    def update(self, update_digest: bytes) -> pb.UpdateManifest:
         """The update as its client signed it. Errors: UnknownExpertError."""
         submission = self._ledger.submission(update_digest)
         if submission is None:

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from compeft_proto.envelope import PayloadType
 from compeft_proto.keys import SigningKey
+from compeft_proto.privacy_terms import FreshSeed, fresh_seed
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.access import Access
@@ -29,7 +30,9 @@ Record = Callable[[Checked], Envelope]
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What every part of one aggregator works with. `now_ms` is its clock, `key` signs its answers."""
+    """What every part of one aggregator works with. `now_ms` is its clock, `key` signs its answers, `fresh_seed` is where the noise of a
+    private round comes from.
+    """
 
     key: SigningKey
     store: ChunkStore
@@ -38,6 +41,7 @@ class Dependencies:
     access: Access
     limits: Limits
     now_ms: Callable[[], int]
+    fresh_seed: FreshSeed = fresh_seed
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,11 @@ from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.expert_log import Carried, VersionStep, compose, kept_bytes
 from compeft_server.aggregation.log_heads import LogHeads
 from compeft_server.aggregation.message_kind import Dependencies
+from compeft_server.aggregation.private_rounds import admit_opening, completed, merge_of, noise_of
 from compeft_server.aggregation.sealed_version import next_manifest, sealed_version
 from compeft_server.domain import admission
 from compeft_server.domain.client_weights import COHORT, MAX_SIZE
+from compeft_server.domain.private_rounds import PrivateRound
 from compeft_server.domain.records import Contribution, Expert, Member, Quality, Round, Submission, Version
 
 Command = TypeVar("Command", pb.RoundOpening, pb.RoundClosing, pb.QualityReport)
@@ -45,6 +47,7 @@ class Rounds:
         self._key, self._store, self._ledger = parts.key, parts.store, parts.ledger
         self._log, self._access, self._heads = parts.log, parts.access, heads
         self._limits, self._now_ms, self._pool = parts.limits, parts.now_ms, pool
+        self._fresh_seed = parts.fresh_seed
 
     def conduct(self, verified: dsse.Verified, member: Member) -> Envelope:
         """Obey one command. Errors: PayloadTypeError, ForbiddenError, ExpiredError and what the command itself raises."""
@@ -75,6 +78,7 @@ class Rounds:
         check_name(opening.run, "run")
         found = self._ledger.round(expert.name, opening.run, opening.round)
         if found is None:
+            private = admit_opening(self._ledger, opening)
             self._abandon_open_rounds(expert)
             found = Round(
                 expert=expert.name,
@@ -86,7 +90,7 @@ class Rounds:
                 opened_at_ms=self._now_ms(),
                 max_staleness=opening.max_staleness,
             )
-            self._ledger.open_round(found)
+            self._ledger.open_round(found, private)
         return self._statement(found)
 
     def _abandon_open_rounds(self, expert: Expert) -> None:
@@ -102,23 +106,35 @@ class Rounds:
         if found.closed_at_ms is not None:
             return self._statement(found)
         accepted = self._ledger.submissions(found.expert, found.run, found.round)
-        version, after = self._next_version(found, accepted, closing) if accepted else (None, None)
+        private = self._private(found, accepted, closing)
+        version, after = self._next_version(found, accepted, closing, private) if accepted else (None, None)
         closed = self._closed(found, version.version if version else found.base_version)
         try:
-            self._ledger.close_round(closed, version, [s.update_digest for s in accepted])
+            self._ledger.close_round(closed, version, [s.update_digest for s in accepted], private)
         except BusyError:  # another aggregator on this ledger has closed it, or accepted an update meanwhile: look again
             return self._close(closing)
         if version is not None and after is not None:
             self._log.remember(version, after)
         return self._statement(closed)
 
-    def _next_version(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> tuple[Version, Carried]:
+    def _private(self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing) -> PrivateRound | None:
+        """What a private round is merged with: a fresh seed, and the clip that follows. Errors: InputError for another method."""
+        private = self._ledger.private.round(found.expert, found.run, found.round)
+        if private is None or not accepted:
+            return None
+        return completed(private, [self._log.update(s.update_digest) for s in accepted], closing.merge_method, self._fresh_seed)
+
+    def _next_version(
+        self, found: Round, accepted: Sequence[Submission], closing: pb.RoundClosing, private: PrivateRound | None
+    ) -> tuple[Version, Carried]:
         """Merge, compress, store and describe the next step, and what goes on from there; the ledger does not know of it yet."""
         started = time.monotonic()
         expert, settings = self._log.expert(found.expert), settings_of(closing)
         inputs = self._log.contributions(expert, accepted, found.base_version, settings.method not in SUMS)
-        settings, bound = _checked(settings, len(inputs)), MAX_SIZE if len(inputs) >= COHORT else 0.0
-        merged = self._log.merged(expert, inputs, settings.method, settings.coefficient, settings.parameters, bound)
+        private_merge = merge_of(private, len(inputs))
+        bound = MAX_SIZE if len(inputs) >= COHORT and private_merge is None else 0.0
+        settings, noise = _checked(settings, len(inputs)), noise_of(private_merge, private)
+        merged = self._log.merged(expert, inputs, settings.method, settings.coefficient, settings.parameters, bound, noise)
         inputs = [replace(c, left_out=not chosen) for c, chosen in zip(inputs, merged.chosen, strict=True)]
         before = self._log.carried(expert, found.base_version)
         step = compose(
@@ -134,6 +150,8 @@ class Rounds:
         _, residual, moments = (self._stored(data) for data in (step.encoded.blob, *kept_bytes(step.after)))
         manifest = self._manifest(expert, found, inputs, settings, step)
         manifest.size_bound = bound
+        if private_merge is not None:
+            manifest.private_merge.CopyFrom(private_merge)
         seconds = time.monotonic() - started
         version = sealed_version(self._key, manifest, residual=residual, moments=moments, merge_seconds=seconds)
         return version, step.after
@@ -181,6 +199,7 @@ class Rounds:
 
     def _statement(self, found: Round) -> pb.RoundStatement:
         base = self._log.version(found.expert, found.base_version)
+        private = self._ledger.private.round(found.expert, found.run, found.round)
         refused = [r for r in self._ledger.refusals(found.expert) if r.round == found.round and r.at_ms >= found.opened_at_ms]
         return pb.RoundStatement(
             expert=found.expert,
@@ -194,6 +213,7 @@ class Rounds:
             version=found.version if found.version is not None else found.base_version,
             closed=found.closed_at_ms is not None,
             layout_digest=self._log.expert(found.expert).layout.digest,
+            clip=private.clip if private else 0.0,
         )
 
 

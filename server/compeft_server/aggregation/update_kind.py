@@ -8,6 +8,7 @@ from compeft_proto.base_model import NO_BASE_MODEL
 from compeft_proto.v1 import expert_pb2 as pb
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_server.aggregation.message_kind import MessageKind, Offer, Record
+from compeft_server.aggregation.private_rounds import check_update
 from compeft_server.chunks.chunked_payload import Chunked
 from compeft_server.domain import admission
 from compeft_server.domain.admission import Situation, weight_of
@@ -32,6 +33,9 @@ class UpdateKind(MessageKind[pb.UpdateManifest, None]):
         same = admission.admit_update(offer.message, situation, self._parts.now_ms(), self._parts.limits)
         if same is not None:
             return Envelope.FromString(same.receipt)
+        if situation.joins is not None:
+            joined = situation.joins
+            check_update(self._parts.ledger.private.round(joined.expert, joined.run, joined.round), offer.message)
         return lambda _: self._accept(offer, situation.joins)
 
     def check(self, offer: UpdateOffer, payload: Chunked) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compeft_core.errors import FormatError, InputError
+from compeft_core.privacy.terms import ClientPrivacy
 from compeft_proto import answer_checks
 from compeft_proto import envelope as dsse
 from compeft_proto.aggregator_connection import NONCE_BYTES, AggregatorConnection, date
@@ -15,6 +16,7 @@ from compeft_proto.chunk_refs import refs_of
 from compeft_proto.clock import now_ms
 from compeft_proto.keys import PublicKey, SigningKey, public_keys_from_pem, signing_key_from_pem
 from compeft_proto.merge_settings import MergeSettings
+from compeft_proto.privacy_terms import privacy_to_proto
 from compeft_proto.site_layout import FILES, INDEX, SIMULATED_CONDUCTOR, SITE_VARIABLE, site_options
 from compeft_proto.sync_answer import Answer, MemoryCache, fetch
 from compeft_proto.transport import ClientTls, offer
@@ -107,12 +109,29 @@ class Conductor:
         answer = self._connection.submit(dsse.seal(key, dsse.GENESIS, genesis), genesis.snapshot.chunks, snapshot)
         return self._connection.opened(answer, dsse.VERSION)
 
-    def open_round(self, expert: str, run: str, number: int, deadline_s: float, max_staleness: int = 0) -> pb.RoundStatement:
+    def open_round(
+        self,
+        expert: str,
+        run: str,
+        number: int,
+        deadline_s: float,
+        max_staleness: int = 0,
+        *,
+        privacy: ClientPrivacy | None = None,
+        asked: int = 0,
+    ) -> pb.RoundStatement:
         """Collect updates for this round on top of the newest version, for at most `deadline_s` seconds; and updates of the run's
-        earlier rounds that come late, by at most `max_staleness` versions.
+        earlier rounds that come late, by at most `max_staleness` versions. privacy: terms of a private round, whose statement has the clip
+        in force; asked: the number of clients that are asked.
+
+        Errors: PrivacySpentError if the bound of the terms leaves no further round.
         """
         deadline_ms = now_ms() + int(1000 * deadline_s)
-        opening = pb.RoundOpening(expert=expert, run=run, round=number, deadline_ms=deadline_ms, max_staleness=max_staleness)
+        opening = pb.RoundOpening(
+            expert=expert, run=run, round=number, deadline_ms=deadline_ms, max_staleness=max_staleness, asked=asked
+        )
+        if privacy is not None:
+            opening.privacy.CopyFrom(privacy_to_proto(privacy))
         return self._conduct(dsse.ROUND_OPENING, opening, dsse.ROUND_STATEMENT)
 
     def close_round(

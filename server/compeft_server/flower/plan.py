@@ -11,6 +11,7 @@ from compeft_core import Compression, MergeParameters
 from compeft_core.errors import InputError
 from compeft_core.frozen_tensors import resting_in_round
 from compeft_core.merging.inputs import USUAL
+from compeft_core.privacy.terms import ClientPrivacy
 from compeft_core.server_optimizer import ServerOptimizer
 from compeft_proto.merge_settings import DOWNLINK, PLAIN_METHOD
 from compeft_proto.round_task import CodecChoice, Origin
@@ -56,6 +57,7 @@ class Plan:
     are next asked to evaluate: what compression costs, without a second run. 0: never.
     stop_below: the run stops when `metric` is below this part of its best value twice in a row; None never stops it for that. It also stops
     when clients report a NaN loss, and when no update was accepted in a round (`run_health`).
+    privacy: client-level differential privacy (docs/privacy.md); the run stops when the account reaches its bound.
     """
 
     expert: str
@@ -83,6 +85,7 @@ class Plan:
     draw: bool = False
     measure_uncompressed_every: int = 0
     centred_heads: Collection[str] = ()
+    privacy: ClientPrivacy | None = None
 
     def __post_init__(self) -> None:
         resting_in_round(self.averaging, 1)
@@ -96,6 +99,12 @@ class Plan:
             )
         if (self.min_updates is not None and self.min_updates < 1) or self.max_staleness < 0:
             raise InputError(f"min_updates {self.min_updates} must be 1 or more, max_staleness {self.max_staleness} 0 or more")
+
+        if self.privacy is not None and self.privacy.where == "central" and self.merge_method != PLAIN_METHOD:
+            raise InputError(
+                f"merge method {self.merge_method} has no known sensitivity: "
+                f"expected {PLAIN_METHOD!r} with ClientPrivacy(where='central')"
+            )
 
     @classmethod
     def for_model(cls, model: object, expert: str, *, seed: int | None = None, **settings: Any) -> "Plan":

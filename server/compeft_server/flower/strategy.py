@@ -72,6 +72,8 @@ class CompressedStrategy(Strategy):
         self._deadline_s = 3600.0
         self._version = 0
         self._health = RunHealth(plan.metric, plan.stop_below)
+        self._privacy = plan.privacy
+        """The terms of the newest round, with the clip in force."""
         self._sent: list[Message] = []
         """The training messages of the newest round."""
 
@@ -136,13 +138,22 @@ class CompressedStrategy(Strategy):
         if server_round == 1:
             self._publish(layout, arrays, self._follower)
         plan = self.plan
-        opened = self._conductor.open_round(plan.expert, self._run, server_round, self._deadline_s, plan.max_staleness)
+        opened = self._conductor.open_round(
+            plan.expert,
+            self._run,
+            server_round,
+            self._deadline_s,
+            plan.max_staleness,
+            privacy=plan.privacy,
+            asked=len(messages),
+        )
         if opened.layout_digest != layout.digest:
             raise LayoutMismatchError(
                 f"{plan.expert} has layout {opened.layout_digest.hex()[:16]}, this run's arrays {layout.digest.hex()[:16]}: "
                 "another rank or another set of arrays is another expert, so choose a new name"
             )
         self._version = opened.base_version
+        self._privacy = plan.privacy and replace(plan.privacy, clip=opened.clip)
         self._sent = [self._with_task(message, server_round, opened.round_nonce, resting) for message in messages]
         return self._sent
 
@@ -268,7 +279,9 @@ class CompressedStrategy(Strategy):
         how = plan.uplink, resting, plan.codec, self._most_bytes, self.inner.weighted_by_key, tuple(plan.centred_heads)
         every = plan.measure_uncompressed_every
         whole = bool(every) and server_round % every == 0
-        task = RoundTask(plan.expert, self._run, server_round, nonce, self._version, *how, measure_uncompressed=whole)
+        task = RoundTask(
+            plan.expert, self._run, server_round, nonce, self._version, *how, measure_uncompressed=whole, privacy=self._privacy
+        )
         content = RecordDict({k: v for k, v in message.content.items() if not isinstance(v, ArrayRecord)})
         content[RECORD] = ConfigRecord(
             {

@@ -23,6 +23,7 @@ from compeft_server.ledger.labels import Labels
 from compeft_server.ledger.members import KeyRows, Membership
 from compeft_server.ledger.policy_records import Terms
 from compeft_server.ledger.pools import Pools
+from compeft_server.ledger.private_rounds import PrivateRows
 from compeft_server.ledger.rounds import RoundRows
 from compeft_server.ledger.transfers import CallRows
 from compeft_server.ledger.versions import VersionRows
@@ -40,6 +41,7 @@ class Ledger(KeyRows, VersionRows, RoundRows, CallRows):
         self.kpis = Kpis(self.engine)
         self.pools = Pools(self.engine)
         self.labels = Labels(self.engine)
+        self.private = PrivateRows(self.engine)
         weakref.finalize(self, _let_go, self._writes, self.engine)  # a command that opens a ledger and ends need not close it
 
     def close(self) -> None:

@@ -10,9 +10,11 @@ from dataclasses import asdict
 import sqlalchemy as sa
 
 from compeft_proto.errors import BusyError, ConflictError, DuplicateError, RoundClosedError
+from compeft_server.domain.private_rounds import PrivateRound
 from compeft_server.domain.records import Round, Sequences, Standing, Submission, Version
 from compeft_server.ledger import audit, schema
-from compeft_server.ledger.group_commit import INSERTS, Tables, first
+from compeft_server.ledger.group_commit import INSERTS, Tables, add_row, first
+from compeft_server.ledger.private_rounds import add_private, complete_private
 from compeft_server.ledger.versions import published, version_row
 
 MAX_SEQUENCE = 2**63 - 1
@@ -69,11 +71,18 @@ SUBMISSIONS = sa.select(_submissions).where(
 class RoundRows(Tables):
     """Rounds and submissions."""
 
-    def open_round(self, opened: Round) -> None:
-        """A new open round. Errors: ConflictError if it exists."""
-        happened = audit.event(opened.opened_at_ms, "open round", opened.expert, run=opened.run, round=opened.round)
+    def open_round(self, opened: Round, private: PrivateRound | None = None) -> None:
+        """A new open round, and its terms if it is private. Errors: ConflictError if it exists."""
+        terms = {} if private is None else {"privacy": private.terms, "clip": private.clip}
+        happened = audit.event(opened.opened_at_ms, "open round", opened.expert, run=opened.run, round=opened.round, **terms)
+
+        def write(connection: sa.Connection) -> None:
+            add_row(connection, schema.rounds, asdict(opened), happened)
+            if private is not None:
+                add_private(connection, private)
+
         try:
-            self._insert(schema.rounds, asdict(opened), happened)
+            self._writes.write(write)
         except sa.exc.IntegrityError as error:
             raise ConflictError(f"round {opened.round} of run {opened.run!r} exists already") from error
 
@@ -163,8 +172,11 @@ class RoundRows(Tables):
             accepted_sequence=max(spoken_for, default=0),
         )
 
-    def close_round(self, closing: Round, version: Version | None, merged: Sequence[bytes]) -> None:
-        """Close an open round and append the version it led to, at once; `merged` are the digests of the updates in it.
+    def close_round(
+        self, closing: Round, version: Version | None, merged: Sequence[bytes], private: PrivateRound | None = None
+    ) -> None:
+        """Close an open round and append the version it led to, at once; `merged` are the digests of the updates in it, `private` is what
+        a private one was merged with.
 
         Errors: BusyError if another process has closed it, or has accepted an update that is not merged: close again; ConflictError
         if the version's number is taken.
@@ -181,6 +193,8 @@ class RoundRows(Tables):
                     audit.append(connection, published(version))
                     connection.execute(sa.insert(schema.versions), version_row(version))
                     _mark_merged(connection, closing, version.version, merged)
+                    if private is not None:
+                        complete_private(connection, private)
                 closed = {"closed_at_ms": closing.closed_at_ms, "version": closing.version}
                 connection.execute(sa.update(rounds).where(*this), closed)
         except sa.exc.IntegrityError as error:

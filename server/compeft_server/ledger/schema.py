@@ -156,6 +156,21 @@ transfers = sa.Table(
     sa.Column("flow_seconds", sa.Float, nullable=False, server_default=sa.text("0")),
 )
 
+private_rounds = sa.Table(
+    "private_rounds",
+    metadata,
+    sa.Column("expert", sa.String(128), primary_key=True),
+    sa.Column("run", sa.String(128), primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("clip", sa.Float, nullable=False),
+    sa.Column("terms", sa.Text, nullable=False),
+    sa.Column("data", sa.String(128), nullable=False),
+    sa.Column("asked", sa.Integer, nullable=False),
+    sa.Column("seed", sa.LargeBinary, nullable=False),
+    sa.Column("next_clip", sa.Float, nullable=False),
+    sa.ForeignKeyConstraint(["expert", "run", "round"], ["rounds.expert", "rounds.run", "rounds.round"]),
+)
+
 settled = sa.Table(
     "settled",
     metadata,

@@ -1,0 +1,1 @@
+"""Arithmetic of differential privacy."""

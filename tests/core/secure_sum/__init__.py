@@ -1,0 +1,1 @@
+"""Secure sums: the protocol, its parts, and what nobody may learn."""
