@@ -5,11 +5,9 @@ from dataclasses import asdict
 
 import typer
 
-from compeft_proto.errors import UnknownExpertError
+from compeft_server.admin.privacy_account import account_of
 from compeft_server.cli.options import AsFormat, Data, ExpertName, show
 from compeft_server.data_directory import existing, open_ledger
-from compeft_server.ledger.ledger import Ledger
-from compeft_server.ledger.lookups.privacy_account import read_account
 from compeft_server.privacy.account import ExpertAccount, MemberAccount
 from compeft_server.reports.formats.text import printable
 
@@ -23,19 +21,9 @@ def privacy(expert: ExpertName, data: Data, output_format: AsFormat = "text") ->
     Examples: compeft privacy triage --data /var/lib/compeft; compeft privacy triage --data /var/lib/compeft --format json
     """
     ledger = open_ledger(existing(data))
-    found = account_in(ledger, expert)
+    found = account_of(ledger, expert)
     ledger.close()
     show(_as_json(found), _as_text(found), output_format)
-
-
-def account_in(ledger: Ledger, expert: str) -> ExpertAccount:
-    """The account of an expert. Errors: UnknownExpertError for an unknown expert, or one without private rounds."""
-    if expert not in ledger.experts():
-        raise UnknownExpertError(f"no expert {expert[:40]!a} here; there are: {', '.join(ledger.experts()) or 'none'}")
-    found = read_account(ledger, expert)
-    if found is None:
-        raise UnknownExpertError(f"{expert} has no private rounds: start them with Plan(privacy=ClientPrivacy(...))")
-    return found
 
 
 def _as_json(account: ExpertAccount) -> dict[str, object]:
