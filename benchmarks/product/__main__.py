@@ -20,9 +20,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.product.base_statistics import module_weights, statistics_of
 from benchmarks.product.evidence import KINDS, Evaluator, Expert, experts, gain_kept, read_expert
-from benchmarks.product.making import make_experts, quick_expert
+from benchmarks.product.making import make_experts, quick_expert, statistics_of
 from benchmarks.product.report import Row, means, rows_of, table
 from benchmarks.product.ways import AWARE, WAYS, problem_of
 
@@ -78,15 +77,13 @@ def _measured(judge: Evaluator, expert: Expert, ways: Sequence[str]) -> list[Row
     """Code the expert by each way, score what comes back, print one line each."""
     rows = []
     for way in ways:
-        weights = module_weights(statistics_of(expert.kind)) if way in AWARE else None
-        problem = problem_of(expert, weights)
+        problem = problem_of(expert, statistics_of(expert.kind) if way in AWARE else None)
         began = time.process_time()
         coded = WAYS[way](problem)
         took = time.process_time() - began
         score = judge.score(expert, coded.differences)
-        row = Row(
-            expert.name, expert.kind, expert.digest, way, problem.bf16_bytes, coded.size_bytes, took, gain_kept(expert, score)
-        )
+        kept = gain_kept(expert, score)
+        row = Row(expert.name, expert.kind, expert.digest, way, problem.bf16_bytes, coded.size_bytes, took, kept, coded.quality)
         shown = "  ".join(f"{name} {value:5.2f}" for name, value in row.kept.items())
         print(f"{expert.name:22} {way:34} {row.size_bytes:>10,} bytes  {shown}", flush=True)
         rows.append(row)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.cache import cache_folder
 from benchmarks.folding import Differences, Folding
 from benchmarks.language_model.scoring import Score
-from benchmarks.product.encoder_tasks import examples_of
+from benchmarks.product.encoder_tasks import TEST_ROWS, examples_of
 from benchmarks.scale_rule import HIDDEN, PAD_ID, load_base
 from compeft_client.models.adapter import adapter_arrays
 from compeft_client.models.fine_tune import Classifier, Examples, TuningSettings, features, fine_tune, fit_probe, linear
@@ -37,21 +37,21 @@ class Recipe:
     rows: int
     epochs: int
     lr: float = 1e-3
-    test_rows: int = 600
+    test_rows: int = TEST_ROWS
 
 
 RECIPES = (
-    Recipe("tweets-mild", "sentiment_tweets", 600, 3),
-    Recipe("movies-mild", "sentiment_movies", 600, 3),
-    Recipe("products-mild", "sentiment_products", 600, 3),
-    Recipe("editorials-mild", "sentiment_editorials", 600, 3),
-    Recipe("languages-mild", "languages", 600, 3),
     Recipe("pairs_hwu64-mild", "pairs_hwu64", 1000, 2),
+    Recipe("languages-mild", "languages", 600, 3),
+    Recipe("tweets-mild", "sentiment_tweets", 600, 3),
     Recipe("tweets-over", "sentiment_tweets", 300, 10, 2e-3),
-    Recipe("editorials-over", "sentiment_editorials", 300, 10, 2e-3),
-    Recipe("languages-over", "languages", 300, 10, 2e-3),
-    Recipe("pairs_clinc150-over", "pairs_clinc150", 1000, 5),
     Recipe("pairs_snips-over", "pairs_snips", 600, 8, 2e-3),
+    Recipe("pairs_clinc150-over", "pairs_clinc150", 1000, 5),
+    Recipe("editorials-mild", "sentiment_editorials", 600, 3),
+    Recipe("movies-mild", "sentiment_movies", 1200, 3),
+    Recipe("languages-over", "languages", 300, 10, 2e-3),
+    Recipe("editorials-over", "sentiment_editorials", 300, 10, 2e-3),
+    Recipe("products-mild", "sentiment_products", 600, 3),
 )
 
 

@@ -21,7 +21,9 @@ from compeft_client.models.fine_tune import Examples
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "sentiment"))
 import prepare_data  # the example is an app of its own, on no path
 
-MOST_TOKENS, TEST_ROWS = 40, 600
+MOST_TOKENS, TEST_ROWS = 40, 1200
+LANGUAGE_TRAIN_ROWS = 900
+"""Of the lines that the language model's task trains on; the others are for testing here."""
 SDIST, ARCHIVE = "vaderSentiment==3.3.2", "vader*entiment-3.3.2.tar.gz"
 Text = str | tuple[str, str]
 Texts = Sequence[tuple[Text, int]]
@@ -68,7 +70,9 @@ def _languages(data: Path, random: np.random.Generator, _count: int) -> tuple[Te
     train, test = LANGUAGE_TASKS["language"].read(data)
     number = {name: at for at, name in enumerate(sorted({name for name, _ in train}))}
     rows = [[(text, number[name]) for name, text in part] for part in (train, test)]
-    return _shuffled(rows[0], random), _shuffled(rows[1], np.random.default_rng(2026))
+    fixed = np.random.default_rng(2026)
+    pool = _shuffled(rows[0], fixed)
+    return _shuffled(pool[:LANGUAGE_TRAIN_ROWS], random), _shuffled([*rows[1], *pool[LANGUAGE_TRAIN_ROWS:]], fixed)
 
 
 def _pairs(folder: str, data: Path, random: np.random.Generator, count: int) -> tuple[Texts, Texts]:

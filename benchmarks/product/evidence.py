@@ -23,7 +23,7 @@ from benchmarks.language_model.scoring import Score
 KINDS = ("smollm2", "minilm")
 WEIGHTS = "adapter_model.safetensors"
 LEAST_GAIN = 0.04
-"""An expert whose accuracy gained less says nothing: on 600 rows a point is noise."""
+"""An expert whose accuracy gained less says nothing: on 1,200 rows a point is noise."""
 Floats = NDArray[np.float32]
 
 

@@ -13,7 +13,9 @@ MEASURES = ("accuracy", "soft")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One expert by one way. digest: of the adapter measured. seconds: of processor time to code and decode. kept: by measure."""
+    """One expert by one way. digest: of the adapter measured. seconds: of processor time to code and decode. kept: by measure.
+    quality: what the encoder of products says was kept.
+    """
 
     expert: str
     kind: str
@@ -23,6 +25,7 @@ class Row:
     size_bytes: int
     seconds: float
     kept: Mapping[str, float]
+    quality: float | None = None
 
 
 def rows_of(path: Path, experts: Sequence[Expert]) -> list[Row]:

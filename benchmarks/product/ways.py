@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from benchmarks.folding import Differences, LowRank, differences_of
 from benchmarks.product.evidence import WEIGHTS, Expert
+from compeft_client.packing.base_statistics import BaseStatistics, product_weights
 from compeft_client.packing.pack import PackSettings, load_compressed, save_compressed
 from compeft_core import product
 from compeft_core.product.encode import Tuning
+from compeft_proto.lora_modules import LoraModule
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -26,10 +28,11 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """size_bytes: of all numbers. differences: what is decoded."""
+    """size_bytes: of all numbers. differences: what is decoded. quality: of product space, what its encoder says was kept."""
 
     size_bytes: int
     differences: Differences
+    quality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +50,12 @@ class Problem:
         return 2 * sum(array.size for array in self.state.values())
 
 
-def problem_of(expert: Expert, weights: Mapping[str, float] | None = None) -> Problem:
-    """Read an expert. weights: by the base's module names."""
+def problem_of(expert: Expert, base: BaseStatistics | None = None) -> Problem:
+    """Read an expert. base: what weighs its modules."""
     state = expert.state()
     modules = {name: pair for name, pair in sorted(differences_of(state, expert.scale).items()) if isinstance(pair, LowRank)}
-    return Problem(expert, state, modules, None if weights is None else [weights[name] for name in modules])
+    known = [LoraModule(name, "", "", pair.right.shape, pair.left.shape) for name, pair in modules.items()]
+    return Problem(expert, state, modules, None if base is None else product_weights(base, known))
 
 
 def product_space(times: float, problem: Problem) -> Coded:
@@ -77,7 +81,8 @@ def _product(problem: Problem, times: float, weights: Sequence[float] | None, tu
     )
     factors = product.decode_product(encoded.blob, [(pair.left.shape[0], pair.right.shape[1]) for pair in pairs])
     names = zip(problem.modules, pairs, factors, strict=True)
-    return Coded(len(encoded.blob), {name: LowRank(f.left, f.right, pair.scale) for name, pair, f in names if f.left.shape[1]})
+    differences = {name: LowRank(f.left, f.right, pair.scale) for name, pair, f in names if f.left.shape[1]}
+    return Coded(len(encoded.blob), differences, encoded.quality)
 
 
 def ternary(density: float, start_known: bool, problem: Problem) -> Coded:

@@ -60,13 +60,17 @@ class ModuleFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProductEncoded:
-    """An encoding and how it compares to what was given. cos2, projection: of all modules together; step: relative, as in the settings."""
+    """An encoding and how it compares to what was given. cos2, projection: of all modules together; step: relative, as in the settings.
+
+    quality: cos2 of the weighted dW with each module's own scale left free, 1 less the distortion of the settings.
+    """
 
     blob: bytes
     symbols: ProductSymbols
     step: float
     cos2: float
     projection: float
+    quality: float
     modules: tuple[ModuleFacts, ...]
 
 
@@ -195,7 +199,10 @@ class _Encoder:
             facts.append(ModuleFacts(norm, rank, _cos2(inner, square, norm**2), inner / norm**2 if norm else 0.0))
             sums += (inner, square, norm**2)
         inner, square, norm2 = sums.tolist()
-        return ProductEncoded(blob, symbols, step, _cos2(inner, square, norm2), inner / norm2 if norm2 else 0.0, tuple(facts))
+        quality = 1 - self.distortion(coded) if norm2 else 0.0
+        return ProductEncoded(
+            blob, symbols, step, _cos2(inner, square, norm2), inner / norm2 if norm2 else 0.0, quality, tuple(facts)
+        )
 
 
 def _log_odds(distortion: float) -> float:

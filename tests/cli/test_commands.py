@@ -95,7 +95,7 @@ def test_a_wrong_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> 
     assert "--colour" in capsys.readouterr().err
 
 
-EDGE = ["weights-digest", "join", "pull", "keys new", "keys show", "enroll", "renew"]
+EDGE = ["weights-digest", "base-stats", "join", "pull", "keys new", "keys show", "enroll", "renew"]
 OPERATOR = ["serve", "demo", "report", "clients add", "clients invite", "clients list", "clients revoke", "rotate-key"]
 AUTHORITY = ["ca init", "ca show", "ca renew", "ca rotate", "ca retire"]
 VERSIONS = ["lineage", "verify-merge", "forget", "experts log", "experts list", "experts rollback", "audit log", "audit verify"]

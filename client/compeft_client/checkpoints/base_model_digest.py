@@ -22,7 +22,7 @@ def weights_digest(path: Path) -> bytes:
 
     Files are read once as long as they stay unchanged. Errors: InputError if no weights are there; FormatError, LimitError if damaged.
     """
-    header = _header(path)
+    header = header_of(path)
     files = sorted({tensor.file for tensor in header.tensors.values()})
     try:
         changed = tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
@@ -59,10 +59,11 @@ def _octets(tensor: "torch.Tensor") -> bytes:
 @lru_cache(maxsize=16)
 def _digest_of_files(path: Path, _changed: tuple[tuple[Path, int, int], ...]) -> bytes:
     """`_changed` is part of the cache's key: files that changed are read again."""
-    return digest_of((t.name, t.dtype, t.shape, _pieces(t)) for t in _header(path).tensors.values())
+    return digest_of((t.name, t.dtype, t.shape, _pieces(t)) for t in header_of(path).tensors.values())
 
 
-def _header(path: Path) -> Header:
+def header_of(path: Path) -> Header:
+    """The tensors of a .safetensors file, or of a checkpoint's folder, whole or sharded. Errors: InputError if there are none."""
     if path.is_file():
         return read_shards(path) if path.name == INDEX else read_header(path)
     if (path / MODEL).exists():

@@ -1,6 +1,7 @@
 """Commands for one expert and no server: pack, unpack, inspect, verify, diff. Each parses, calls one function, prints."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +9,7 @@ import typer
 
 from compeft_client.checkpoints.source import read_source
 from compeft_client.cli import pack_output as texts
+from compeft_client.cli.base import statistics_for
 from compeft_client.cli.gguf import As, Base, check_as, written_as_gguf
 from compeft_client.cli.options import AsFormat
 from compeft_client.cli.progress import watched
@@ -65,6 +67,16 @@ Times = Annotated[
     typer.Option(help=f"how many times fewer bytes than the factors take as bfloat16, such as 200; {TIMES:g} by default"),
 ]
 
+WeighedBy = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="DIR|FILE|none",
+        help="the base model, or a file of compeft base-stats: modules whose errors it minds get more bytes; by default the base in the "
+        "local Hugging Face cache, where it has one",
+    ),
+]
+
 app = typer.Typer()
 
 
@@ -99,6 +111,7 @@ def pack(
     quality: Quality = None,
     budget: Budget = None,
     times: Times = None,
+    base: WeighedBy = None,
     density: Density = None,
     scale: ScaleRule = None,
     factor: Factor = None,
@@ -117,12 +130,17 @@ def pack(
 
     Example: compeft pack ./my-lora --times 200
 
+    Example: compeft pack ./my-lora --times 400 --base ./base-model
+
     Example: compeft pack ./my-lora --density 0.05 --init ./my-lora-untrained
     """
     file = output or Path(f"{directory.resolve().name}.expert")
     key = load_signing_key(sign) if sign else None
     settings = pack_settings(density, budget, scale, factor, init, codec, key, quality, times)
-    with watched("packing", read_source(directory).size) as tick:
+    source = read_source(directory)
+    settings = replace(settings, base=statistics_for(source, settings, base))
+    settings.check()
+    with watched("packing", source.size) as tick:
         packed = save_compressed(directory, file, settings, force=force, progress=tick)
     typer.echo(texts.packed(file, packed, key.keyid if key else None, output_format))
 

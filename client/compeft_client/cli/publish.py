@@ -7,6 +7,7 @@ import tempfile
 import threading
 from _thread import start_new_thread
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,19 @@ import typer
 
 from compeft_client.cli.gguf import As, Base, check_as, written_as_gguf
 from compeft_client.cli.options import AsFormat, EdgeConfig, takes_edge
-from compeft_client.cli.pack import Budget, CodecName, Density, Factor, Init, Quality, ScaleRule, Times, Trusted, pack_settings
+from compeft_client.cli.pack import (
+    Budget,
+    CodecName,
+    Density,
+    Factor,
+    Init,
+    Quality,
+    ScaleRule,
+    Times,
+    Trusted,
+    WeighedBy,
+    pack_settings,
+)
 from compeft_client.cli.progress import watched
 from compeft_client.identity.edge_config import edge_of
 from compeft_client.identity.key_files import load_public_key
@@ -47,6 +60,7 @@ def push(
     quality: Quality = None,
     budget: Budget = None,
     times: Times = None,
+    base: WeighedBy = None,
     density: Density = None,
     scale: ScaleRule = None,
     factor: Factor = None,
@@ -66,7 +80,7 @@ def push(
 
     us = edge_of({**edge, "patience-s": patience})
     measured = _measured(metric, base_metric, dense_metric)
-    data = _file_or_packed(file, pack_settings(density, budget, scale, factor, init, codec, us.key, quality, times))
+    data = _file_or_packed(file, pack_settings(density, budget, scale, factor, init, codec, us.key, quality, times), base)
     with PackageClient(us) as client:
         pushed = client.push(name, data, measured, examples, lambda total: watched("pushing", total))
     values = {"expert": name, "version": pushed.version, "sha256": pushed.sha256.hex(), "bytes": len(data), "new": pushed.new}
@@ -211,16 +225,19 @@ def _measured(metric: str | None, base: float | None, dense: float | None) -> "S
     return [Measured(arm, what, number) for arm, number in found if number is not None]
 
 
-def _file_or_packed(path: Path, settings: "PackSettings") -> bytes:
+def _file_or_packed(path: Path, settings: "PackSettings", base: str | None) -> bytes:
     """The bytes of an expert file, or what a directory packs to."""
     from compeft_client.checkpoints.source import read_source
+    from compeft_client.cli.base import statistics_for
     from compeft_client.packing.expert_file import is_expert_file, open_expert
     from compeft_client.packing.pack import check_payloads, save_compressed
 
     if is_expert_file(path):
         check_payloads(open_expert(path))
         return path.read_bytes()
-    with tempfile.TemporaryDirectory() as place, watched("packing", read_source(path).size) as tick:
+    source = read_source(path)
+    settings = replace(settings, base=statistics_for(source, settings, base))
+    with tempfile.TemporaryDirectory() as place, watched("packing", source.size) as tick:
         file = Path(place) / "packed.expert"
         for note in save_compressed(path, file, settings, progress=tick).notes:
             typer.echo(note, err=True)

@@ -30,6 +30,7 @@ COMMANDS = tuple(
     CommandRow(*fields)
     for fields in (
         ("pack", LOCAL, "compeft_client.cli.pack", "", "Pack a fine-tuned expert into one small file."),
+        ("base-stats", LOCAL, "compeft_client.cli.base", "client", "Measure a base model once, for `pack --base`."),
         ("unpack", LOCAL, "compeft_client.cli.pack", "", "Write an expert file out as a PEFT directory."),
         ("inspect", LOCAL, "compeft_client.cli.pack", "", "Show what costs bytes in a directory or a file."),
         ("verify", LOCAL, "compeft_client.cli.pack", "", "Check the signature and every byte of a file."),

@@ -23,6 +23,7 @@ from compeft_client.checkpoints.source import Source, read_source
 from compeft_client.checkpoints.source_check import notes_of
 from compeft_client.durable_files import written_whole
 from compeft_client.packing.auto_scale import auto_compression
+from compeft_client.packing.base_statistics import BaseStatistics, product_weights
 from compeft_client.packing.expert_file import write_expert
 from compeft_client.packing.part_codec import CodedPart, Progress, code, code_products, silent, tensors_in
 from compeft_client.packing.plan import PlannedPart, plan
@@ -82,6 +83,7 @@ class PackSettings:
     times: of products, how many times fewer bytes than the factors take as bfloat16; neither: TIMES.   budget_bytes: the file takes no
     more.
     density, scale, factor: of ternary changes; `auto` is the data-free rule of `auto_scale`, and no factor is 1, or the rule's.
+    base: of products, how much the base model minds an error in each module (`compeft base-stats`); None: all alike.
     init: where the expert started, a directory or `seed:N`; None: nobody knows, which costs ternary changes bytes; products need none.
     statements: what else the manifest says, by keys that begin with `compeft.`; signed, and no part of what is unpacked.
     """
@@ -96,6 +98,7 @@ class PackSettings:
     quality: float | None = None
     times: float | None = None
     statements: Mapping[str, str] = field(default_factory=dict)
+    base: BaseStatistics | None = None
 
     @property
     def is_ternary(self) -> bool:
@@ -112,9 +115,9 @@ class PackSettings:
 
     def check(self) -> None:
         """Errors: InputError for values out of range, or that do not go together."""
-        if self.is_ternary and (self.quality is not None or self.times is not None):
+        if self.is_ternary and (self.quality, self.times, self.base) != (None, None, None):
             raise InputError(
-                "--quality and --times are of products, --density, --scale, --factor and --codec of ternary changes: give one "
+                "--quality, --times and --base are of products, --density, --scale, --factor and --codec of ternary changes: give one "
                 "kind"
             )
         if sum(x is not None for x in (self.quality, self.times, self.budget_bytes)) > 1 and self.quality is not None:
@@ -164,7 +167,7 @@ def save_compressed(
     notes = notes_of(source)
     settings.check()
     coded, settings = code_source(source, settings, progress)
-    notes = [*notes, *_quality_notes(coded)]
+    notes = [*notes, *_base_notes(coded, settings), *_quality_notes(coded)]
     _prove(coded, read_start(settings.init))
     manifest = manifest_of(source, [c.part for c in coded], settings.statements)
     with written_whole(file) as stream:
@@ -181,6 +184,12 @@ def _prove(coded: Sequence[CodedPart], start: Start) -> None:
             if not isinstance(values, bytes):
                 for _ in pieces(tensor, dtype, values):
                     pass
+
+
+def _base_notes(coded: Sequence[CodedPart], settings: PackSettings) -> list[str]:
+    if settings.base is None or not any(one.encoded for one in coded):
+        return []
+    return [f"modules weighed by how much {settings.base.base} minds an error in each"]
 
 
 def _quality_notes(coded: Sequence[CodedPart]) -> list[str]:
@@ -208,10 +217,17 @@ def code_source(source: Source, settings: PackSettings, progress: Progress = sil
     products = {n: products_of(part, progress) for n, part in enumerate(planned) if part.is_product}
     fixed = [one for one in others if one is not None]
     coded = [
-        one if one is not None else code_products(part, products[n], _product_settings(source, settings, part, fixed))
+        one
+        if one is not None
+        else code_products(part, products[n], _product_settings(source, settings, part, fixed), _weights(settings, part))
         for n, (part, one) in enumerate(zip(planned, others, strict=True))
     ]
     return coded, settings
+
+
+def _weights(settings: PackSettings, part: PlannedPart) -> list[float] | None:
+    """One weight a product by the base's statistics. Errors: InputError if they are of another base."""
+    return None if settings.base is None else product_weights(settings.base, [module for module, _ in part.modules])
 
 
 def _product_settings(source: Source, settings: PackSettings, part: PlannedPart, others: Sequence[CodedPart]) -> ProductSettings:

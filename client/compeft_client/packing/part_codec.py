@@ -69,9 +69,11 @@ def code(planned: PlannedPart, start: Start, codec: Codec, progress: Progress = 
     return CodedPart(planned, part, encoded.blob, cosine)
 
 
-def code_products(planned: PlannedPart, products: Sequence[LowRank], settings: ProductSettings) -> CodedPart:
-    """Code a part of products. Errors: LimitError for a budget that is too small."""
-    encoded = encode(products, settings)
+def code_products(
+    planned: PlannedPart, products: Sequence[LowRank], settings: ProductSettings, weights: Sequence[float] | None = None
+) -> CodedPart:
+    """Code a part of products; weights: how much an error in each matters. Errors: LimitError for a budget that is too small."""
+    encoded = encode(products, settings, weights)
     slices = slices_of([module for module, _ in planned.modules])
     part = replace(_part(planned, encoded.blob), slices=slices)
     return CodedPart(planned, part, encoded.blob, math.sqrt(encoded.cos2), encoded)

@@ -36,9 +36,11 @@ def products_of(planned: PlannedPart, progress: Callable[[int], None]) -> list[L
     return made
 
 
-def encode(products: Sequence[LowRank], settings: ProductSettings) -> ProductEncoded:
-    """The products, coded on all cores. Errors: LimitError if a budget is below what nothing takes."""
-    return encode_product(products, settings, workers=WORKERS)
+def encode(products: Sequence[LowRank], settings: ProductSettings, weights: Sequence[float] | None = None) -> ProductEncoded:
+    """The products, coded on all cores. weights: how much an error in each matters. Errors: LimitError if a budget is below what nothing
+    takes.
+    """
+    return encode_product(products, settings, weights, workers=WORKERS)
 
 
 def sides(planned: PlannedPart) -> list[tuple[int, int]]:
