@@ -251,6 +251,7 @@ WAYS: dict[str, Callable[[Problem], Coded]] = {
     "LoRAQuant 2 bit @ 0.9": partial(loraquant, 0.9, 2),
     "int4 of A and B": int4,
     "nf4 of A and B": nf4,
+    "SVD in bf16, 200 x": partial(truncated_svd, 200),
     "SVD in bf16, 100 x": partial(truncated_svd, 100),
     "SVD in bf16, 8 x": partial(truncated_svd, 8),
     "BitDelta of dW": bitdelta,
