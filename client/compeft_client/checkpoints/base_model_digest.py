@@ -63,7 +63,7 @@ def _digest_of_files(path: Path, _changed: tuple[tuple[Path, int, int], ...]) ->
 
 
 def header_of(path: Path) -> Header:
-    """The tensors of a .safetensors file, or of a checkpoint's folder, whole or sharded. Errors: InputError if there are none."""
+    """The tensors of a .safetensors file, or of a checkpoint's folder, whole or sharded. Errors: InputError without any."""
     if path.is_file():
         return read_shards(path) if path.name == INDEX else read_header(path)
     if (path / MODEL).exists():
