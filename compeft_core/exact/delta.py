@@ -1,6 +1,6 @@
 """Two arrays of words <-> bytes: blocks of 2**20 words, each with a stream and contexts of its own. docs/exact-delta.md is normative.
 
-Blocks are independent, so many threads work at once, and a checkpoint of any size is coded a few blocks at a time.
+Blocks are independent, so several threads can work at once, and a checkpoint of any size is coded a few blocks at a time.
 """
 
 import math
