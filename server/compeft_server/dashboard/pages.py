@@ -23,6 +23,7 @@ from compeft_server.reports.figures.provenance import read_origin
 from compeft_server.reports.figures.report import Publication
 from compeft_server.reports.formats.chart import NARROW, WIDE, Curves, describe, draw, without_start
 from compeft_server.reports.formats.kpi_chart import KpiChart, draw_kpi, human_value
+from compeft_server.reports.formats.text import human_cost
 from compeft_server.reports.formats.timeline import NARROW_PANELS, WIDE_PANELS, describe_timeline, draw_timeline
 
 
@@ -42,6 +43,8 @@ class Pages(OperatorPages):
             request,
             "overview",
             overview=figures.overview_of(cards),
+            cost=human_cost,
+            rounds=sum(closed for _, closed in self.summaries.round_counts().values()),
             alerts=alerts(self._site.ledger, cards, self._site.now_ms()),
             max_alerts=MAX_SHOWN,
             sparklines=sparklines(self.summaries, cards, self._site.now_ms()),

@@ -163,3 +163,51 @@ def test_the_login_leads_back_to_where_one_wanted_to_go(
     expect(page.locator("#link-state")).to_have_text("Live")
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+
+
+def test_the_overviews_picture_is_drawn_from_its_tables_with_zoom_and_hover(told: Served, page: Page) -> None:
+    open_live(page, told, "/")
+    expect(page.locator("#time-chart canvas")).to_have_count(2)
+    expect(page.locator("figure.timeline")).to_be_hidden()
+    rows = page.locator("table[data-chart=bytes] tbody tr")
+    moved = page.evaluate(
+        "[...document.querySelectorAll('table[data-chart=bytes] td')].reduce((s, c) => s + Number(c.dataset.value), 0)"
+    )
+    wire = 4 * (12 * (700 + 1200) + 12 * (1900 + 1400) + 1400)
+    assert moved == wire + 100 * 2 * 16_000
+    plot = page.locator("#time-chart .u-over").first
+    box = plot.bounding_box()
+    assert box
+    plot.hover(position={"x": box["width"] - 8, "y": 40})
+    expect(page.locator("#time-chart .u-legend").first).to_contain_text("256 kB")
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + 40, steps=5)
+    page.mouse.up()
+    assert page.evaluate("zoom[1] - zoom[0]") < 0.5 * page.evaluate("drawn[0].data[0].at(-1) - drawn[0].data[0][0]")
+    page.locator("#time-chart .u-over").first.dblclick()
+    assert page.evaluate("zoom") is None
+    assert rows.count() >= 12
+
+
+def test_the_overviews_picture_needs_no_script(told: Served, chromium: Browser) -> None:
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(told.url + "/")
+    expect(page.locator("figure.timeline svg.wide")).to_be_visible()
+    expect(page.locator("#time-chart")).to_be_hidden()
+    page.locator("#time-tables summary").click()
+    expect(page.locator("table[data-chart=bytes]")).to_be_visible()
+    context.close()
+
+
+def test_nothing_shifts_while_a_page_loads(told: Served, context: BrowserContext) -> None:
+    page = context.new_page()
+    page.add_init_script(
+        "window.shift = 0; new PerformanceObserver(l => { for (const e of l.getEntries()) window.shift += e.value; })"
+        ".observe({type: 'layout-shift', buffered: true});"
+    )
+    for path in ALL:
+        page.goto(told.url + path)
+        expect(page.locator("#link-state")).to_have_text("Live")
+        assert page.evaluate("window.shift") < 0.1, path

@@ -54,6 +54,13 @@ class Timeline:
     base: float | None = None
 
     @property
+    def rows(self) -> list[tuple[int, int, Slot]]:
+        """(start, end in ms, slot) of the slots in which anything moved."""
+        length = (self.last_ms - self.first_ms) // max(1, len(self.slots))
+        starts = [(self.first_ms + length * i, slot) for i, slot in enumerate(self.slots)]
+        return [(at, at + length, slot) for at, slot in starts if slot.dense_bf16 or slot.wire]
+
+    @property
     def wire(self) -> int:
         """Bytes on the wire in all slots."""
         return sum(slot.wire for slot in self.slots)
