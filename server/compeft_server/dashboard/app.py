@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from compeft_proto.errors import ThrottledError, UnknownExpertError
+from compeft_server.dashboard.charts.over_time import TimeRange
 from compeft_server.dashboard.live import Pulse
-from compeft_server.dashboard.over_time import TimeRange
 from compeft_server.dashboard.pages import Pages
 from compeft_server.dashboard.security import HEADERS, Gate, safe_next
 from compeft_server.dashboard.site import Site

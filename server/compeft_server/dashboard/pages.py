@@ -9,11 +9,11 @@ from fastapi.responses import Response
 from compeft_proto.errors import UnknownExpertError
 from compeft_server.dashboard import figures
 from compeft_server.dashboard.attention import MAX_SHOWN, alerts
+from compeft_server.dashboard.charts.over_time import RANGES, TimeRange, over_time
+from compeft_server.dashboard.charts.sparklines import sparklines
 from compeft_server.dashboard.figures import Card
 from compeft_server.dashboard.operator_pages import OperatorPages
-from compeft_server.dashboard.over_time import RANGES, TimeRange, over_time
 from compeft_server.dashboard.round_page import PAGE_CLIENTS, round_view
-from compeft_server.dashboard.sparklines import sparklines
 from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.traffic import why_row_silent
 from compeft_server.ledger.lookups.moved import Moved

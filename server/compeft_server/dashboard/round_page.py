@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compeft_server.dashboard.waterfall import NARROW_ROWS, WIDE_ROWS, Waterfall, draw_waterfall
+from compeft_server.dashboard.charts.waterfall import NARROW_ROWS, WIDE_ROWS, Waterfall, draw_waterfall
 from compeft_server.domain.records import Refusal, Round
 from compeft_server.ledger.lookups.round_steps import ClientSteps, RoundSteps
 from compeft_server.reports.figures.provenance import Contributor

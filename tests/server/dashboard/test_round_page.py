@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compeft_proto.keys import new_key
+from compeft_server.dashboard.charts.waterfall import NARROW_ROWS, WIDE_ROWS, draw_waterfall
 from compeft_server.dashboard.round_page import PAGE_CLIENTS, state_of
-from compeft_server.dashboard.waterfall import NARROW_ROWS, WIDE_ROWS, draw_waterfall
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Refusal, Round, Transfer
 from compeft_server.ledger.ledger import Ledger

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compeft_proto.clock import now_ms
+from compeft_server.dashboard.charts.over_time import TimeRange, over_time
 from compeft_server.dashboard.figures import read_cards
-from compeft_server.dashboard.over_time import TimeRange, over_time
 from compeft_server.ledger.lookups.totals import Summaries
 from compeft_server.reports.formats.text import human_change
 from compeft_server.reports.formats.timeline import (
