@@ -18,6 +18,7 @@ from compeft_proto.errors import PayloadTypeError, SignatureError, UnknownKeyErr
 from compeft_proto.keys import PublicKey, SigningKey
 from compeft_proto.message_bounds import check_bounds
 from compeft_proto.v1 import enrolment_pb2, envelope_pb2, expert_pb2
+from compeft_proto.wire_parts import check_parts
 
 MAX_PAYLOAD_BYTES = 16 * 2**20
 """Most bytes of one manifest. Parameters never travel in a manifest: they are chunks."""
@@ -142,6 +143,7 @@ def parse(verified: Verified, kind: PayloadType[M]) -> M:
         raise PayloadTypeError(f"sealed {verified.payload_type[:80]!a}, needed is {kind.name!r}")
     if len(verified.payload) > kind.most:
         raise LimitError(f"sealed {kind.name} of {len(verified.payload)} bytes, the cap is {kind.most}")
+    check_parts(verified.payload, kind.message)
     try:
         message = kind.message.FromString(verified.payload)
     except DecodeError as error:

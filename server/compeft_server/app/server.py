@@ -30,7 +30,7 @@ from compeft_server.identity.registrar import Registrar
 from compeft_server.identity.tls_credentials import Tls, from_authority, from_files, server_credentials
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.rpc.background_server import BackgroundServer, on_loop
-from compeft_server.rpc.call_guard import CallGuard
+from compeft_server.rpc.call_guard import PER_CONNECTION, CallGuard
 from compeft_server.rpc.connection_guard import Connections, most_connections
 from compeft_server.rpc.enrolment_servicer import MembershipService, enrolment_server
 from compeft_server.rpc.exchange_servicer import ExchangeService
@@ -39,6 +39,9 @@ log = structlog.get_logger()
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MAX_MESSAGE_BYTES = 17 * 2**20
 """The largest manifest and its signature; chunks arrive in smaller messages."""
+MAX_METADATA_BYTES = 16 * 2**10
+HEALTH_CHECKS = 32
+"""Calls over one connection beside those that are counted."""
 SERVICE = exchange_pb2.DESCRIPTOR.services_by_name["ExpertExchange"].full_name
 
 
@@ -71,6 +74,10 @@ def start(
     aggregator = Aggregator(key, open_store(settings.data), ledger, settings.limits, clock, earlier, heads)
     options = [
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_concurrent_streams", PER_CONNECTION + HEALTH_CHECKS),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.http2.max_ping_strikes", 2),
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -6,6 +6,7 @@ fails a step has changed nothing.
 """
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass
 
@@ -85,7 +86,9 @@ def admit_time(issued_at_ms: int, expires_at_ms: int, now_ms: int, limits: Limit
     if issued_at_ms > now_ms + limits.max_clock_skew_ms:
         raise ExpiredError(f"issued {(issued_at_ms - now_ms) / 1000:.0f} s in the future: set the sender's clock")
     if issued_at_ms < now_ms - limits.max_age_ms or expires_at_ms < now_ms:
-        raise ExpiredError(f"issued {(now_ms - issued_at_ms) / 1000:.0f} s ago and expired: seal it again")
+        raise ExpiredError(
+            f"issued {(now_ms - issued_at_ms) / 1000:.0f} s ago and expired: seal it again, or set the sender's clock"
+        )
 
 
 def admit_update(update: pb.UpdateManifest, situation: Situation, now_ms: int, limits: Limits) -> Submission | None:
@@ -215,6 +218,7 @@ def admit_genesis(genesis: pb.Genesis, limits: Limits) -> None:
     base_model_of(genesis)
     if hashlib.sha256(genesis.adapter_config).digest() != genesis.adapter_config_digest:
         raise FormatError(f"genesis of {genesis.expert} names another digest than that of its adapter configuration")
+    _check_configuration(genesis)
     check_digest(genesis.state_digest, "state")
     layout = layout_from_proto(genesis.layout)
     if layout.size > limits.max_parameters:
@@ -227,6 +231,20 @@ def admit_genesis(genesis: pb.Genesis, limits: Limits) -> None:
     whole = 4 * layout.size
     if size > whole or (size < whole and genesis.snapshot.coding != COMPACT):
         raise FormatError(f"genesis of {genesis.expert} has a snapshot of {size} bytes, its layout needs {whole}")
+
+
+def _check_configuration(genesis: pb.Genesis) -> None:
+    """A configuration is a JSON object that every client can read, or nothing."""
+    try:
+        found = json.loads(genesis.adapter_config or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"genesis of {genesis.expert} has an adapter configuration that is not JSON, or is nested too deep"
+        ) from error
+    if not isinstance(found, dict):
+        raise FormatError(
+            f"genesis of {genesis.expert} has a JSON {type(found).__name__} as adapter configuration, needed is an object"
+        )
 
 
 def admit_metric(arm: str, metric: pb.Metric) -> Arm:

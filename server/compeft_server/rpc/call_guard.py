@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import grpc
 import structlog
@@ -19,6 +19,7 @@ from grpc import aio
 
 from compeft_core.errors import CompeftError
 from compeft_proto.errors import STATUS, BusyError, StalledError, UnknownKeyError, trailing_metadata
+from compeft_proto.wire_parts import check_parts
 from compeft_server.rpc.connection_guard import Connections
 
 if TYPE_CHECKING:
@@ -27,13 +28,16 @@ if TYPE_CHECKING:
 else:  # generic to type checkers only
     AioInterceptor, Context = aio.ServerInterceptor, aio.ServicerContext
 
+T = TypeVar("T")
 log = structlog.get_logger()
 FIRST_S = 10.0
 """Seconds in which a call must send its first message."""
 PER_CONNECTION, PER_MEMBER, ALL = 128, 512, 4096
 """Most calls open at once: over one connection, with one certificate, and in all."""
 BUSY_MS = 500
-EXEMPT = "/grpc.health.v1.Health/"
+MAX_CALL_PARTS = 1024
+"""Most parts of a message as it arrives: an envelope has a dozen, and what is sealed in it is one of them."""
+EXEMPT = "/grpc.health.v1.Health/Check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ class CallGuard(AioInterceptor):
                 await refuse(context, error)
             except aio.AbortError:
                 raise
+            except aio.InternalError:  # the answer has nobody to go to: not a fault, and thousands of them must cost nothing
+                return None
             except Exception as error:  # whatever it is, a client hears no SQL, host or path of it
                 log.error("call failed", error=repr(error), exc_info=True)
                 if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -113,7 +119,7 @@ class CallGuard(AioInterceptor):
 
         name = "stream_stream" if handler.response_streaming else "stream_unary"
         kind = (streamed, handler.response_streaming)
-        coders = (handler.request_deserializer, handler.response_serializer)
+        coders = (_bounded(handler.request_deserializer), handler.response_serializer)
         return Handler(kind, True, handler.response_streaming, *coders, **{name: guarded})
 
     @contextmanager
@@ -141,6 +147,19 @@ class CallGuard(AioInterceptor):
         """Errors: UnknownKeyError for a revoked member's certificate, whose connections `connections` ends."""
         if self._connections.is_revoked(name_of(context)):
             raise UnknownKeyError("the member of this certificate is revoked")
+
+
+def _bounded(parse: Callable[[bytes], T] | None) -> Callable[[bytes], T] | None:
+    """The same parser of a message, which is told nothing of one with too many parts: gRPC ends such a call as one that cannot be read."""
+    kind = getattr(parse, "__self__", None)
+    if parse is None or kind is None or not hasattr(kind, "DESCRIPTOR"):
+        return parse
+
+    def checked(data: bytes) -> T:
+        check_parts(data, kind, MAX_CALL_PARTS)
+        return parse(data)
+
+    return checked
 
 
 async def refuse(context: Context, error: CompeftError) -> NoReturn:

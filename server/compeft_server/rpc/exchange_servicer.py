@@ -283,9 +283,9 @@ class ExchangeService(rpc.ExpertExchangeServicer):
 
         return await in_pool(pool, typed)
 
-    def _throttled(self, error: CompeftError, context: Context) -> CompeftError:
+    def _throttled(self, error: CompeftError, context: Context, keyid: str = "") -> CompeftError:
         """Of a message that nobody enrolled has signed: the error, or that this host has sent too many of them."""
-        if isinstance(error, (UnknownKeyError, SignatureError)):
+        if isinstance(error, (UnknownKeyError, SignatureError)) or (isinstance(error, FormatError) and not keyid):
             try:
                 self._strangers.admit(f"of host {context.peer().rpartition(':')[0]}")
             except ThrottledError as throttled:
@@ -294,7 +294,8 @@ class ExchangeService(rpc.ExpertExchangeServicer):
 
     async def _refuse(self, error: CompeftError, call: _Call) -> NoReturn:
         """Refuse, and record it, unless the client was only told to come back."""
-        known, error = call.transfer, self._throttled(error, call.context)
+        known = call.transfer
+        error = self._throttled(error, call.context, known.keyid)
         if not isinstance(error, (WaitError, StalledError)):
             made = Refusal(self._now_ms(), call.context.peer(), known.expert, known.round, error.code, str(error))
             await self._record(made, known.keyid)
