@@ -163,8 +163,8 @@ def _order(tensor: Tensor) -> tuple[bool, bytes]:
 
 def _check(tensor: Tensor) -> None:
     if not 0 < len(tensor.name.encode()) <= MAX_NAME_BYTES:
-        raise InputError(f"tensor name of {len(tensor.name.encode())} bytes, allowed are 1 to {MAX_NAME_BYTES}")
+        raise InputError(f"tensor name of {len(tensor.name.encode())} bytes, expected 1 to {MAX_NAME_BYTES}")
     if len(tensor.shape) > MAX_RANK or any(n < 0 for n in tensor.shape):
-        raise InputError(f"tensor {tensor.name!r} has shape {tensor.shape}, allowed are up to {MAX_RANK} sizes >= 0")
+        raise InputError(f"tensor {tensor.name!r} has shape {tensor.shape}, expected up to {MAX_RANK} sizes >= 0")
     if tensor.kind not in ("ternary", "dense"):
-        raise InputError(f"tensor {tensor.name!r} has kind {tensor.kind!r}, allowed are ternary and dense")
+        raise InputError(f"tensor {tensor.name!r} has kind {tensor.kind!r}, expected ternary and dense")

@@ -88,7 +88,7 @@ def write_product(symbols: ProductSymbols, *, workers: int = 1) -> bytes:
             entries = symbols.entries[starts[s.first] : starts[s.stop]].astype(np.int16)
             stream = write_stream(s, Part(symbols.ranks[s.first : s.stop].copy(), scales.copy(), entries))
             if not is_plausible(entries.size, len(stream)):
-                raise InputError(f"{entries.size} entries take {len(stream)} bytes: too few for a decoder to believe")
+                raise InputError(f"{entries.size} entries take {len(stream)} bytes, fewer than a decoder accepts")
             made.append(stream)
         return made
 

@@ -55,7 +55,9 @@ def check_carried(carried: pb.SyncRequest, now: pb.SyncRequest, now_ms: int) -> 
         )
     age_ms = now_ms - carried.issued_at_ms
     if abs(age_ms) > MAX_CARRIED_MS:
-        raise ExpiredError(f"the letter answers a request of {age_ms / 1000:.0f} s ago, allowed are {MAX_CARRIED_MS // 1000}")
+        raise ExpiredError(
+            f"the letter answers a request of {age_ms / 1000:.0f} s ago, expected at most {MAX_CARRIED_MS // 1000} s"
+        )
 
 
 def _place(request: pb.SyncRequest) -> str:
@@ -70,7 +72,7 @@ def check_channel(statement: pb.SyncStatement, have: int, go_back: bool) -> None
     where = f"{statement.expert} is at version {have} here, its channel {statement.channel} at {statement.want_version}"
     if statement.HasField("channel_moved_back_from"):
         where += f", rolled back by its operator from {statement.channel_moved_back_from}"
-    raise ReplayError(f"{where}: a client goes back only if told to (go_back)")
+    raise ReplayError(f"{where}: a client goes back only with permission (go_back)")
 
 
 def check_base(origin: Origin, genesis: pb.Genesis) -> None:
@@ -91,7 +93,7 @@ def check_steps(steps: Sequence[Step], statement: pb.SyncStatement) -> None:
         if step.expert != statement.expert:
             raise WrongBaseError(f"the aggregator sent a version of {step.expert[:40]!a}, asked was for {statement.expert!r}")
         if step.version > statement.want_version:
-            raise WrongBaseError(f"the aggregator sent version {step.version}, needed are 0 to {statement.want_version}")
+            raise WrongBaseError(f"the aggregator sent version {step.version}, expected 0 to {statement.want_version}")
 
 
 def genesis_of(steps: Sequence[Step], expert: str) -> pb.Genesis:
@@ -107,7 +109,7 @@ def check_not_older(statement: pb.SyncStatement, known: int, go_back: bool) -> N
     if statement.want_version < known and not go_back:
         raise ReplayError(
             f"{statement.expert}: version {known} was fetched before, the aggregator offers {statement.want_version}: "
-            "a client goes back only if told to (--go-back)"
+            "a client goes back only with permission (--go-back)"
         )
 
 

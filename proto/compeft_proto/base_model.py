@@ -43,7 +43,7 @@ def base_model_of(message: pb.Genesis | pb.UpdateManifest) -> BaseModel:
         )
     for word in (said.id, said.revision):
         if len(word) > MAX_ID or not word.isprintable():
-            raise FormatError(f"base model's id or revision {word[:40]!a}, allowed are up to {MAX_ID} printable characters")
+            raise FormatError(f"base model's id or revision {word[:40]!a}, expected up to {MAX_ID} printable characters")
     for name, digest in (("tokenizer", said.tokenizer_digest), ("chat template", said.chat_template_digest)):
         if digest:
             check_digest(digest, name)

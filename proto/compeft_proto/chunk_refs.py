@@ -38,7 +38,7 @@ def check_refs(refs: Sequence[pb.ChunkRef], max_bytes: int) -> int:
     for ref in refs:
         check_digest(ref.sha256, "chunk")
         if not 0 < ref.size <= CHUNK_BYTES:
-            raise LimitError(f"chunk of {ref.size} bytes, allowed are 1 to {CHUNK_BYTES}")
+            raise LimitError(f"chunk of {ref.size} bytes, expected 1 to {CHUNK_BYTES}")
     if any(ref.size != CHUNK_BYTES for ref in refs[:-1]):
         raise FormatError(f"a chunk before the last is not of {CHUNK_BYTES} bytes")
     total = sum(ref.size for ref in refs)

@@ -140,7 +140,7 @@ def verify(envelope: envelope_pb2.Envelope, lookup: Lookup) -> Verified:
 def parse(verified: Verified, kind: PayloadType[M]) -> M:
     """The message in verified bytes: steps 3 and 4. Errors: PayloadTypeError, LimitError, FormatError."""
     if verified.payload_type != kind.name:
-        raise PayloadTypeError(f"sealed {verified.payload_type[:80]!a}, needed is {kind.name!r}")
+        raise PayloadTypeError(f"sealed {verified.payload_type[:80]!a}, expected {kind.name!r}")
     if len(verified.payload) > kind.most:
         raise LimitError(f"sealed {kind.name} of {len(verified.payload)} bytes, the cap is {kind.most}")
     check_parts(verified.payload, kind.message)

@@ -113,7 +113,7 @@ def _message(verified: dsse.Verified, version: int) -> expert_pb2.ExpertManifest
     if version == 1:
         return dsse.parse(verified, dsse.EXPERT)
     if verified.payload_type != packed_manifest.TYPE:
-        raise PayloadTypeError(f"sealed {verified.payload_type[:80]!a}, needed is {packed_manifest.TYPE!r}")
+        raise PayloadTypeError(f"sealed {verified.payload_type[:80]!a}, expected {packed_manifest.TYPE!r}")
     unpacked = dsse.Verified(packed_manifest.unpack(verified.payload), dsse.EXPERT.name, verified.keyid)
     return dsse.parse(unpacked, dsse.EXPERT)
 

@@ -173,7 +173,7 @@ def manifest_from_proto(message: pb.ExpertManifest) -> Manifest:
     if len(message.card) > MAX_CARD_BYTES:
         raise LimitError(f"manifest has a model card of {len(message.card)} bytes, the cap is {MAX_CARD_BYTES}")
     if not 0 < len(message.parts) <= MAX_PARTS:
-        raise FormatError(f"manifest has {len(message.parts)} parts, allowed are 1 to {MAX_PARTS}")
+        raise FormatError(f"manifest has {len(message.parts)} parts, expected 1 to {MAX_PARTS}")
     parts = [_part_from_proto(part) for part in message.parts]
     names = [(part.file, tensor.name) for part in parts for tensor in part.layout.tensors]
     if len(set(names)) != len(names):

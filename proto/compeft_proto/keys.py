@@ -88,7 +88,7 @@ def signing_key_from_pem(pem: bytes, name: str, mode: int) -> SigningKey:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(f"{name} does not hold a private key in PEM: make one with `compeft keys new`") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(f"{name} holds a {type(key).__name__}, needed is Ed25519: make one with `compeft keys new`")
+        raise InputError(f"{name} holds a {type(key).__name__}, expected Ed25519: make one with `compeft keys new`")
     check_private(name, mode)
     return SigningKey(key)
 
@@ -108,5 +108,5 @@ def public_key_from_pem(pem: bytes, name: str) -> PublicKey:
             f"{name} does not hold a public key in PEM: the file beside the private key, ending in .pub, does"
         ) from error
     if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"{name} holds a {type(key).__name__}, needed is Ed25519")
+        raise InputError(f"{name} holds a {type(key).__name__}, expected Ed25519")
     return PublicKey(key.public_bytes(Encoding.Raw, PublicFormat.Raw))

@@ -46,18 +46,18 @@ def check_bounds(message: Message) -> None:
 
 def _check_length(name: str, length: int, unit: str, most: int) -> None:
     if length > most:
-        raise FormatError(f"{_short(name)} has {length} {unit}, allowed are up to {most}")
+        raise FormatError(f"{_short(name)} has {length} {unit}, expected up to {most}")
 
 
 def _check_text(name: str, text: str) -> None:
     _check_length(name, len(text), "characters", MAX_STRING)
     if not text.isprintable():
-        raise FormatError(f"{_short(name)} is {text[:40]!a}, allowed are printable characters")
+        raise FormatError(f"{_short(name)} is {text[:40]!a}, expected printable characters")
 
 
 def _check_number(name: str, number: int) -> None:
     if number > MAX_NUMBER:
-        raise FormatError(f"{_short(name)} is {number}, allowed are numbers up to {MAX_NUMBER}")
+        raise FormatError(f"{_short(name)} is {number}, expected numbers up to {MAX_NUMBER}")
 
 
 def _short(full_name: str) -> str:

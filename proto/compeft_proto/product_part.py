@@ -25,7 +25,7 @@ def modules_in(layout: Layout, slices: Sequence[int]) -> list[LoraModule]:
     if slices and (len(slices) != len(modules) or all(s == 1 for s in slices)):
         raise FormatError(f"a product part says slices of {len(slices)} modules, it has {len(modules)}; all 1 is not written")
     if sum(slices) > MAX_PRODUCTS or any(s < 1 for s in slices):
-        raise FormatError(f"a product part has {sum(slices)} products, allowed are 1 to {MAX_PRODUCTS}")
+        raise FormatError(f"a product part has {sum(slices)} products, expected 1 to {MAX_PRODUCTS}")
     sliced = [replace(m, slices=s) for m, s in zip(modules, slices or [1] * len(modules), strict=True)]
     for module in sliced:
         if module.a_shape[0] % module.slices or (module.slices > 1 and (len(module.a_shape), len(module.b_shape)) != (2, 2)):

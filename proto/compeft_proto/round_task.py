@@ -178,5 +178,5 @@ def _choice(name: str) -> CodecChoice:
 def _get(values: Mapping[str, object], name: str, kind: type[T]) -> T:
     value = values.get(name)
     if not isinstance(value, kind):
-        raise FormatError(f"task has {name} of type {type(value).__name__}, needed is {kind.__name__}")
+        raise FormatError(f"task has {name} of type {type(value).__name__}, expected {kind.__name__}")
     return value

@@ -43,7 +43,7 @@ def read_storage(data: Path) -> Storage:
         raise FormatError(f"{path} is not TOML: {error}") from error
     known = asdict(Storage())
     if wrong := [key for key, value in values.items() if key not in known or not isinstance(value, str)]:
-        raise FormatError(f"{path} has {wrong[0][:40]!a}, allowed are {' and '.join(known)}, each a string")
+        raise FormatError(f"{path} has {wrong[0][:40]!a}, expected {' and '.join(known)}, each a string")
     return Storage(**values)
 
 

@@ -1,4 +1,4 @@
-"""Whoever can write to the database: every table that the audit log speaks of is held against it, and the log against what clients saw."""
+"""Whoever can write to the database: every table that the audit log describes is compared with it, and the log against what clients saw."""
 
 import shutil
 import sqlite3
@@ -55,20 +55,20 @@ EDITS = {
     "a key that is gone": ("DELETE FROM keys WHERE name = 'unused'", "member 'unused' is in the audit log, but its row is gone"),
     "a rule turned round": (
         "UPDATE rules SET effect = 'allow' WHERE who = 'gone'",
-        "rules has a row that no audit entry speaks of",
+        "rules has a row that no audit entry describes",
     ),
     "a rule that is gone": ("DELETE FROM rules WHERE id = 1", "rules lacks the row of an audit entry"),
     "a rule that nobody made": (
         "INSERT INTO rules SELECT 99, at_ms, expert, 'mallory', action, effect, from_version, until_ms, channel FROM rules WHERE id = 1",
-        "rules has a row that no audit entry speaks of: allow .*mallory",
+        "rules has a row that no audit entry describes: allow .*mallory",
     ),
-    "a channel moved": ("UPDATE channel_moves SET version = 0", "channel_moves has a row that no audit entry speaks of"),
-    "a retirement taken back": ("UPDATE retirements SET retired = 0", "retirements has a row that no audit entry speaks of"),
+    "a channel moved": ("UPDATE channel_moves SET version = 0", "channel_moves has a row that no audit entry describes"),
+    "a retirement taken back": ("UPDATE retirements SET retired = 0", "retirements has a row that no audit entry describes"),
     "a refusal that is gone": ("DELETE FROM refusals", "refusals lacks the row of an audit entry"),
-    "a refusal of another reason": ("UPDATE refusals SET reason = 'none'", "refusals has a row that no audit entry speaks of"),
+    "a refusal of another reason": ("UPDATE refusals SET reason = 'none'", "refusals has a row that no audit entry describes"),
     "an update of another key": (
         "UPDATE submissions SET keyid = (SELECT keyid FROM keys WHERE name = 'unused') WHERE rowid = 1",
-        "submissions has a row that no audit entry speaks of",
+        "submissions has a row that no audit entry describes",
     ),
     "a version with another state": ("UPDATE versions SET state_digest = zeroblob(32) WHERE version = 1", "versions has a row"),
     "a version that is gone": ("DELETE FROM versions WHERE version = 1", "versions lacks the row of an audit entry"),
@@ -76,10 +76,13 @@ EDITS = {
     "a fetch that is gone": ("DELETE FROM fetches", "fetches lacks the row of an audit entry"),
     "an invitation for another role": (
         "UPDATE invitations SET role = 'conductor'",
-        "invitations has a row that no audit entry speaks of",
+        "invitations has a row that no audit entry describes",
     ),
     "the log emptied": ("DELETE FROM audit", "it was emptied"),
-    "the newest entries gone": ("DELETE FROM audit WHERE id > 8", "without an audit entry|not in the audit log|speaks of"),
+    "the newest entries gone": (
+        "DELETE FROM audit WHERE id > 8",
+        "without an audit entry|not in the audit log|no audit entry describes",
+    ),
     "an entry altered": ("UPDATE audit SET subject = 'b' WHERE id = 3", "audit entry 3 .* was altered"),
     "an entry gone": ("DELETE FROM audit WHERE id = 3", "audit entry 3 is missing"),
     "nodes of the tree altered": ("UPDATE audit SET nodes = zeroblob(96) WHERE id = 4", "audit entry 4 .* was altered"),

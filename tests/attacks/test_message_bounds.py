@@ -31,7 +31,7 @@ def fields(kind: dsse.PayloadType, type_: int) -> list[str]:
 def test_no_word_of_any_message_is_long_or_has_control_characters(kind: dsse.PayloadType, text: str) -> None:
     for name in fields(kind, 9):
         with pytest.raises(
-            FormatError, match=rf"{kind.message.__name__}\.{name} (has 257 characters|is '.*', allowed are printable)"
+            FormatError, match=rf"{kind.message.__name__}\.{name} (has 257 characters|is '.*', expected printable)"
         ):
             opened(kind, kind.message(**{name: text}))
 
@@ -40,7 +40,7 @@ def test_no_word_of_any_message_is_long_or_has_control_characters(kind: dsse.Pay
 def test_no_number_of_any_message_is_above_63_bits(kind: dsse.PayloadType) -> None:
     for name in fields(kind, 4):
         opened(kind, kind.message(**{name: 2**63 - 1}))
-        with pytest.raises(FormatError, match=rf"\.{name} is 9223372036854775808, allowed are numbers up to"):
+        with pytest.raises(FormatError, match=rf"\.{name} is 9223372036854775808, expected numbers up to"):
             opened(kind, kind.message(**{name: 2**63}))
 
 

@@ -39,7 +39,7 @@ class Crowd:
         return (
             f"{self.clients} clients x {self.payload_bytes / mb:.0f} MB: {self.accepted} accepted in {self.seconds:.0f} s "
             f"({self.clients * self.payload_bytes / mb / self.seconds:.0f} MB/s); memory {self.idle_bytes / mb:.0f} MB idle, "
-            f"{self.peak_bytes / mb:.0f} MB at most: grown by {grown / mb:.0f} MB, allowed are {self.bound_bytes / mb:.0f} MB"
+            f"{self.peak_bytes / mb:.0f} MB at most: grown by {grown / mb:.0f} MB, the bound is {self.bound_bytes / mb:.0f} MB"
         )
 
 

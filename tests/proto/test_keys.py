@@ -35,9 +35,9 @@ def test_what_is_no_key_is_named() -> None:
 def test_a_key_of_another_kind_is_refused() -> None:
     other = ec.generate_private_key(ec.SECP256R1())
     pem = other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    with pytest.raises(InputError, match="needed is Ed25519"):
+    with pytest.raises(InputError, match="expected Ed25519"):
         signing_key_from_pem(pem, "edge.key", 0o100600)
-    with pytest.raises(InputError, match="needed is Ed25519"):
+    with pytest.raises(InputError, match="expected Ed25519"):
         public_key_from_pem(other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), "edge.pub")
 
 

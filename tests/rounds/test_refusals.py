@@ -218,7 +218,7 @@ def test_a_malformed_payload_is_refused(world: World, sender: Sender) -> None:
 
 def test_a_sealed_message_of_another_type_is_refused(world: World, sender: Sender) -> None:
     sealed = dsse.seal(sender.key, dsse.SYNC_REQUEST, pb.SyncRequest(expert=EXPERT))
-    refused(world, PayloadTypeError, "needed is", lambda: sender.raw(xp.SubmitRequest(envelope=sealed)))
+    refused(world, PayloadTypeError, "expected", lambda: sender.raw(xp.SubmitRequest(envelope=sealed)))
 
 
 def test_a_call_that_does_not_begin_with_an_envelope_is_refused(world: World, sender: Sender) -> None:
@@ -254,7 +254,7 @@ def test_an_oversize_claimed_chunk_is_refused(world: World, sender: Sender) -> N
     def claim(update: pb.UpdateManifest) -> None:
         update.chunks[0].size = 2**40
 
-    refused(world, LimitError, "allowed are 1 to", lambda: sender.submit(task, claim))
+    refused(world, LimitError, "expected 1 to", lambda: sender.submit(task, claim))
 
 
 def test_an_oversize_claimed_payload_is_refused(world: World, sender: Sender) -> None:

@@ -70,7 +70,7 @@ def header_of(path: Path) -> Header:
         return read_header(path / MODEL)
     if (path / INDEX).exists():
         return read_shards(path / INDEX)
-    raise InputError(f"no weights at {path}: needed is a .safetensors file, or a folder with {MODEL} or {INDEX}")
+    raise InputError(f"no weights at {path}: expected a .safetensors file, or a folder with {MODEL} or {INDEX}")
 
 
 def _pieces(tensor: Stored) -> Iterator[bytes]:

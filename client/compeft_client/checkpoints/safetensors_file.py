@@ -207,7 +207,7 @@ def _json_object(data: bytes, file: Path) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file} does not hold a JSON object where it should: {str(error)[:80]}; {AGAIN}") from error
     if not isinstance(found, dict):
-        raise FormatError(f"{file} holds a JSON {type(found).__name__}, needed is an object")
+        raise FormatError(f"{file} holds a JSON {type(found).__name__}, expected an object")
     return found
 
 
@@ -223,7 +223,7 @@ def _entry(name: str, entry: object, file: Path, data_start: int) -> Stored:
         raise FormatError(f"{file} describes {name[:80]!a} by something else than {', '.join(sorted(FIELDS))}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not _is_text(name) or not 0 < len(name.encode()) <= MAX_NAME_BYTES:
-        raise FormatError(f"{file} names a tensor by {len(name)} characters, allowed are 1 to {MAX_NAME_BYTES} bytes")
+        raise FormatError(f"{file} names a tensor by {len(name)} characters, expected 1 to {MAX_NAME_BYTES} bytes")
     if dtype in SUB_BYTE:
         raise InputError(f"{file} stores {name[:80]!a} as {dtype}, which is not supported: convert it to BF16")
     if not isinstance(dtype, str) or dtype not in NUMPY:
@@ -260,7 +260,7 @@ def _check_cover(tensors: Sequence[Stored], start: int, total: int, file: Path) 
 def _beside(index: Path, shard: str) -> Path:
     """A shard's path: a plain file name, in the same folder. Errors: FormatError."""
     if shard != Path(shard).name or not shard.endswith(".safetensors"):
-        raise FormatError(f"{index} names {shard[:80]!a}, needed is a .safetensors file beside it")
+        raise FormatError(f"{index} names {shard[:80]!a}, expected a .safetensors file beside it")
     return index.with_name(shard)
 
 

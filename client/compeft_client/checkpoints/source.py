@@ -87,7 +87,7 @@ def read_source(path: Path) -> Source:
     """What lies at `path`. Errors: InputError, naming what is missing; FormatError, LimitError for damaged files."""
     if path.is_file():
         if begins_like_one(path):
-            raise InputError(f"{path} is an expert file, needed are weights: `compeft unpack` makes a directory of it")
+            raise InputError(f"{path} is an expert file, expected weights: `compeft unpack` makes a directory of it")
         return _lora_file(path, path) or Source(path, {MODEL: read_header(path)})
     if _holds(path, ADAPTER) and ((path / ADAPTER_CONFIG).exists() or not (path / ADAPTER).exists()):
         return _adapter(path)
@@ -179,7 +179,7 @@ def fields_of(data: bytes, file: Path) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file} is not JSON: {error}; save the expert again") from error
     if not isinstance(fields, dict):
-        raise FormatError(f"{file} holds a JSON {type(fields).__name__}, needed is an object")
+        raise FormatError(f"{file} holds a JSON {type(fields).__name__}, expected an object")
     return fields
 
 

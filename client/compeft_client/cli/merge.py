@@ -70,7 +70,7 @@ def _weights(text: str) -> list[float]:
 def _pair(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise InputError(f"--parameter is {text[:40]!r}, needed is NAME=VALUE, such as trim=0.2")
+        raise InputError(f"--parameter is {text[:40]!r}, expected NAME=VALUE, such as trim=0.2")
     return name.strip(), _number(f"--parameter {name}", value)
 
 
@@ -78,9 +78,9 @@ def _number(what: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError as error:
-        raise InputError(f"{what} has {text[:40]!r}, needed is a number") from error
+        raise InputError(f"{what} has {text[:40]!r}, expected a number") from error
     if not math.isfinite(value):
-        raise InputError(f"{what} has {text[:40]!r}, needed is a finite number")
+        raise InputError(f"{what} has {text[:40]!r}, expected a finite number")
     return value
 
 

@@ -181,7 +181,7 @@ def unpack(
             typer.echo(texts.unpacked(make(output), output, output_format))
             return
         if output.exists() and not force:
-            raise InputError(f"{output} exists already: say --force to replace it, or -o for another name")
+            raise InputError(f"{output} exists already: give --force to replace it, or -o for another name")
         opened, written = written_as_gguf(make, output, base)
     typer.echo(texts.unpacked_gguf(opened, output, written.modules, written.total_bytes, output_format))
 

@@ -126,7 +126,7 @@ def pull(
             raise InputError(f"{name} and --version {version}: name one of them")
         reference = Reference(reference.expert, version)
     if (output is None) == (packed is None):
-        raise InputError("say where to: -o DIRECTORY, or --packed FILE")
+        raise InputError("missing output: expected -o DIRECTORY or --packed FILE")
     check_as(kind, base)
     if packed is not None and kind != "peft":
         raise InputError(f"--packed writes the packed file itself, --as {kind} another one: say -o FILE")

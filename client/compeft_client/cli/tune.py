@@ -54,7 +54,7 @@ def tune_command(
     """
     file = output or Path(f"{directory.resolve().name}.expert")
     if file.exists() and not force:
-        raise InputError(f"{file} exists already: say --force to replace it, or -o for another name")
+        raise InputError(f"{file} exists already: give --force to replace it, or -o for another name")
     measure, journal = measure_by(evaluate), file.with_suffix(".tune.json")
     search = Search(directory, init, by or ladder_of(directory), floor, measure, journal, evaluate)
     curve = tune(search, _say if output_format == "text" else lambda _: None)

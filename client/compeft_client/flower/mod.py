@@ -98,7 +98,7 @@ class CompressionMod:
         """Take the tuned arrays out of the reply and send their task vector."""
         records = dict(reply.content.array_records)
         if len(records) != 1:
-            raise FormatError(f"the app's reply has {len(records)} ArrayRecords, needed is one with the tuned arrays")
+            raise FormatError(f"the app's reply has {len(records)} ArrayRecords, expected one with the tuned arrays")
         ((key, arrays),) = records.items()
         tuned = flatten(synced.layout, {name: array.numpy() for name, array in arrays.items()})
         if task.measure_uncompressed:

@@ -109,12 +109,12 @@ def _check_start(part: FilePart, settings: EntrySettings, start: Start) -> None:
         if tensor.name.endswith(FACTORS):
             if part.seed is None:
                 raise InputError(
-                    f"nobody knows where {tensor.name} started, so its changes cannot be merged: pack with --init, or merge products by "
+                    f"the start of {tensor.name} is unknown, so its changes cannot be merged: pack with --init, or merge products by "
                     "core_average, core_ties, knots_ties, tsv_m or iso_c"
                 )
         elif not settings.is_mean:
             raise InputError(
-                f"nobody knows where {tensor.name} started: {settings.method} with coefficient {settings.coefficient:g} would sum "
+                f"the start of {tensor.name} is unknown: {settings.method} with coefficient {settings.coefficient:g} would sum "
                 "values, not changes; use average, or pack with --init"
             )
 

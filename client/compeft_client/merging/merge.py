@@ -114,7 +114,7 @@ def _holds_products(request: MergeRequest) -> bool:
 def check_free(output: Path, force: bool) -> None:
     """Errors: InputError if a merge would replace what is at `output`, and not `force`."""
     if (output if output.suffix == PACKED else output / ADAPTER_CONFIG).exists() and not force:
-        raise InputError(f"{output} exists already: say --force to replace it, or -o for another name")
+        raise InputError(f"{output} exists already: give --force to replace it, or -o for another name")
 
 
 Files = dict[str, dict[str, NDArray[np.generic]]]

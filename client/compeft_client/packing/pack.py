@@ -162,7 +162,7 @@ def save_compressed(
     """
     file = Path(file)
     if file.exists() and not force:
-        raise InputError(f"{file} exists already: say --force to replace it, or -o for another name")
+        raise InputError(f"{file} exists already: give --force to replace it, or -o for another name")
     source = read_source(Path(directory))
     notes = notes_of(source)
     settings.check()
@@ -260,7 +260,7 @@ def code_parts(
     start = read_start(settings.init)
     parts = planned or plan(source, start, settings.compression)
     if settings.init is not None and not any(part.uses(start) for part in parts):
-        raise InputError(f"{source.path} has no tensor that --init {settings.init} says the start of")
+        raise InputError(f"{source.path} has no tensor whose start --init {settings.init} gives")
     return [code(part, start, settings.codec or "context", progress) for part in parts]
 
 

@@ -125,7 +125,7 @@ def task_vector(planned: PlannedPart, start: Start, progress: Progress = silent)
     if moved >= length > 0:
         raise InputError(
             f"--init is not where {planned.tensors[0].file} started: it is {math.sqrt(moved / length):.2f} times its own "
-            "length away from there, further than from zero; leave --init out if nobody knows its start"
+            "length away from there, further than from zero; leave --init out if its start is unknown"
         )
     return vector, digest
 
@@ -145,7 +145,7 @@ def start_vector(part: FilePart, start: Start, name: str) -> Vector:
     vector = initial_vector(part.file, part.layout, start_of(part, start, name))
     if part.initial_digest and digest_of(part.layout, vector) != part.initial_digest:
         raise WrongBaseError(
-            f"--init is not what {name} was packed against: it has state {digest_of(part.layout, vector).hex()[:16]}, needed is "
+            f"--init is not what {name} was packed against: it has state {digest_of(part.layout, vector).hex()[:16]}, expected "
             f"{part.initial_digest.hex()[:16]}"
         )
     return vector

@@ -84,7 +84,7 @@ def unpack(
     texts = {name: data for name, data in ((CARD, manifest.card), (manifest.config_name, config)) if data}
     for name in [*manifest.files, *texts]:
         if (directory / name).exists() and not force:
-            raise InputError(f"{directory / name} exists already: say --force to replace it, or -o for another folder")
+            raise InputError(f"{directory / name} exists already: give --force to replace it, or -o for another folder")
     with _made(directory):
         for name in manifest.files:
             with written_whole(directory / name) as stream:

@@ -99,7 +99,7 @@ def write_untrained(directory: Path, target: Path) -> None:
     """
     if not read_source(directory).config:
         raise InputError(
-            f"{directory} is a LoRA without adapter_config.json (kohya's or diffusers' names): needed is a PEFT directory"
+            f"{directory} is a LoRA without adapter_config.json (kohya's or diffusers' names): expected a PEFT directory"
         )
     tensors = adapter_float32(directory)
     shutil.copytree(directory, target, dirs_exist_ok=True)
@@ -111,5 +111,5 @@ def adapter_float32(directory: Path) -> Tensors:
     """The tensors of an adapter, by name. Errors: InputError if it is invalid; those of reading."""
     source = read_source(directory)
     if not source.is_adapter:
-        raise InputError(f"{directory} is a full checkpoint, needed is an adapter")
+        raise InputError(f"{directory} is a full checkpoint, expected an adapter")
     return {n: np.concatenate([*read_values(t)]).reshape(t.shape) for n, t in source.files[ADAPTER].tensors.items() if t.size}

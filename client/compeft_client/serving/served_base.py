@@ -47,7 +47,7 @@ def tokenizer_digest(file: Path) -> bytes:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{file} is not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise FormatError(f"{file} holds a JSON {type(fields).__name__}, needed is an object")
+        raise FormatError(f"{file} holds a JSON {type(fields).__name__}, expected an object")
     return hashlib.sha256(canonical_json({name: value for name, value in fields.items() if name not in PASSING})).digest()
 
 

@@ -38,7 +38,7 @@ def ask(address: str, service: str, tls: ClientTls | None, timeout_s: float) -> 
             raise from_rpc(error, address) from error
     if reply.status != SERVING:
         raise NotServingError(
-            f"{address} answers {health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)}, needed is SERVING"
+            f"{address} answers {health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)}, expected SERVING"
         )
 
 

@@ -41,7 +41,7 @@ def rule(
         typed_name(expert, "expert")
     _check_who(ledger, who)
     if not actions:
-        raise InputError(f"{effect} {who} what? say --publish, --fetch, or both")
+        raise InputError(f"invalid rule for {who[:40]!a}: expected --publish, --fetch, or both")
     _check_bounds(limits, actions, now_ms)
     said = [
         Rule(0, now_ms, expert, who, action, effect, limits.from_version, limits.until_ms, limits.channel)
@@ -54,7 +54,7 @@ def role_of(text: str) -> Role:
     """The role of this name. Errors: InputError."""
     known = next((role for role in ROLES if role == text), None)
     if known is None:
-        raise InputError(f"role {text[:40]!a}, allowed are {', '.join(ROLES)}")
+        raise InputError(f"role {text[:40]!a}, expected one of {', '.join(ROLES)}")
     return known
 
 
@@ -126,10 +126,10 @@ def check_version(ledger: Ledger, expert: str, version: int) -> None:
 def _check_who(ledger: Ledger, who: str) -> None:
     if who.startswith(ROLE):
         if who.removeprefix(ROLE) not in ROLES:
-            raise InputError(f"role {who.removeprefix(ROLE)[:40]!a}, allowed are {', '.join(ROLES)}")
+            raise InputError(f"role {who.removeprefix(ROLE)[:40]!a}, expected one of {', '.join(ROLES)}")
     elif who not in {m.name for m in ledger.members()} | ledger.membership.awaited():
         raise InputError(
-            f"no enrolled or invited member is named {who[:40]!a}: see `compeft clients list`; for a role say role:edge"
+            f"no enrolled or invited member is named {who[:40]!a}: see `compeft clients list`; for a role write role:edge"
         )
 
 

@@ -115,7 +115,7 @@ def _small(members: Iterator[_Member], name: str, at_most: int, archive: Path) -
 
 def _bytes(member: _Member, at_most: int, archive: Path) -> bytes:
     if member.size > at_most:
-        raise LimitError(f"{archive}: {member.name[:80]!a} has {member.size} bytes, allowed are {at_most}")
+        raise LimitError(f"{archive}: {member.name[:80]!a} has {member.size} bytes, expected at most {at_most}")
     data = member.file.read(member.size)
     if len(data) < member.size:
         raise FormatError(f"{archive} is torn: {member.name[:80]!a} has {len(data)} of {member.size} bytes")

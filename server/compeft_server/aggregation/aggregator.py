@@ -254,7 +254,7 @@ class Aggregator:
         if have > head:
             raise RewoundLogError(
                 f"{expert.name} has versions 0 to {head} here, this client has version {have}: the aggregator was restored from an "
-                "older backup; its operator knows"
+                "older backup; ask its operator"
             )
         if want > head or (have > want and channel is None):
             raise UnknownExpertError(f"{expert.name} has versions 0 to {head}; asked was for {have + 1} to {want}")

@@ -185,7 +185,7 @@ def _check_claims(package: pb.Package, limits: Limits) -> None:
     if len(package.quality) > admission.MAX_METRICS or package.num_examples > limits.max_examples:
         raise LimitError(
             f"package has {len(package.quality)} metrics over {package.num_examples} examples, "
-            f"allowed are {admission.MAX_METRICS} and {limits.max_examples}"
+            f"expected at most {admission.MAX_METRICS} and {limits.max_examples}"
         )
     for entry in package.quality:
         admission.admit_metric(entry.arm, entry.metric)

@@ -39,7 +39,7 @@ class UploadQuota:
         if held + missing_bytes > self._limits.max_partial_bytes_per_client:
             raise StorageFullError(
                 f"key {keyid} has {held} bytes of unfinished uploads here and wants to send {missing_bytes} more, its share is "
-                f"{self._limits.max_partial_bytes_per_client}: finish one, or come back when they have expired",
+                f"{self._limits.max_partial_bytes_per_client}: finish one, or retry when they have expired",
                 FULL_MS,
             )
         free = shutil.disk_usage(self._folder).free

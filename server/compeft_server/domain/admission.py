@@ -65,7 +65,7 @@ class Situation:
 def admit_member(member: Member, claimed_keyid: str, *allowed: Role) -> Member:
     """Step 6, who: the signer's role allows it, and the manifest names the key that signed it."""
     if member.role not in allowed:
-        raise ForbiddenError(f"{member.name!r}, role {member.role}, may not do this; needed is {' or '.join(allowed)}")
+        raise ForbiddenError(f"{member.name!r}, role {member.role}, may not do this; expected {' or '.join(allowed)}")
     if member.public.keyid != claimed_keyid:
         raise ForbiddenError(f"manifest names key {claimed_keyid[:40]!a}, key {member.public.keyid} signed it")
     return member
@@ -136,7 +136,7 @@ def _check_magnitude(found: float, limits: Limits) -> None:
         raise NotFiniteError("update names a scale or a dense value that is NaN or infinite: did training diverge?")
     if found > limits.max_magnitude:
         raise LimitError(
-            f"update has a value of {found:g}, allowed are magnitudes up to {limits.max_magnitude:g}: did training diverge?"
+            f"update has a value of {found:g}, expected magnitudes up to {limits.max_magnitude:g}: did training diverge?"
         )
 
 
@@ -252,7 +252,7 @@ def admit_metric(arm: str, metric: pb.Metric) -> Arm:
     check_name(metric.name, "metric")
     found = next((a for a in ARMS if a == arm), None)
     if found is None:
-        raise InputError(f"arm {arm[:20]!a}, allowed are {', '.join(ARMS)}")
+        raise InputError(f"arm {arm[:20]!a}, expected one of {', '.join(ARMS)}")
     if not math.isfinite(metric.value):
         raise NotFiniteError(f"metric {metric.name} is {metric.value}")
     return found

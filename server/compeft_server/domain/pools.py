@@ -82,7 +82,7 @@ def pool_use(report: pb.PoolReport, keyid: str, at_ms: int) -> PoolUse:
         if not 0 < len(text) <= most:
             raise FormatError(f"invalid {what} {text[:40]!a} of a pool: expected 1 to {most} characters")
     if len(report.experts) > MAX_EXPERTS:
-        raise LimitError(f"pool {report.pool} names {len(report.experts)} experts, allowed are {MAX_EXPERTS}")
+        raise LimitError(f"pool {report.pool} names {len(report.experts)} experts, expected at most {MAX_EXPERTS}")
     for expert in report.experts:
         if len(expert.sha256) != DIGEST_BYTES:
             raise FormatError(

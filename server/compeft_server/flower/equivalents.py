@@ -80,9 +80,7 @@ def merging_of(inner: FedAvg, method: str, parameters: MergeParameters, optimize
     owner = followed_class(inner)
     if owner not in EQUIVALENTS:
         known = ", ".join(kind.__name__ for kind in EQUIVALENTS)
-        raise InputError(
-            f"{owner.__name__} aggregates by itself, and the aggregator has nothing like it; what it can follow: {known}"
-        )
+        raise InputError(f"{owner.__name__} aggregates by itself, and the aggregator has no equivalent; supported are: {known}")
     followed = EQUIVALENTS[owner](inner)
     if followed.method == PLAIN_METHOD:
         followed = replace(followed, method=method, parameters=parameters)

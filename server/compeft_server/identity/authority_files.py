@@ -81,7 +81,7 @@ def rotate(data: Path, now_ms: int) -> Trust:
     """
     before = load(data)
     if before.old is not None:
-        raise ConflictError("the authority before this one is still believed: end that with `compeft ca retire` first")
+        raise ConflictError("the authority before this one is still trusted: run `compeft ca retire` first")
     hosts = list(ca.hosts_of(server_certificate(data)))
     trust = Trust(ca.new_authority(hosts[0], now_ms), before.current)
     _write_authority(data / FOLDER / OLD, before.current)

@@ -84,7 +84,7 @@ def issue_member(authority: Authority, name: str, public: ec.EllipticCurvePublic
 def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
     """The public key of a PKCS#10 request in DER whose own signature proves that the sender holds it. Errors: FormatError."""
     if not 0 < len(request) <= MAX_REQUEST_BYTES:
-        raise FormatError(f"certificate request of {len(request)} bytes, allowed are 1 to {MAX_REQUEST_BYTES}")
+        raise FormatError(f"certificate request of {len(request)} bytes, expected 1 to {MAX_REQUEST_BYTES}")
     try:
         parsed = x509.load_der_x509_csr(request)
         valid = parsed.is_signature_valid
@@ -143,7 +143,7 @@ def key_from_pem(data: bytes, name: str) -> ec.EllipticCurvePrivateKey:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(f"{name} holds no private key in PEM") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InputError(f"{name} holds a {type(key).__name__}, needed is ECDSA")
+        raise InputError(f"{name} holds a {type(key).__name__}, expected ECDSA")
     return key
 
 
@@ -199,7 +199,7 @@ def _host(host: str) -> x509.GeneralName:
 
 def _p256(key: object) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise FormatError(f"certificate request with a {type(key).__name__}, needed is ECDSA P-256")
+        raise FormatError(f"certificate request with a {type(key).__name__}, expected ECDSA P-256")
     return key
 
 

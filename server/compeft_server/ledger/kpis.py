@@ -35,7 +35,7 @@ class Kpis:
                 before = known.get(stated.at_ms, new.get(stated.at_ms, stated.value))
                 if before != stated.value:
                     raise ConflictError(
-                        f"{kpi.name!a} of {kpi.expert} at {stated.at_ms} ms is {before}, not {stated.value}: a value stands"
+                        f"{kpi.name!a} of {kpi.expert} at {stated.at_ms} ms is {before}, not {stated.value}: a value is never changed"
                     )
                 if stated.at_ms not in known:
                     new[stated.at_ms] = stated.value

@@ -40,7 +40,7 @@ class KeyRows(Tables):
         try:
             self._insert(schema.keys, row, audit.event(now_ms, "enrol", name, keyid=public.keyid, role=role))
         except sa.exc.IntegrityError as error:
-            raise ConflictError(f"{name!r} or key {public.keyid} was enrolled by somebody else just now") from error
+            raise ConflictError(f"{name!r} or key {public.keyid} was enrolled by another call just now") from error
 
     def revoke(self, name: str, now_ms: int) -> bool:
         """Refuse a member from now on, and whom its name was invited for. False if there is neither."""

@@ -261,7 +261,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
                 )
             data = self._unboxed(came, call).data
             if not 0 < len(data) <= MAX_DATA_BYTES:
-                raise LimitError(f"message with {len(data)} bytes of chunk, allowed are 1 to {MAX_DATA_BYTES}")
+                raise LimitError(f"message with {len(data)} bytes of chunk, expected 1 to {MAX_DATA_BYTES}")
             arrived = time.monotonic()
             if before is not None:
                 call.transfer = flowed(call.transfer, len(data), arrived - before)

@@ -118,7 +118,7 @@ def test_directories_are_compressed_first_and_a_result_can_be_a_file(untrained: 
 def test_experts_that_started_elsewhere_are_refused_by_entry_and_merged_as_products(capsys: pytest.CaptureFixture[str]) -> None:
     made = [adapter("a", 4, 1), adapter("b", 4, 2)]
     said = refusal(capsys, *made, "-o", "out", "--method", "ties")
-    assert "nobody knows where" in said
+    assert "is unknown, so its changes cannot be merged" in said
     assert "core_average" in said
     assert run(["merge", *made, "-o", "out"]) == 0
 
@@ -186,7 +186,7 @@ def test_heads_are_not_summed_as_if_they_were_changes(
         (["a"], "1 experts given"),
         (["a", "b", "--method", "mode"], "known are core_average"),
         (["a", "b", "--weights", "1,2,3"], "3 weights for 2 experts"),
-        (["a", "b", "--weights", "1,x"], "needed is a number"),
+        (["a", "b", "--weights", "1,x"], "expected a number"),
         (["a", "b", "--weights", "0,0"], "one at least not 0"),
         (["a", "b", "--weights", "2,-1"], "a weight is -1: only"),
         (["a", "b", "-p", "trim"], "NAME=VALUE"),

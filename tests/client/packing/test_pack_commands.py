@@ -134,7 +134,7 @@ def test_diff_names_what_it_could_not_compare(adapter: Path, untrained: Path, ca
         ),
         (["inspect", "cut.expert"], 4, "cut.expert has 99 bytes, its manifest alone claims 1"),
         (["inspect", "page.html"], 4, "page.html is not a whole safetensors file: it has 15 bytes, its header alone claims"),
-        (["pack", "a.expert"], 3, "a.expert is an expert file, needed are weights: `compeft unpack`"),
+        (["pack", "a.expert"], 3, "a.expert is an expert file, expected weights: `compeft unpack`"),
         (["pack", "adapter", "-o", "b.expert", "--sign", "other.pub"], 3, "other.pub does not hold a private key in PEM"),
         (["verify", "a.expert", "--key", "other.pub"], 6, "is not signed by"),
         (["pack", "adapter", "-o", "a.expert"], 3, "--force"),

@@ -139,7 +139,7 @@ def test_as_and_base_are_given_together(tmp_path: Path, base: Path, capsys: pyte
     assert "is for --as gguf" in capsys.readouterr().err
     (tmp_path / "a.gguf").write_text("mine")
     assert run([*said, "--as", "gguf", "--base", str(base)]) == 3
-    assert "exists already: say --force" in capsys.readouterr().err
+    assert "exists already: give --force" in capsys.readouterr().err
     assert (tmp_path / "a.gguf").read_text() == "mine"
 
 

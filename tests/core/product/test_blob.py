@@ -140,7 +140,7 @@ def test_a_few_bytes_cannot_claim_much() -> None:
     entries = np.zeros(2 * side, np.int8)
     entries[[0, side]] = 2
     symbols = ProductSymbols(((side, side),), np.array([1]), np.array([0]), entries)
-    with pytest.raises(InputError, match="too few for a decoder to believe"):
+    with pytest.raises(InputError, match="fewer than a decoder accepts"):
         write_product(symbols)
 
 

@@ -104,5 +104,5 @@ def test_chunks_that_fail_the_check_of_their_kind_are_dropped(tmp_path: Path, mo
 
 def test_a_payload_type_without_a_row_is_refused(tmp_path: Path) -> None:
     aggregator, key = running(tmp_path)
-    with pytest.raises(PayloadTypeError, match=r"sealed '.*snapshot.*', needed is '.*update"):
+    with pytest.raises(PayloadTypeError, match=r"sealed '.*snapshot.*', expected '.*update"):
         aggregator.open(sealed_snapshot(key, SNAPSHOT_BYTES))

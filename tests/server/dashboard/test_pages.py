@@ -99,7 +99,7 @@ def test_a_version_shows_its_lineage_only_as_it_was_signed(told: Served) -> None
         envelope = connection.execute(sa.select(schema.versions.c.envelope).where(*where)).scalar_one()
         connection.execute(sa.update(schema.versions).where(*where), {"envelope": envelope[:-1] + bytes([envelope[-1] ^ 1])})
     forged = text_of(told, "/version?expert=sentiment&number=3")
-    assert "cannot be believed" in forged
+    assert "cannot be trusted" in forged
     assert "density" not in forged
 
 

@@ -69,14 +69,14 @@ def test_a_revoked_member_may_nothing_whatever_the_rules_say(compeft: Shell) -> 
     ("words", "message"),
     [
         (["allow", EXPERT, "nobody", "--fetch"], "no enrolled or invited member is named 'nobody'"),
-        (["allow", EXPERT, "role:king", "--fetch"], "role 'king', allowed are edge"),
-        (["allow", EXPERT, "shop-7"], "say --publish, --fetch, or both"),
+        (["allow", EXPERT, "role:king", "--fetch"], "role 'king', expected one of edge"),
+        (["allow", EXPERT, "shop-7"], "expected --publish, --fetch, or both"),
         (["allow", EXPERT, "shop-7", "--fetch", "--until", "tomorrow"], "write it like 2027-01-31T12:00Z"),
         (["allow", EXPERT, "shop-7", "--fetch", "--until", "2001-01-01"], "until 2001-01-01T00:00:00Z, it is "),
         (["allow", EXPERT, "shop-7", "--publish", "--channel", "stable"], "a channel bounds what may be fetched"),
         (["allow", EXPERT, "shop-7", "--fetch", "--from-version", "-1"], "the first is 0"),
         (["explain", EXPERT, "nobody"], "no enrolled member is named 'nobody'"),
-        (["explain", EXPERT, "role:king"], "role 'king', allowed are edge"),
+        (["explain", EXPERT, "role:king"], "role 'king', expected one of edge"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line_that_says_why(compeft: Shell, words: list[str], message: str) -> None:

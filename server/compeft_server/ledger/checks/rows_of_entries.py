@@ -134,7 +134,7 @@ def _details(values: dict[str, object]) -> str:
 
 def _same(table: str, found: Counter[Fact], wanted: Counter[Fact]) -> None:
     for fact in found - wanted:
-        raise AuditError(f"{table} has a row that no audit entry speaks of: {_words(fact)}")
+        raise AuditError(f"{table} has a row that no audit entry describes: {_words(fact)}")
     for fact in wanted - found:
         raise AuditError(f"{table} lacks the row of an audit entry, or it was altered: {_words(fact)}")
 

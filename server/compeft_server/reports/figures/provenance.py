@@ -60,7 +60,7 @@ def read_origin(envelope: bytes, keys: Sequence[PublicKey], names: Mapping[str, 
     try:
         manifest = dsse.open_envelope(Envelope.FromString(envelope), dsse.any_of(*keys), dsse.VERSION)
     except (CompeftError, DecodeError) as error:
-        return Provenance(doubt=f"its manifest cannot be believed: {error}")
+        return Provenance(doubt=f"its manifest cannot be trusted: {error}")
     return _origin(manifest, names)
 
 
