@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def cached_base(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a model's newest or given revision in the cache, None if its configuration is not there or `name` is no name."""
+    """The folder of a model's newest or given revision in the cache, None if it has no configuration there or `name` is invalid."""
     try:
         from huggingface_hub import try_to_load_from_cache
     except ModuleNotFoundError:  # the extra `client` brings it

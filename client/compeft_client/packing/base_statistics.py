@@ -73,7 +73,7 @@ def read_statistics(path: Path) -> BaseStatistics:
         digests = bytes.fromhex(values["weights_digest"]), bytes.fromhex(values["text_digest"])
         return BaseStatistics(str(values["base"])[:256], *digests, modules)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(f"{path} is no file of `compeft base-stats`: {str(error)[:80]}") from error
+        raise FormatError(f"{path} is not a file of `compeft base-stats`: {str(error)[:80]}") from error
 
 
 def _numbers(values: Mapping[str, object]) -> tuple[int, float]:
