@@ -65,10 +65,11 @@ DTYPES: dict[int, str] = {number: name for name, number in DTYPE_NUMBERS.items()
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Tensors of one file, coded alike, in layout order: ternary (`coding`), as products (`slices`), as integers (`steps`), or exact.
+    """Tensors of one file, coded alike, in layout order: ternary (`coding`), as products (`slices`), as integers (`steps`), as an
+    exact delta of words (`delta`), or by their own bytes.
 
     dtypes: what each was stored as.   coding: absent if the payload is the tensors' own bytes.
-    seed, initial_digest: what the decoded vector is added to; neither: zero.
+    seed, initial_digest: what the decoded vector is added to; neither: zero. Of a delta, the SHA-256 of the words it is taken against.
     """
 
     file: str
@@ -82,11 +83,12 @@ class FilePart:
     slices: tuple[int, ...] | None = None
     steps: tuple[float, ...] = ()
     deflated_bytes: int = 0
+    delta: bool = False
 
     @property
     def is_exact(self) -> bool:
         """Whether the payload is the tensors' own bytes, deflated or not."""
-        return self.coding is None and self.slices is None and not self.steps
+        return self.coding is None and self.slices is None and not self.steps and not self.delta
 
     @property
     def modules(self) -> list[LoraModule]:
@@ -160,6 +162,7 @@ def _part_to_proto(part: FilePart) -> pb.Part:
     if part.steps:
         message.quantised.CopyFrom(pb.Quantised(steps=part.steps))
     message.deflated_bytes = part.deflated_bytes
+    message.delta = part.delta
     return message
 
 
@@ -205,6 +208,7 @@ def _part_from_proto(message: pb.Part) -> FilePart:
         slices=tuple(message.product.slices) if message.HasField("product") else None,
         steps=tuple(message.quantised.steps) if message.HasField("quantised") else (),
         deflated_bytes=message.deflated_bytes,
+        delta=message.delta,
     )
     if part.payload_bytes > MAX_SIZE:
         raise LimitError(f"manifest names a payload of {part.payload_bytes} bytes, the cap is {MAX_SIZE}")
@@ -214,8 +218,14 @@ def _part_from_proto(message: pb.Part) -> FilePart:
 
 def _check_way(message: pb.Part, part: FilePart) -> None:
     """Whether the part is coded in one way, and has what that way needs. Errors: FormatError, LimitError."""
-    ways = [message.HasField("coding"), message.HasField("product"), message.HasField("quantised"), message.deflated_bytes > 0]
-    if sum(ways) > 1 or (part.coding is None and message.WhichOneof("initial")):
+    ways = [
+        message.HasField("coding"),
+        message.HasField("product"),
+        message.HasField("quantised"),
+        message.deflated_bytes > 0,
+        message.delta,
+    ]
+    if sum(ways) > 1 or (part.coding is None and not part.delta and message.WhichOneof("initial")):
         raise FormatError("manifest has a part that is coded in two ways, or starts somewhere without a coding")
     if part.is_exact:
         said = part.deflated_bytes or part.payload_bytes
@@ -223,6 +233,8 @@ def _check_way(message: pb.Part, part: FilePart) -> None:
             raise FormatError(f"manifest names {said} bytes for {part.stored_bytes} bytes of uncoded tensors")
     elif not set(part.dtypes) <= set(FLOATS):
         raise FormatError("manifest has a coded tensor whose type is not a float")
+    if part.delta and (not part.initial_digest or part.layout.ternary_size or len({WIDTHS[d] for d in part.dtypes}) != 1):
+        raise FormatError("manifest has a delta without the digest of its start, or of tensors of two widths")
     if part.slices is not None and (part.layout.dense_size or not part.modules):
         raise FormatError("manifest has a product part without a product, or with dense tensors")
     if part.steps or message.HasField("quantised"):

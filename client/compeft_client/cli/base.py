@@ -69,7 +69,7 @@ def statistics_for(source: "Source", settings: "PackSettings", base: str | None)
     if base == NONE:
         return None
     if base is None:
-        return None if settings.is_ternary else _automatic(source)
+        return None if settings.is_ternary or settings.exact else _automatic(source)
     path = Path(base)
     if path.is_file():
         return read_statistics(path)

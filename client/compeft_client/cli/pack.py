@@ -67,6 +67,8 @@ Times = Annotated[
     typer.Option(help=f"how many times fewer bytes than the factors take as bfloat16, such as 200; {TIMES:g} by default"),
 ]
 
+Exact = Annotated[bool, typer.Option("--exact", help="keep every bit: code what changed since --init DIR, an earlier checkpoint")]
+
 WeighedBy = Annotated[
     str | None,
     typer.Option(
@@ -90,6 +92,7 @@ def pack_settings(
     key: SigningKey | None,
     quality: float | None = None,
     times: float | None = None,
+    exact: bool = False,
 ) -> PackSettings:
     """What the options of `pack` and `push` say. Errors: InputError."""
     if density == FILL and budget is None:
@@ -97,7 +100,9 @@ def pack_settings(
             "--density auto needs --budget SIZE to fill; for the fewest bytes that keep the metric: compeft tune DIRECTORY --eval ..."
         )
     most = bytes_of(budget) if budget else None
-    settings = PackSettings(HIGHEST if density == FILL else density, scale, factor, init, most, codec, key, quality, times)
+    settings = PackSettings(
+        HIGHEST if density == FILL else density, scale, factor, init, most, codec, key, quality, times, exact=exact
+    )
     settings.check()
     return settings
 
@@ -117,6 +122,7 @@ def pack(
     factor: Factor = None,
     init: Init = None,
     codec: CodecName = None,
+    exact: Exact = False,
     sign: Annotated[Path | None, typer.Option(help="private key to sign with, from `compeft keys new`")] = None,
     force: Force = False,
     output_format: AsFormat = "text",
@@ -133,10 +139,12 @@ def pack(
     Example: compeft pack ./my-lora --times 400 --base ./base-model
 
     Example: compeft pack ./my-lora --density 0.05 --init ./my-lora-untrained
+
+    Example: compeft pack ./checkpoint-200 --exact --init ./checkpoint-100
     """
     file = output or Path(f"{directory.resolve().name}.expert")
     key = load_signing_key(sign) if sign else None
-    settings = pack_settings(density, budget, scale, factor, init, codec, key, quality, times)
+    settings = pack_settings(density, budget, scale, factor, init, codec, key, quality, times, exact)
     source = read_source(directory)
     settings = replace(settings, base=statistics_for(source, settings, base))
     settings.check()

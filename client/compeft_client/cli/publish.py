@@ -19,6 +19,7 @@ from compeft_client.cli.pack import (
     Budget,
     CodecName,
     Density,
+    Exact,
     Factor,
     Init,
     Quality,
@@ -66,6 +67,7 @@ def push(
     factor: Factor = None,
     init: Init = None,
     codec: CodecName = None,
+    exact: Exact = False,
     patience: Patience = 30.0,
     output_format: AsFormat = "text",
 ) -> None:
@@ -80,7 +82,7 @@ def push(
 
     us = edge_of({**edge, "patience-s": patience})
     measured = _measured(metric, base_metric, dense_metric)
-    data = _file_or_packed(file, pack_settings(density, budget, scale, factor, init, codec, us.key, quality, times), base)
+    data = _file_or_packed(file, pack_settings(density, budget, scale, factor, init, codec, us.key, quality, times, exact), base)
     with PackageClient(us) as client:
         pushed = client.push(name, data, measured, examples, lambda total: watched("pushing", total))
     values = {"expert": name, "version": pushed.version, "sha256": pushed.sha256.hex(), "bytes": len(data), "new": pushed.new}

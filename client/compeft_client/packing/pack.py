@@ -24,6 +24,7 @@ from compeft_client.checkpoints.source_check import notes_of
 from compeft_client.durable_files import written_whole
 from compeft_client.packing.auto_scale import auto_compression
 from compeft_client.packing.base_statistics import BaseStatistics, product_weights
+from compeft_client.packing.exact_codec import plan_exact
 from compeft_client.packing.expert_file import write_expert
 from compeft_client.packing.part_codec import CodedPart, Progress, code, code_products, silent, tensors_in
 from compeft_client.packing.plan import PlannedPart, plan
@@ -84,6 +85,7 @@ class PackSettings:
     more.
     density, scale, factor: of ternary changes; `auto` is the data-free rule of `auto_scale`, and no factor is 1, or the rule's.
     base: of products, how much the base model minds an error in each module (`compeft base-stats`); None: all alike.
+    exact: without loss, as what changed since `init`, an earlier checkpoint (docs/exact-delta.md).
     init: where the expert started, a directory or `seed:N`; None: nobody knows, which costs ternary changes bytes; products need none.
     statements: what else the manifest says, by keys that begin with `compeft.`; signed, and no part of what is unpacked.
     """
@@ -99,6 +101,7 @@ class PackSettings:
     times: float | None = None
     statements: Mapping[str, str] = field(default_factory=dict)
     base: BaseStatistics | None = None
+    exact: bool = False
 
     @property
     def is_ternary(self) -> bool:
@@ -115,6 +118,10 @@ class PackSettings:
 
     def check(self) -> None:
         """Errors: InputError for values out of range, or that do not go together."""
+        if self.exact and (
+            self.is_ternary or (self.quality, self.times, self.base, self.budget_bytes) != (None, None, None, None)
+        ):
+            raise InputError("--exact keeps every bit: no other option says how much is kept")
         if self.is_ternary and (self.quality, self.times, self.base) != (None, None, None):
             raise InputError(
                 "--quality, --times and --base are of products, --density, --scale, --factor and --codec of ternary changes: give one "
@@ -207,6 +214,9 @@ def code_source(source: Source, settings: PackSettings, progress: Progress = sil
     """All parts of a source, coded, in memory, and the settings with the density that a budget led to. Errors: those of
     `save_compressed`.
     """
+    if settings.exact:
+        start = read_start(settings.init)
+        return [code(part, start, "context", progress) for part in plan_exact(source, start)], settings
     if settings.is_ternary:
         return _within_budget(source, replace(settings, codec=settings.codec or "context"), progress)
     start = read_start(settings.init)

@@ -12,6 +12,7 @@ import numpy as np
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector
 from compeft_client.checkpoints.safetensors_file import PIECE, read_bytes, read_values
+from compeft_client.packing.exact_codec import delta_tensors, encode_delta
 from compeft_client.packing.plan import PlannedPart
 from compeft_client.packing.product_codec import encode, product_tensors, quantise, read_whole, slices_of
 from compeft_client.workers import WORKERS
@@ -55,6 +56,10 @@ def code(planned: PlannedPart, start: Start, codec: Codec, progress: Progress = 
     """
     if planned.treatments[0] == "quantised":
         return _quantised(planned, progress)
+    if planned.treatments[0] == "delta":
+        payload, taken_against = encode_delta(planned, start)
+        progress(planned.layout.size)
+        return CodedPart(planned, replace(_part(planned, payload, digest=taken_against), delta=True), payload)
     if planned.compression is None:
         return _exact(planned, progress)
     vector, digest = task_vector(planned, start, progress)
@@ -168,6 +173,8 @@ def tensors_in(
     """
     if part.is_exact:
         yield from exact_tensors(part, payload)
+    elif part.delta:
+        yield from delta_tensors(part, payload, start, name)
     elif part.slices is not None:
         yield from product_tensors(part, payload, ranks)
     else:

@@ -28,7 +28,7 @@ from compeft_proto.expert_manifest import ADAPTER, FLOATS, HEAD, MODEL
 LARGEST_BF16 = 3.3895313892515355e38
 """The largest finite bfloat16; all that is at most so large stays finite when it is rounded."""
 
-Treatment = Literal["product", "ternary", "coarse", "dense", "quantised", "exact"]
+Treatment = Literal["product", "ternary", "coarse", "dense", "quantised", "exact", "delta"]
 
 COARSE = Compression(density=2 / 3, scale="mean_magnitude", granularity="tensor")
 """A uniform A keeps 0.94 of its direction so: two thirds is the best density for a ternary uniform variable."""

@@ -1684,6 +1684,7 @@ class Part(_message.Message):
     PRODUCT_FIELD_NUMBER: _builtins.int
     QUANTISED_FIELD_NUMBER: _builtins.int
     DEFLATED_BYTES_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
     file: Global___TensorFile.ValueType
     seed: _builtins.int
     """The state of docs/format.md, section 6, with the bounds of docs/expert-file.md."""
@@ -1691,6 +1692,10 @@ class Part(_message.Message):
     """The state digest of values that whoever unpacks must have."""
     deflated_bytes: _builtins.int
     """The payload is the tensors' own bytes, deflated; how many they are. 0: they are not."""
+    delta: _builtins.bool
+    """The payload is an exact delta (docs/exact-delta.md) of the tensors' words in layout order, all of one width, against those of the same
+    tensors elsewhere; initial_digest is the SHA-256 of their bytes.
+    """
     @_builtins.property
     def layout(self) -> Global___Layout: ...
     @_builtins.property
@@ -1707,7 +1712,7 @@ class Part(_message.Message):
 
     @_builtins.property
     def product(self) -> Global___Product:
-        """At most one of coding, product, quantised and deflated_bytes is there."""
+        """At most one of coding, product, quantised, deflated_bytes and delta is there."""
 
     @_builtins.property
     def quantised(self) -> Global___Quantised: ...
@@ -1724,10 +1729,11 @@ class Part(_message.Message):
         product: Global___Product | None = ...,
         quantised: Global___Quantised | None = ...,
         deflated_bytes: _builtins.int = ...,
+        delta: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "product", b"product", "quantised", b"quantised", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "deflated_bytes", b"deflated_bytes", "dtypes", b"dtypes", "file", b"file", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "product", b"product", "quantised", b"quantised", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "deflated_bytes", b"deflated_bytes", "delta", b"delta", "dtypes", b"dtypes", "file", b"file", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "product", b"product", "quantised", b"quantised", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_initial: _TypeAlias = _typing.Literal["seed", "initial_digest"]  # noqa: Y015
     _WhichOneofArgType_initial: _TypeAlias = _typing.Literal["initial", b"initial"]  # noqa: Y015
