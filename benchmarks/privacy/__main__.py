@@ -35,9 +35,8 @@ def audits(_: argparse.Namespace) -> None:
     """Lower bounds of epsilon from canaries, with noise and without it."""
     for multiplier in (0.5, 1.0, 2.0, 4.0):
         found = audit(multiplier)
-        print(
-            f"noise multiplier {multiplier:g}: claimed {found.claimed:.3f}, shown {found.shown:.3f} by {found.right} of {found.guesses} guesses"
-        )
+        shown = f"shown {found.shown:.3f} by {found.right} of {found.guesses} guesses"
+        print(f"noise multiplier {multiplier:g}: claimed {found.claimed:.3f}, {shown}")
 
 
 def table(given: argparse.Namespace) -> None:
