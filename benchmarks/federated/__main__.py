@@ -2,9 +2,11 @@
 
     python -m benchmarks.federated                          everything: hours on two cores
     python -m benchmarks.federated --tasks hwu64 --seeds 1  one task, one seed
+    python -m benchmarks.federated --tasks lm-language --arms "dense fp32" "ours 5 % / 5 %" --seeds 1 --rounds 3
     python -m benchmarks.federated --report                 the table and the pictures of what was run
 
-Each finished run is one line of JSON in --results. Needs ../shared/data for every task but `sentiment`.
+Each finished run is one line of JSON in --results. Needs ../shared/data for every task but `sentiment` and those of the family `lm`, which
+fine-tune a language model (SmolLM2-135M) and are run when named. All arms have the same server rate and epochs, but those that say so.
 """
 
 import argparse
@@ -16,18 +18,20 @@ from typing import Any
 import torch
 
 from benchmarks.federated.arms import ARMS
+from benchmarks.federated.language import NAMES, Effort, base_row, run_language
 from benchmarks.federated.report import draw, outcomes_of, table
 from benchmarks.federated.run import as_row, base_accuracy, run
 from benchmarks.federated.tasks import TASKS, load
 
 RESULTS = Path("docs/benchmarks/federated.jsonl")
 BASE = "base"
+EFFORT = Effort()
 
 
 def main() -> None:
     """Run what is missing, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=[*TASKS, *NAMES], default=list(TASKS))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=10)
@@ -45,6 +49,9 @@ def main() -> None:
 
 
 def _run_missing(given: argparse.Namespace, name: str, seed: int) -> None:
+    if name in NAMES:
+        _run_language(given, name, seed)
+        return
     task = load(name, seed)
     done = {(o["task"], o["arm"], o["seed"]) for o in outcomes_of(given.results)}
     for arm in [BASE, *given.arms]:
@@ -55,10 +62,24 @@ def _run_missing(given: argparse.Namespace, name: str, seed: int) -> None:
             if arm == BASE
             else as_row(run(task, arm, seed, given.rounds))
         )
-        given.results.parent.mkdir(parents=True, exist_ok=True)
-        with given.results.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-        print(f"{task.name:<24} seed {seed}  {arm:<24} {100 * row['accuracy'][-1]:.1f} %{_seconds(row)}", flush=True)
+        _keep(given.results, row)
+
+
+def _run_language(given: argparse.Namespace, name: str, seed: int) -> None:
+    done = {(o["task"], o["arm"], o["seed"]) for o in outcomes_of(given.results)}
+    for arm in [BASE, *given.arms]:
+        if (name, arm, seed) not in done:
+            _keep(
+                given.results,
+                base_row(name, seed, EFFORT) if arm == BASE else run_language(name, arm, seed, given.rounds, EFFORT),
+            )
+
+
+def _keep(results: Path, row: Mapping[str, Any]) -> None:
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+    print(f"{row['task']:<24} seed {row['seed']}  {row['arm']:<24} {100 * row['accuracy'][-1]:.1f} %{_seconds(row)}", flush=True)
 
 
 def _seconds(row: Mapping[str, Any]) -> str:

@@ -5,9 +5,9 @@ from typing import Protocol
 
 from benchmarks.federated.exchange import Exchange, Links
 from benchmarks.federated.formats import bf16, blockwise8, fp32, nf4, top_k
-from benchmarks.federated.model import HEAD, Expert
+from benchmarks.federated.model import HEAD
 from benchmarks.federated.peers import Peer, PeerSettings
-from compeft_core import Compression, ScaleRule, Vector
+from compeft_core import Compression, Layout, ScaleRule, Vector
 
 DENSE = "dense fp32"
 HEAD_UNIT = 4.0
@@ -40,7 +40,14 @@ class Arm(Protocol):
         """Put everything away."""
 
 
-Make = Callable[[Expert, Vector, int, int], Arm]
+class Trainable(Protocol):
+    """What an arm reads of a model: the layout of its vector, and the bound of each tensor's initial draw."""
+
+    layout: Layout
+    bounds: list[float]
+
+
+Make = Callable[[Trainable, Vector, int, int], Arm]
 
 
 def peer(settings: PeerSettings) -> Make:
@@ -56,9 +63,11 @@ def ours(
     less its median row over classes.
     """
 
-    def make(expert: Expert, start: Vector, seed: int, clients: int) -> Arm:
+    def make(expert: Trainable, start: Vector, seed: int, clients: int) -> Arm:
         head = sum(t.size for t in expert.layout.tensors if t.name in HEAD)
-        dense, units = (HEAD, {}) if head < SMALL_HEAD * expert.layout.size else ((), dict.fromkeys(HEAD, HEAD_UNIT))
+        dense, units = (
+            ((HEAD if head else ()), {}) if head < SMALL_HEAD * expert.layout.size else ((), dict.fromkeys(HEAD, HEAD_UNIT))
+        )
         budget = None if savings is None else int(2 * 4 * expert.layout.size / savings)
         links = Links(
             Compression(up, rule, 1.0, "tensor"),

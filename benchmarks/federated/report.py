@@ -11,6 +11,8 @@ from benchmarks.federated.arms import DENSE
 
 Outcome = Mapping[str, Any]
 BF16 = "dense bf16"
+BUDGET = 200_000 * 2**20
+"""FlowerTune's budget of communication for one run, in bytes: 200,000 MB by its tracker, which counts 2^20 bytes a MB."""
 MARGIN = 0.005
 """Half a point below the dense arm's final accuracy counts as reaching it."""
 
@@ -22,7 +24,8 @@ def outcomes_of(path: Path) -> list[Outcome]:
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """One block a task: final accuracy with its spread, bytes of the whole run, bytes to reach dense minus half a point, and the seconds
-    of all that is not training or measuring (compress, seal, send, receive, open, merge, apply) as a part of those that are.
+    of all that is not training or measuring (compress, seal, send, receive, open, merge, apply) as a part of those that are. Last, the
+    part of FlowerTune's budget that the run takes.
     """
     lines = []
     for task, arms in _by_task(outcomes).items():
@@ -30,7 +33,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         lines += [
             "",
             f"{task}",
-            f"{'arm':<34} {'seeds':>5} {'accuracy':>15} {'bytes':>12} {'to reach':>12} {'vs fp32':>9} {'vs bf16':>9} {'link/train':>10}",
+            f"{'arm':<34} {'seeds':>5} {'accuracy':>15} {'bytes':>12} {'to reach':>12} {'vs fp32':>9} {'vs bf16':>9}"
+            f" {'link/train':>10} {'of 200 GB':>10}",
         ]
         dense, half = (_reached(arms.get(name, []), goals) for name in (DENSE, BF16))
         for arm, runs in arms.items():
@@ -77,7 +81,7 @@ def _row(arm: str, runs: Sequence[Outcome], reached: Sequence[float | None], den
     ratios = ["-" if to_reach is None or _all(peer) is None else f"{_all(peer) / to_reach:.1f}x" for peer in (dense, half)]
     shown = missed if to_reach is None else _size(to_reach)
     measured = f"{arm:<34} {len(runs):>5} {statistics.mean(final):8.1f}{spread:<7} {_size(total):>12}"
-    return f"{measured} {shown:>12} {ratios[0]:>9} {ratios[1]:>9} {_link_share(runs):>10}"
+    return f"{measured} {shown:>12} {ratios[0]:>9} {ratios[1]:>9} {_link_share(runs):>10} {total / BUDGET:>10.5%}"
 
 
 def _link_share(runs: Sequence[Outcome]) -> str:

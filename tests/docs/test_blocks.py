@@ -16,6 +16,7 @@ RUNNERS = {
     "docs/policy.md": "tests/docs/test_pages.py",
     "docs/storage.md": "tests/docs/test_pages.py",
     "docs/existing-flower-app.md": "tests/e2e/test_existing_app.py",
+    "docs/fine-tune-a-language-model.md": "tests/e2e/test_language_model.py",
     "docs/operations.md": "tests/deploy/test_operations.py",
 }
 """Page -> the test file that runs its blocks marked `bash run`, from top to bottom."""

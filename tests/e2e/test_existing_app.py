@@ -47,12 +47,12 @@ def test_the_commands_of_the_page_simulate_the_app_with_an_installed_wheel_and_n
     assert report.traffic.wire_bytes < 4 * PARAMETERS * clients * (2 * rounds + 1) / 20
 
 
-def simulated_by_the_page(tmp_path: Path, binaries: Path) -> tuple[str, Path]:
+def simulated_by_the_page(tmp_path: Path, binaries: Path, page: Path = PAGE, apps: Path = APPS) -> tuple[str, Path]:
     """Run the page's blocks; the output, and the folder. Where Ray does not start, which a busy machine can cause, up to ATTEMPTS times."""
     for attempt in range(1, ATTEMPTS + 1):
         folder = tmp_path / f"attempt-{attempt}"
-        shutil.copytree(APPS, folder)
-        done = run_page(PAGE, folder, binaries)
+        shutil.copytree(apps, folder)
+        done = run_page(page, folder, binaries)
         output = done.stdout + done.stderr
         ray_failed = any(words in output for words in RAY_DID_NOT_START)
         if not ray_failed or attempt == ATTEMPTS:

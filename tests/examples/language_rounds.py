@@ -8,13 +8,14 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from compeft_proto.site_layout import SITE_VARIABLE
 from compeft_server.admin.simulated_sites import make_sites
@@ -55,12 +56,16 @@ def app_of(version: str) -> Iterator[tuple[Any, Any]]:
         _forget()
 
 
-def run_plain(folder: Path, nodes: Mapping[int, Config] | None = None, **changes: object) -> Ran:
+Hook = Callable[[int, Any, Any], None]
+"""Called with the node (1 is the server's), the model and the tokenizer whenever the app has loaded them."""
+
+
+def run_plain(folder: Path, **changes: object) -> Ran:
     """The app without compeft."""
-    return Ran(_run("plain", folder, nodes or {}, changes), None)
+    return Ran(_run("plain", folder, {}, None, changes), None)
 
 
-def run_compressed(folder: Path, nodes: Mapping[int, Config] | None = None, **changes: object) -> Ran:
+def run_compressed(folder: Path, nodes: Mapping[int, Config] | None = None, hook: Hook | None = None, **changes: object) -> Ran:
     """The app around an aggregator in `folder`, with simulated clients. nodes: more of a node's configuration, by its number."""
     data, sites = folder / "data", folder / "sites"
     ledger = open_ledger(data)
@@ -68,7 +73,7 @@ def run_compressed(folder: Path, nodes: Mapping[int, Config] | None = None, **ch
     make_sites(data, sites, CLIENTS, f"127.0.0.1:{port}", [EXPERT])
     try:
         os.environ[SITE_VARIABLE] = str(sites)
-        measured = _run("compressed", folder, nodes or {}, changes)
+        measured = _run("compressed", folder, nodes or {}, hook, changes)
         return Ran(measured, read_report(ledger, EXPERT))
     finally:
         del os.environ[SITE_VARIABLE]
@@ -76,10 +81,14 @@ def run_compressed(folder: Path, nodes: Mapping[int, Config] | None = None, **ch
         ledger.close()
 
 
-def _run(version: str, folder: Path, nodes: Mapping[int, Config], changes: Mapping[str, object]) -> dict[str, list[float]]:
+def _run(
+    version: str, folder: Path, nodes: Mapping[int, Config], hook: Hook | None, changes: Mapping[str, object]
+) -> dict[str, list[float]]:
     results = folder / f"{version}.json"
     config = config_of(version, **changes) | {"results-file": str(results)}
     with app_of(version) as (client, server):
+        if hook is not None:
+            client.load = _hooked(client.load, hook)
         each: list[dict[str, object]] = [
             {"partition-id": n, "num-partitions": CLIENTS} | nodes.get(n, {}) for n in range(CLIENTS)
         ]
@@ -87,6 +96,15 @@ def _run(version: str, folder: Path, nodes: Mapping[int, Config], changes: Mappi
         server.main(grid, Context(run_id=7, node_id=1, node_config={}, state=RecordDict(), run_config=config))
     measured: dict[str, list[float]] = json.loads(results.read_text())
     return measured
+
+
+def _hooked(load: Callable[[Config], tuple[Any, Any]], hook: Hook) -> Callable[[Config], tuple[Any, Any]]:
+    def loaded(run: Config) -> tuple[Any, Any]:
+        model, tokenizer = load(run)
+        hook(int(TaskIdentity._node_id or 0), model, tokenizer)
+        return model, tokenizer
+
+    return loaded
 
 
 def _forget() -> None:

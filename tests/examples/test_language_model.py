@@ -43,6 +43,9 @@ def test_two_lines_of_a_flowertune_shaped_app_change_imports_aside() -> None:
     added = [line for line in lines if line.startswith("+") and not line[1:].startswith(("import ", "from "))]
     assert len(added) == 2
     assert [line for line in lines if line.startswith("-")] == ["-app = ClientApp()"]
+    page = (APPS.parents[1] / "docs" / "fine-tune-a-language-model.md").read_text()
+    assert f"```diff\n-app = ClientApp()\n{added[0]}\n```\n" in page
+    assert f"```diff\n{added[1]}\n```\n" in page
 
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # flwr builds bundles with a renamed pattern class

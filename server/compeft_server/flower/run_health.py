@@ -22,6 +22,26 @@ REMEDY = (
     "raise the density (Plan.uplink, Plan.downlink), lower the learning rate, or keep the tensors that broke dense (Plan.dense)"
 )
 
+RAISED = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>:<'(.*)'>|(\w+)\((?:'(.*)'|\"(.*)\"),?\)", re.DOTALL)
+"""How Flower writes the exception of a ClientApp into a reply, and Python's repr of one: its class, its message."""
+LONGEST_REASON = 500
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory|can't allocate memory|MemoryError", re.IGNORECASE)
+MEMORY_REMEDY = (
+    "out of memory at this site: give it a smaller batch and more gradient accumulation, gradient checkpointing, or a 4-bit base "
+    "model"
+)
+
+
+def readable(reason: str) -> str:
+    """A client's error as one line: class and first line of the message; for a lack of memory also the way out."""
+    found = RAISED.fullmatch(reason.strip())
+    if found is not None:
+        name = found[1] or found[3]
+        reason = f"{name}: {found[2] or found[4] or found[5] or 'without a message'}"
+    lines = [line.strip() for line in reason.replace("\\n", "\n").splitlines() if line.strip()]
+    line = lines[0][:LONGEST_REASON] if lines else "no reason given"
+    return f"{line}; {MEMORY_REMEDY}" if OUT_OF_MEMORY.search(reason) else line
+
 
 class RunStoppedError(CompeftError):
     """The run cannot go on usefully; the expert's versions are kept."""
@@ -83,13 +103,15 @@ class RunHealth:
     stop_below: float | None
     failures: list[Failure] = field(default_factory=list)
     watches: dict[str, MetricWatch] = field(default_factory=dict)
+    without_rows: dict[int, list[int]] = field(default_factory=dict)
+    """Rounds in which a node reported the weight 0, by the node's number."""
 
     def note_failures(self, server_round: int, nodes: Mapping[str, int], replies: Iterable[Message]) -> None:
         """Record the replies that are errors. nodes: the node that each message went to, by the message's id."""
         for reply in replies:
             if reply.has_error():
                 node = nodes.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
-                self.failures.append(Failure(server_round, node, str(reply.error.reason)))
+                self.failures.append(Failure(server_round, node, readable(str(reply.error.reason))))
 
     def require_trained(self, server_round: int, asked: int, accepted: int) -> None:
         """Errors: RunStoppedError, with the clients' first error, if clients were asked to train and no update was accepted."""
@@ -103,7 +125,11 @@ class RunHealth:
         raise RunStoppedError(f"round {server_round}: no client's update was accepted; {why}")
 
     def check_weights(self, server_round: int, weighted_by: str, replies: Sequence[Message]) -> None:
-        """Errors: RunStoppedError if the weights of all clients that answered are 0: their mean would be a division by zero."""
+        """Record the clients whose weight is 0. Errors: RunStoppedError if it is that of all that answered: they have no mean."""
+        for reply in replies:
+            weights = [] if reply.has_error() else [m.get(weighted_by) for m in reply.content.metric_records.values()]
+            if weights == [0]:
+                self.without_rows.setdefault(reply.metadata.src_node_id, []).append(server_round)
         reported = [metrics for reply in replies if not reply.has_error() for metrics in reply.content.metric_records.values()]
         if reported and not any(metrics.get(weighted_by) for metrics in reported):
             raise RunStoppedError(
@@ -125,13 +151,16 @@ class RunHealth:
         self.watches.setdefault(source, MetricWatch(self.metric, self.stop_below)).add(Scored(version, value))
 
     def summary(self) -> list[str]:
-        """One line for each client that failed: its node, its rounds, its first error."""
+        """One line for each client that failed (its node, its rounds, its first error) or was skipped because it has no rows."""
         by_node: dict[int, list[Failure]] = {}
         for failure in self.failures:
             by_node.setdefault(failure.node, []).append(failure)
         return [
             f"client at node {node} failed in rounds {', '.join(str(n) for n in sorted({f.round for f in found}))}: {found[0].reason}"
             for node, found in sorted(by_node.items())
+        ] + [
+            f"client at node {node} was skipped in rounds {', '.join(map(str, rounds))}: its weight is 0, it has no rows to train on"
+            for node, rounds in sorted(self.without_rows.items())
         ]
 
     def _first_bad(self, metrics: MetricRecord) -> str:
