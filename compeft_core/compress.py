@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from compeft_core import bf16
 from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
+from compeft_core.kernels.selection_kernels import sum_spans
 from compeft_core.layout import Layout, Vector
 from compeft_core.selection import select, spans_of, survey
-from compeft_core.selection_kernels import sum_spans
 
 ScaleRule = Literal["alpha_sigma", "bounded_norm", "mean_magnitude", "norm"]
 Granularity = Literal["vector", "tensor"]

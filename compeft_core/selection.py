@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core import selection_kernels
+from compeft_core.kernels import selection_kernels
+from compeft_core.kernels.selection_kernels import Room, SpanSums
 from compeft_core.parallel import MAGNITUDE, shares, spread
-from compeft_core.selection_kernels import Room, SpanSums
 
 SAMPLE = 1 << 16
 MARGIN = 4

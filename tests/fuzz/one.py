@@ -6,7 +6,7 @@ import atheris
 
 FORMAT = ("arithmetic_coder", "bits", "block_streams", "context_model", "golomb", "rice4")
 KERNELS = [
-    "compeft_core.selection_kernels",
+    "compeft_core.kernels.selection_kernels",
     "compeft_core.merging.block_kernels",
     *(f"compeft_core.format.{name}" for name in FORMAT),
     *(f"compeft_core.product.{name}" for name in ("model", "ranks_and_scales", "trellis", "vectors")),

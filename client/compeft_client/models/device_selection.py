@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compeft_core.kernels.selection_kernels import LANES
 from compeft_core.selection import MARGIN, SAMPLE, Spans
-from compeft_core.selection_kernels import LANES
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 """Types that go to float32 exactly, and integers of their width."""

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from compeft_core.parallel import CHUNK, MAGNITUDE, int64, kernel, magnitude_mask, ones, trailing_zeros, uint64
+from compeft_core.kernels import int64, kernel, magnitude_mask, ones, trailing_zeros, uint64
+from compeft_core.kernels.interpreted import CHUNK, MAGNITUDE
 
 SPAN = 65536
 """Values added up in lanes before they are added to the total."""
