@@ -37,6 +37,14 @@ def test_every_format_has_the_same_bytes_for_every_way(tmp_path: Path) -> None:
     for cost in costs:
         assert f'<td data-label="bytes">{human_bytes(cost.payload_bytes)}</td>' in page
         assert f"| {cost.way.name} | {human_bytes(cost.payload_bytes)} |" in words
+    share = 4 * moved / (200_000 * 2**20)
+    assert to_json(report)["flowertune_budget"] == {
+        "share_by_its_tracker": share,
+        "share_by_payload": report.led.payload_bytes / (200_000 * 2**20),
+    }
+    told = f"Of FlowerTune's budget of 200,000 MB a run: {100 * share:.2g} % by its tracker's counting"
+    assert told in words
+    assert told.replace("'", "&#39;") in page
     assert "Computed, not measured" in page
     assert "Computed, not measured" in words
     ledger.close()

@@ -16,6 +16,8 @@ from compeft_server.reports.figures.report import Report
 
 STC_DENSITY = 1 / 400
 SPARSELOCO_DENSITY = 64 / 4096
+FLOWERTUNE_BUDGET_BYTES = 200_000 * 2**20
+"""FlowerTune's budget of communication for one run: 200,000 MB by its tracker, which counts 2^20 bytes a MB."""
 GOLDEN = (math.sqrt(5) + 1) / 2
 
 
@@ -60,3 +62,8 @@ def other_costs(report: Report) -> tuple[OtherCost, ...]:
         return ()
     parameters = report.led.dense_fp32_bytes / 4
     return tuple(OtherCost(way, math.ceil(parameters * way.bits / 8)) for way in OTHER_WAYS)
+
+
+def budget_shares(report: Report) -> tuple[float, float]:
+    """The parts of FlowerTune's budget that the led transfers take: by its tracker's rule, and by the payload that was counted."""
+    return report.led.dense_fp32_bytes / FLOWERTUNE_BUDGET_BYTES, report.led.payload_bytes / FLOWERTUNE_BUDGET_BYTES

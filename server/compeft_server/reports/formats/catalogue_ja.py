@@ -112,6 +112,9 @@ JAPANESE = {
     "bits a parameter": "1 パラメーターのビット数",
     "how": "計算方法",
     "this run, payload": "今回の符号化データ",
+    "Of FlowerTune's budget of 200,000 MB a run: {tracker} % by its tracker's counting, {counted} % by the payload counted here.": (
+        "FlowerTune の1実行あたりの通信予算 200,000 MB のうち、同トラッカーの数え方で {tracker} %、ここで計測したペイロードで {counted} %。"
+    ),
     "counted; {quality}": "計測値。{quality}",
     "standard deviation": "標準偏差",
     "base only, zero bytes": "基盤モデルのみ（通信なし）",

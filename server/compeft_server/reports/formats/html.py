@@ -81,6 +81,7 @@ def to_html(report: Report, extras: Extras = Extras(), say: Language = ENGLISH) 
             kpi_value=human_value,
             other_costs=other_costs(report),
             other_ways_note=text.OTHER_WAYS_NOTE,
+            budget_words="" if report.silence else text.budget_words(report, say),
             quality_of=text.quality_of(report, say),
             bits=text.human_bits,
             stated_by=lambda score: text.stated_by(score, say),

@@ -11,7 +11,7 @@ from compeft_server.domain.traffic import Traffic
 from compeft_server.reports.figures.cost import CostRow, cost_by_site, cost_by_tenant, whole_cost
 from compeft_server.reports.figures.extras import Extras
 from compeft_server.reports.figures.gpu_use import MeasuredPool
-from compeft_server.reports.figures.other_ways import other_costs
+from compeft_server.reports.figures.other_ways import budget_shares, other_costs
 from compeft_server.reports.figures.report import ClientRow, DenseArm, Report, VersionRow, link_times, measured_rate, row_savings
 
 
@@ -101,6 +101,9 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
             {"name": c.way.name, "payload_bytes": c.payload_bytes, "bits_per_parameter": c.way.bits, "how": c.way.how}
             for c in other_costs(report)
         ],
+        "flowertune_budget": None
+        if report.silence
+        else dict(zip(("share_by_its_tracker", "share_by_payload"), budget_shares(report), strict=True)),
         "densities": [{**asdict(row), "used": row.used or None} for row in extras.densities],
         "pool": asdict(extras.pool) if extras.pool else None,
         "pools": [_pool_json(pool) for pool in report.pools],

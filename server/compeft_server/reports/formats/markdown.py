@@ -116,7 +116,12 @@ def _other_ways(report: Report) -> list[str]:
     rows = [(c.way.name, human_bytes(c.payload_bytes), text.human_bits(c.way.bits), c.way.how) for c in other_costs(report)]
     own = (f"this run, payload, {text.quality_of(report)}", human_bytes(report.led.payload_bytes), "", "counted")
     head = ("", "bytes", "bits a parameter", "how")
-    return ["## What other ways would have moved", f"{text.OTHER_WAYS_NOTE}", _table(head, [*rows, own])]
+    return [
+        "## What other ways would have moved",
+        f"{text.OTHER_WAYS_NOTE}",
+        _table(head, [*rows, own]),
+        text.budget_words(report),
+    ]
 
 
 def _money(report: Report, extras: Extras) -> list[str]:

@@ -14,6 +14,7 @@ from compeft_server.domain.traffic import Score, Traffic, add
 from compeft_server.reports.figures.cost import Cost, CostRow, cost_by_site, cost_by_tenant, whole_cost
 from compeft_server.reports.figures.extras import DensityRow, Extras
 from compeft_server.reports.figures.gpu_use import MeasuredPool, TrainingUse
+from compeft_server.reports.figures.other_ways import budget_shares
 from compeft_server.reports.figures.report import DenseArm, Report, row_savings
 from compeft_server.reports.formats.language import ENGLISH, Say
 
@@ -218,6 +219,18 @@ OTHER_WAYS_NOTE = (
     "Computed, not measured: the parameters that were moved here, times the bits that each way needs for one. Without framing; the task "
     "metric that the other ways would have reached is unknown."
 )
+
+
+def budget_words(report: Report, say: Say = ENGLISH) -> str:
+    """What part of FlowerTune's budget of communication the run takes, by its tracker's counting and by ours."""
+    by_tracker, counted = (f"{100 * share:.2g}" for share in budget_shares(report))
+    return str(
+        say(
+            "Of FlowerTune's budget of 200,000 MB a run: {tracker} % by its tracker's counting, {counted} % by the payload counted here.",
+            tracker=by_tracker,
+            counted=counted,
+        )
+    )
 
 
 def rate_name(rate: float, say: Say = ENGLISH) -> str:
