@@ -65,5 +65,5 @@ class Throttle:
             self._since_ms, self._made = now_ms, Counter()
         if self._made[host] >= self._each or self._made.total() >= self._total:
             wait_s = (self._since_ms + self._window_ms - now_ms + 999) // 1000
-            raise BusyError(f"too many attempts to enrol: try again in {wait_s} s")
+            raise BusyError(f"too many attempts to enrol or renew: try again in {wait_s} s")
         self._made[host] += 1

@@ -48,6 +48,7 @@ class Registrar:
         self._data, self._key, self._ledger, self._port = data, key, ledger, exchange_port
         self._limits, self._now_ms = limits, now_ms
         self._throttle, self._lock = invitations.Throttle(), threading.Lock()
+        self._renewals = invitations.Throttle(total=10_000)
         self._handovers = handovers(data)
 
     def authorities(self) -> list[bytes]:
@@ -79,14 +80,17 @@ class Registrar:
     def renew(self, envelope: Envelope) -> Envelope:
         """A new certificate for a member, and the new key in the place of the old one if it brings one.
 
-        Errors: UnknownKeyError, SignatureError, PayloadTypeError, FormatError, ExpiredError, ForbiddenError, ConflictError.
+        Errors: UnknownKeyError, SignatureError, BusyError above ten a minute, PayloadTypeError, FormatError, ExpiredError, ForbiddenError,
+        ConflictError.
         """
         now = self._now_ms()
         verified = dsse.verify(envelope, self._lookup)
+        member = self._ledger.member(verified.keyid)
+        with self._lock:  # by name: a member that changes its key each time is one member
+            self._renewals.take(member.name if member else verified.keyid, now)
         request = dsse.parse(verified, dsse.RENEWAL_REQUEST)
         invitations.admit_key(verified.keyid, request.keyid)
         admit_time(request.issued_at_ms, request.issued_at_ms + self._limits.max_age_ms, now, self._limits)
-        member = self._ledger.member(verified.keyid)
         if member is None:
             raise UnknownKeyError(f"key {verified.keyid} was removed just now")
         new = PublicKey(request.new_public_key) if request.new_public_key else None

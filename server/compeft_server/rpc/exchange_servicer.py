@@ -24,6 +24,7 @@ from compeft_proto.errors import (
     TrustError,
     UnknownExpertError,
     UnknownKeyError,
+    UnreachableError,
     WaitError,
 )
 from compeft_proto.message_bounds import MAX_NUMBER
@@ -296,7 +297,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         """Refuse, and record it, unless the client was only told to come back."""
         known = call.transfer
         error = self._throttled(error, call.context, known.keyid)
-        if not isinstance(error, (WaitError, StalledError)):
+        if not isinstance(error, (WaitError, StalledError, UnreachableError)):
             made = Refusal(self._now_ms(), call.context.peer(), known.expert, known.round, error.code, str(error))
             await self._record(made, known.keyid)
         await refuse(call.context, error)
