@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.product.evidence import KINDS, Evaluator, Expert, experts, gain_kept, read_expert
 from benchmarks.product.making import make_experts, quick_expert, statistics_of
-from benchmarks.product.report import Row, means, rows_of, table
+from benchmarks.product.report import Row, goals, means, rows_of, table
 from benchmarks.product.ways import AWARE, WAYS, problem_of
 
 RESULTS = Path("docs/benchmarks/product.jsonl")
@@ -46,6 +46,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks transformers
     found = _quick() if given.quick else _all(given)
     print(table(found))
+    print(goals(found))
     print(json.dumps(means(found)))
 
 

@@ -13,7 +13,7 @@ from benchmarks.language_model.scoring import Score, answers, score
 from benchmarks.language_model.tasks import Row, load_rows, save_rows
 from benchmarks.product.evidence import Expert, experts, gain_kept
 from benchmarks.product.report import Row as Measured
-from benchmarks.product.report import means, table
+from benchmarks.product.report import goals, means, table
 from benchmarks.product.ways import WAYS, Problem
 
 RANDOM = np.random.default_rng(0)
@@ -150,6 +150,19 @@ def test_the_table_gives_the_mean_and_the_worst_of_each_way() -> None:
     assert means(measured)["minilm: nf4 of A and B: mean accuracy"] == 0.8
     assert means(measured)["minilm: nf4 of A and B: worst soft"] == 0.3
     assert "4.0 x" in table(measured)
+
+
+def test_a_goal_is_reached_by_the_mean_and_by_the_worst_expert() -> None:
+    def printed(*kept: float) -> str:
+        rows = [
+            Measured(f"task-mild-{at}", "minilm", "d", "product space 200 x", 1000, 5, 0.0, {"accuracy": value, "soft": value})
+            for at, value in enumerate(kept)
+        ]
+        return goals(rows)
+
+    assert "mean 0.980 (goal 0.95), worst 0.960 (goal 0.75): reached; 2 experts, 1 tasks" in printed(0.96, 1.0)
+    assert "missed" in printed(0.74, 1.3)
+    assert "missed" in printed(0.94, 0.94)
 
 
 def test_rows_are_read_back_as_written(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from compeft_client.checkpoints.base_model_digest import header_of, weights_dige
 from compeft_client.checkpoints.local_hub import cached_base
 from compeft_client.cli.options import AsFormat
 from compeft_client.cli.progress import watched
+from compeft_client.durable_files import read_file
 from compeft_client.packing.base_statistics import BaseStatistics, cache_path, product_weights, read_statistics, write_statistics
 from compeft_client.packing.plan import product_modules
 from compeft_core.budget import bytes_of
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 AUTOMATIC_BYTES = 2**30
 """Bases of more bytes are measured only when asked for: it would take minutes."""
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+"""Endings of the architectures that are measured without being asked for: on encoders it did not help (docs/benchmarks/product.md)."""
 NONE = "none"
 
 app = typer.Typer()
@@ -64,7 +67,7 @@ def measured(directory: Path, output: Path | None = None, memory: int = 0, name:
 
 def statistics_for(source: "Source", settings: "PackSettings", base: str | None) -> BaseStatistics | None:
     """What --base asks for: a base's folder, a file of statistics, `none`, or by default the local Hugging Face cache's base, if it is
-    there, is not large, and has the adapter's modules. Errors: InputError, FormatError, LimitError.
+    there, is a causal language model, is not large, and has the adapter's modules. Errors: InputError, FormatError, LimitError.
     """
     if base == NONE:
         return None
@@ -93,7 +96,7 @@ def _automatic(source: "Source") -> BaseStatistics | None:
     if folder is None:
         return None
     try:
-        if sum(tensor.bytes for tensor in header_of(folder).tensors.values()) > AUTOMATIC_BYTES:
+        if not _is_language_model(folder) or sum(t.bytes for t in header_of(folder).tensors.values()) > AUTOMATIC_BYTES:
             return None
         found = _known(folder)
         if found is None and find_spec("torch") and find_spec("transformers"):
@@ -104,3 +107,11 @@ def _automatic(source: "Source") -> BaseStatistics | None:
     except CompeftError as error:
         typer.echo(f"packed without the base model: {error}", err=True)
         return None
+
+
+def _is_language_model(folder: Path) -> bool:
+    try:
+        names = json.loads(read_file(folder / "config.json"))["architectures"]
+        return any(str(name).endswith(LANGUAGE_MODELS) for name in names)
+    except (ValueError, KeyError, TypeError):  # another kind of configuration
+        return False

@@ -74,8 +74,8 @@ WeighedBy = Annotated[
     typer.Option(
         "--base",
         metavar="DIR|FILE|none",
-        help="the base model, or a file of compeft base-stats: modules whose errors it minds get more bytes; by default the base in the "
-        "local Hugging Face cache, where it has one",
+        help="the base model, or a file of compeft base-stats: modules whose errors it minds get more bytes; by default a language "
+        "model of the local Hugging Face cache",
     ),
 ]
 

@@ -1,6 +1,7 @@
 """`compeft base-stats` and packing by it: tiny base models, made here."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,19 @@ def test_a_base_in_the_local_cache_is_taken_by_itself_unless_told_not_to(base: P
     assert "how much org/base minds" in capsys.readouterr().out
     Path("hub/models--org--base/refs/main").write_text("other")
     assert bytes_of_pack() == plain
+
+
+def test_an_encoder_in_the_local_cache_is_not_taken_by_itself(base: Path) -> None:
+    adapter(Path("adapter"))
+    plain = bytes_of_pack()
+    snapshot = Path("hub/models--org--base/snapshots/abc")
+    shutil.copytree(base, snapshot)
+    Path("hub/models--org--base/refs").mkdir()
+    Path("hub/models--org--base/refs/main").write_text("abc")
+    fields = json.loads((snapshot / "config.json").read_text())
+    for architectures in (["BertModel"], None, "x"):
+        (snapshot / "config.json").write_text(json.dumps(fields | {"architectures": architectures}))
+        assert bytes_of_pack() == plain
 
 
 def test_ternary_values_and_another_base_are_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
