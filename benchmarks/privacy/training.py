@@ -31,12 +31,10 @@ class PrivateArm:
 
 ARMS = (
     PrivateArm("dense", dense=True),
-    PrivateArm("ternary"),
-    PrivateArm("ternary, residual", residual=True),
-    PrivateArm("ternary 20 %", up=0.2, down=0.2),
-    PrivateArm("ternary 20 %, residual", up=0.2, down=0.2, residual=True),
-    PrivateArm("shared support", support=0.18, down=0.2),
-    PrivateArm("shared support, residual", support=0.18, down=0.2, residual=True),
+    PrivateArm("ternary 5 / 10 %"),
+    PrivateArm("ternary 5 / 10 %, residual", residual=True),
+    PrivateArm("ternary 20 / 10 %", up=0.2),
+    PrivateArm("shared support 18 / 20 %", support=0.18, down=0.2),
 )
 
 

@@ -1,14 +1,12 @@
 """`compeft privacy`: the account of an expert's private rounds."""
 
-import math
-from dataclasses import asdict
-
 import typer
 
 from compeft_server.admin.privacy_account import account_of
 from compeft_server.cli.options import AsFormat, Data, ExpertName, show
 from compeft_server.data_directory import existing, open_ledger
 from compeft_server.privacy.account import ExpertAccount, MemberAccount
+from compeft_server.privacy.words import account_json, account_line
 from compeft_server.reports.formats.text import printable
 
 app = typer.Typer()
@@ -23,24 +21,11 @@ def privacy(expert: ExpertName, data: Data, output_format: AsFormat = "text") ->
     ledger = open_ledger(existing(data))
     found = account_of(ledger, expert)
     ledger.close()
-    show(_as_json(found), _as_text(found), output_format)
-
-
-def _as_json(account: ExpertAccount) -> dict[str, object]:
-    """Infinity as null: JSON has no number for it."""
-
-    def finite(values: list[tuple[str, object]]) -> dict[str, object]:
-        return {name: None if value == math.inf else value for name, value in values}
-
-    return asdict(account, dict_factory=finite)
+    show(account_json(found), _as_text(found), output_format)
 
 
 def _as_text(account: ExpertAccount) -> str:
-    bound = "no bound" if account.bound is None else f"bound {account.bound:g}, {account.rounds_left} rounds left"
-    data = f" on data {printable(account.data)}" if account.data else ""
-    head = f"{account.expert}{data}: epsilon {account.epsilon:.4g} at delta {account.delta:g}, {bound}, "
-    head += f"{len(account.rounds)} private rounds"
-    lines = [head, *map(_member_line, account.members)]
+    lines = [printable(account_line(account)), *map(_member_line, account.members)]
     for r in account.rounds:
         led = "open" if r.version is None else f"version {r.version}"
         lines.append(

@@ -140,10 +140,12 @@ def _write_rows(there: OpenedData, expert: str | None, since_ms: int, table: Tab
 
 
 def _extras(there: OpenedData, name: str, price: Price | None, pool: Path | None) -> Extras:
+    from compeft_server.admin.privacy_account import account_or_none
     from compeft_server.reports.figures.extras import densities_of, pool_from_json
 
     measured = _parsed(pool, pool_from_json) if pool else None
-    return Extras(price, measured, densities_of(there.ledger, name, own_public_keys(there.data), there.store))
+    densities = densities_of(there.ledger, name, own_public_keys(there.data), there.store)
+    return Extras(price, measured, densities, privacy=account_or_none(there.ledger, name))
 
 
 def _only(there: OpenedData) -> str:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from compeft_server.domain.pools import PoolUse
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.lookups.moved import Moved
+from compeft_server.ledger.lookups.privacy_account import read_account
 from compeft_server.ledger.lookups.totals import Summaries
 
 MAX_EXPERTS = 200
@@ -80,6 +81,7 @@ class LedgerCollector(Collector):
         yield from self._quality(shown)
         yield from self._kpis(shown)
         yield from self._pools()
+        yield from self._privacy(shown)
         members: Samples = {}
         for client in self._summaries.clients():
             key = (client.role, "enrolled" if client.revoked_at_ms is None else "revoked")
@@ -104,6 +106,13 @@ class LedgerCollector(Collector):
         pools = self._ledger.pools.newest()
         for name, words, value in POOL_SUMS:
             yield _gauge(f"compeft_pool_{name}", words, (), {(): sum(value(use) for use in pools)})
+
+    def _privacy(self, shown: set[str]) -> Iterator[Metric]:
+        found = [account for name in sorted(shown) if (account := read_account(self._ledger, name))]
+        spent: Samples = {(a.expert,): a.epsilon for a in found}
+        yield _gauge("compeft_privacy_epsilon", "Epsilon so far of the most exposed member", ("expert",), spent)
+        left: Samples = {(a.expert,): a.rounds_left for a in found if a.rounds_left is not None}
+        yield _gauge("compeft_privacy_rounds_left", "Private rounds that the bound leaves", ("expert",), left)
 
     def _kpis(self, shown: set[str]) -> Iterator[Metric]:
         found = [s for name in sorted(shown) for s in self._ledger.kpis.series(name) if s.values]

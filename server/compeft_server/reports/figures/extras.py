@@ -27,6 +27,7 @@ from compeft_server.chunks.store import ChunkStore
 from compeft_server.domain.price import Energy, Price
 from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.lookups.totals import Summaries
+from compeft_server.privacy.account import ExpertAccount
 
 DENSITIES = (0.01, 0.05, 0.10, 0.20)
 LARGEST_ENCODED = 2**24
@@ -59,12 +60,13 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """Beside a report: a price, a pool, densities; whatever is missing is said to be."""
+    """Beside a report: a price, a pool, densities, the account of private rounds; whatever is missing is said to be."""
 
     price: Price | None = None
     pool: Pool | None = None
     densities: tuple[DensityRow, ...] = ()
     energy: Energy | None = None
+    privacy: ExpertAccount | None = None
 
 
 def pool_from_json(text: str) -> Pool:

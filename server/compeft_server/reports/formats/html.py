@@ -89,6 +89,7 @@ def to_html(report: Report, extras: Extras = Extras(), say: Language = ENGLISH) 
             pool_cells=text.pool_cells,
             pool_columns=text.POOL_COLUMNS,
             training=text.training_words(report.training, say) if report.training else "",
+            privacy="".join(text.privacy_words(extras)),
             cost_rows=text.cost_rows(report, extras.price, say) if extras.price else [],
             cost_columns=text.COST_COLUMNS,
             led_name=text.led_name(report, say),

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from compeft_core.errors import FormatError
 from compeft_server.domain.price import Energy, Price
 from compeft_server.domain.traffic import Traffic
+from compeft_server.privacy.words import account_json
 from compeft_server.reports.figures.cost import CostRow, cost_by_site, cost_by_tenant, whole_cost
 from compeft_server.reports.figures.extras import Extras
 from compeft_server.reports.figures.gpu_use import MeasuredPool
@@ -107,6 +108,7 @@ def to_json(report: Report, extras: Extras = Extras()) -> dict[str, object]:  # 
         "densities": [{**asdict(row), "used": row.used or None} for row in extras.densities],
         "pool": asdict(extras.pool) if extras.pool else None,
         "pools": [_pool_json(pool) for pool in report.pools],
+        "privacy": account_json(extras.privacy) if extras.privacy else None,
         "training": asdict(report.training) if report.training else None,
     }
 

@@ -22,6 +22,7 @@ def to_markdown(report: Report, extras: Extras = Extras()) -> str:  # noqa: B008
         *_energy(report, extras),
         *_densities(report, extras),
         *_gpu_use(report, extras),
+        *_privacy(extras),
         *_how(),
     ]
     return "\n\n".join(parts) + "\n"
@@ -171,6 +172,10 @@ def _pool(extras: Extras) -> list[str]:
         ("time to switch", human_seconds(pool.switch_s), human_seconds(pool.bf16_hotswap_s)),
     ]
     return [f"## GPU use, measured on {_cell(pool.device)}", _table(("", "packed", "bfloat16"), rows)]
+
+
+def _privacy(extras: Extras) -> list[str]:
+    return ["## Privacy", *map(_cell, text.privacy_words(extras))] if extras.privacy else []
 
 
 def _how() -> list[str]:

@@ -11,6 +11,7 @@ from rich.text import Text
 from compeft_server.domain.kpi import KpiSeries
 from compeft_server.domain.price import Energy, Price
 from compeft_server.domain.traffic import Score, Traffic, add
+from compeft_server.privacy.words import account_line
 from compeft_server.reports.figures.cost import Cost, CostRow, cost_by_site, cost_by_tenant, whole_cost
 from compeft_server.reports.figures.extras import DensityRow, Extras
 from compeft_server.reports.figures.gpu_use import MeasuredPool, TrainingUse
@@ -349,7 +350,18 @@ def to_table(report: Report, extras: Extras = NOTHING_BESIDE) -> RenderableType:
         f"{name}: wire {wire}; dense fp32 {fp32}, bf16 {bf16}" for name, fp32, bf16, wire in energy_rows(report, extras.energy)
     ]
     return Group(
-        table, *(Text(line) for line in [*_lines(report), *_money(report, extras), *energy, *_pool(extras), *_measured(report)])
+        table,
+        *(
+            Text(line)
+            for line in [
+                *_lines(report),
+                *_money(report, extras),
+                *energy,
+                *_pool(extras),
+                *_measured(report),
+                *privacy_words(extras),
+            ]
+        ),
     )
 
 
@@ -424,6 +436,11 @@ def _pool(extras: Extras) -> list[str]:
         f"on {printable(pool.device)}: {pool.experts_per_gb:,.0f} experts a GB (bfloat16 {pool.bf16_experts_per_gb:,.0f}), "
         f"{human_seconds(pool.switch_s)} to switch (bfloat16 {human_seconds(pool.bf16_hotswap_s)})"
     ]
+
+
+def privacy_words(extras: Extras) -> list[str]:
+    """What members have spent of their privacy, in a line; none of an expert without private rounds."""
+    return [printable(account_line(extras.privacy))] if extras.privacy else []
 
 
 def _measured(report: Report) -> list[str]:
