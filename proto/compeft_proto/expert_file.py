@@ -21,6 +21,7 @@ from compeft_proto.errors import PayloadTypeError, UnknownKeyError
 from compeft_proto.expert_manifest import FilePart, Manifest, manifest_from_proto
 from compeft_proto.keys import PublicKey
 from compeft_proto.packed_manifest import inflate
+from compeft_proto.positions_part import read_tables
 from compeft_proto.product_part import symbols_of
 from compeft_proto.quantised_part import read_entries
 from compeft_proto.v1 import envelope_pb2, expert_pb2
@@ -94,8 +95,20 @@ def check_payload(part: FilePart, payload: bytes) -> None:
         symbols_of(payload, part.modules)
     elif part.steps:
         read_entries(payload, part.layout.size)
+    elif part.columns:
+        tables_of(part, payload)
     elif part.deflated_bytes:
         own_bytes(part, payload)
+
+
+def tables_of(part: FilePart, payload: bytes) -> list[bytes]:
+    """The tensors' own bytes of a part of positions. Errors: FormatError, also if a number does not fit its type; LimitError."""
+    found = []
+    for table, dtype in zip(read_tables(payload, part.layout, part.columns), part.dtypes, strict=True):
+        if dtype == "I32" and int(table.max()) >= 2**31:
+            raise FormatError(f"a table of positions has the row or column {int(table.max())}, its type {dtype} holds less")
+        found.append(table.astype("<i4" if dtype == "I32" else "<i8").tobytes())
+    return found
 
 
 def own_bytes(part: FilePart, payload: bytes) -> bytes:

@@ -12,6 +12,7 @@ from compeft_core.errors import FormatError, LimitError
 from compeft_proto.chunk_refs import check_digest
 from compeft_proto.convert import layout_from_proto, layout_to_proto
 from compeft_proto.lora_modules import LoraModule
+from compeft_proto.positions_part import MAX_COLUMNS
 from compeft_proto.product_part import modules_in
 from compeft_proto.v1 import expert_pb2 as pb
 
@@ -48,6 +49,8 @@ WIDTHS: dict[str, int] = {
 }
 """The types of tensors, by safetensors' names, and the bytes of one parameter."""
 FLOATS = ("F32", "BF16", "F16", "F64")
+TABLE_TYPES = ("I32", "I64")
+"""Of tables of positions."""
 """Those that can be compressed. F64 goes through float32."""
 MAX_PARTS = 256
 MAX_TEXT_BYTES = 1024
@@ -65,8 +68,8 @@ DTYPES: dict[int, str] = {number: name for name, number in DTYPE_NUMBERS.items()
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """Tensors of one file, coded alike, in layout order: ternary (`coding`), as products (`slices`), as integers (`steps`), as an
-    exact delta of words (`delta`), or by their own bytes.
+    """Tensors of one file, coded alike, in layout order: ternary (`coding`), as products (`slices`), as integers (`steps`), as tables of
+    positions (`columns`), as an exact delta of words (`delta`), or by their own bytes.
 
     dtypes: what each was stored as.   coding: absent if the payload is the tensors' own bytes.
     seed, initial_digest: what the decoded vector is added to; neither: zero. Of a delta, the SHA-256 of the words it is taken against.
@@ -84,11 +87,13 @@ class FilePart:
     steps: tuple[float, ...] = ()
     deflated_bytes: int = 0
     delta: bool = False
+    columns: tuple[int, ...] = ()
 
     @property
     def is_exact(self) -> bool:
         """Whether the payload is the tensors' own bytes, deflated or not."""
-        return self.coding is None and self.slices is None and not self.steps and not self.delta
+        ways = (self.slices is not None, len(self.steps) > 0, self.delta, len(self.columns) > 0)
+        return self.coding is None and not any(ways)
 
     @property
     def modules(self) -> list[LoraModule]:
@@ -163,6 +168,7 @@ def _part_to_proto(part: FilePart) -> pb.Part:
         message.quantised.CopyFrom(pb.Quantised(steps=part.steps))
     message.deflated_bytes = part.deflated_bytes
     message.delta = part.delta
+    message.columns.extend(part.columns)
     return message
 
 
@@ -209,6 +215,7 @@ def _part_from_proto(message: pb.Part) -> FilePart:
         steps=tuple(message.quantised.steps) if message.HasField("quantised") else (),
         deflated_bytes=message.deflated_bytes,
         delta=message.delta,
+        columns=tuple(message.columns),
     )
     if part.payload_bytes > MAX_SIZE:
         raise LimitError(f"manifest names a payload of {part.payload_bytes} bytes, the cap is {MAX_SIZE}")
@@ -224,6 +231,7 @@ def _check_way(message: pb.Part, part: FilePart) -> None:
         message.HasField("quantised"),
         message.deflated_bytes > 0,
         message.delta,
+        len(part.columns) > 0,
     ]
     if sum(ways) > 1 or (part.coding is None and not part.delta and message.WhichOneof("initial")):
         raise FormatError("manifest has a part that is coded in two ways, or starts somewhere without a coding")
@@ -231,6 +239,8 @@ def _check_way(message: pb.Part, part: FilePart) -> None:
         said = part.deflated_bytes or part.payload_bytes
         if said != part.stored_bytes or part.layout.ternary_size or (part.deflated_bytes and part.payload_bytes >= said):
             raise FormatError(f"manifest names {said} bytes for {part.stored_bytes} bytes of uncoded tensors")
+    elif part.columns:
+        _check_tables(part)
     elif not set(part.dtypes) <= set(FLOATS):
         raise FormatError("manifest has a coded tensor whose type is not a float")
     if part.delta and (not part.initial_digest or part.layout.ternary_size or len({WIDTHS[d] for d in part.dtypes}) != 1):
@@ -243,6 +253,17 @@ def _check_way(message: pb.Part, part: FilePart) -> None:
             raise FormatError(
                 f"manifest has {len(part.steps)} steps for {len(part.layout.tensors)} quantised tensors, or an invalid one"
             )
+
+
+def _check_tables(part: FilePart) -> None:
+    """Errors: FormatError if a tensor is not a table of positions, or its columns are missing or too many for its type."""
+    fit = all(len(t.shape) == 2 and t.shape[0] == 2 and t.shape[1] > 0 and t.kind == "dense" for t in part.layout.tensors)
+    in_range = len(part.columns) == len(part.layout.tensors) and all(1 <= c <= MAX_COLUMNS for c in part.columns)
+    if not fit or not in_range or not set(part.dtypes) <= set(TABLE_TYPES):
+        raise FormatError(
+            f"manifest has columns {list(part.columns)[:4]} for {len(part.layout.tensors)} tensors, not all tables of positions "
+            f"(shape (2, k), {' or '.join(TABLE_TYPES)})"
+        )
 
 
 def _dtypes(message: pb.Part, count: int) -> tuple[str, ...]:

@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 
 PAIRS = {".lora_A.weight": ".lora_B.weight", ".lora_embedding_A": ".lora_embedding_B"}
 """Endings of A and of B; the product is B A for both."""
+LOHA_PAIRS = {".hada_w1_b": ".hada_w1_a", ".hada_w2_b": ".hada_w2_a"}
+LOKR_PAIRS = {".lokr_w1_b": ".lokr_w1_a", ".lokr_w2_b": ".lokr_w2_a"}
+"""The same for the two products of a LoHa module, multiplied entry by entry, and for those of a LoKr module, of which it is the Kronecker
+product.
+"""
+ALL_PAIRS = {**PAIRS, **LOHA_PAIRS, **LOKR_PAIRS}
+"""All pairs that a product part may hold."""
 Shape = tuple[int, ...]
 
 
@@ -39,15 +46,20 @@ class LoraModule:
         return self.b_shape[0], math.prod(self.a_shape[1:])
 
 
-def pairs_of(shapes: Mapping[str, Shape]) -> list[LoraModule]:
-    """All pairs of two matching factors, each taken as one product, in the order of A's names by UTF-8 bytes."""
+def pairs_of(shapes: Mapping[str, Shape], pairs: Mapping[str, str] = PAIRS) -> list[LoraModule]:
+    """All pairs of two matching factors, each taken as one product, in the order of A's names by UTF-8 bytes.
+
+    A module of LoRA is named without its ending, a product of LoHa or LoKr by what both its names begin with, such as `x.hada_w1`.
+    """
     found = []
     for a in sorted(shapes, key=str.encode):
-        ending = next((e for e in PAIRS if a.endswith(e)), None)
-        name = a.removesuffix(ending) if ending else ""
-        b = name + PAIRS[ending] if ending else ""
-        if ending and b in shapes and _fit(shapes[a], shapes[b]):
-            found.append(LoraModule(name, a, b, shapes[a], shapes[b]))
+        ending = next((e for e in pairs if a.endswith(e)), None)
+        if ending is None:
+            continue
+        stem = a.removesuffix(ending)
+        b = stem + pairs[ending]
+        if b in shapes and _fit(shapes[a], shapes[b]):
+            found.append(LoraModule(stem if ending in PAIRS else a[:-2], a, b, shapes[a], shapes[b]))
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from compeft_core import Layout
 from compeft_core.errors import FormatError
 from compeft_core.product import Factors, ProductLimits, ProductSymbols, check_product, parse_product
-from compeft_proto.lora_modules import LoraModule, pairs_of
+from compeft_proto.lora_modules import ALL_PAIRS, LoraModule, pairs_of
 
 LIMITS = ProductLimits(rank=4096, entries=1 << 31)
 MAX_PRODUCTS = 1 << 18
@@ -19,7 +19,7 @@ MAX_PRODUCTS = 1 << 18
 
 def modules_in(layout: Layout, slices: Sequence[int]) -> list[LoraModule]:
     """The modules of a layout. Errors: FormatError if a tensor is not half of a pair, or the slices do not fit."""
-    modules = pairs_of({t.name: t.shape for t in layout.tensors})
+    modules = pairs_of({t.name: t.shape for t in layout.tensors}, ALL_PAIRS)
     if 2 * len(modules) != len(layout.tensors):
         raise FormatError(f"a product part has {len(layout.tensors)} tensors, {2 * len(modules)} of them are pairs of factors")
     if slices and (len(slices) != len(modules) or all(s == 1 for s in slices)):

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from compeft_core.errors import InputError
-from compeft_proto.lora_modules import PAIRS, LoraModule, Shape, factors_of, pairs_of, tensors_of_factors
+from compeft_proto.lora_modules import LOHA_PAIRS, LOKR_PAIRS, PAIRS, LoraModule, Shape, factors_of, pairs_of, tensors_of_factors
 
 __all__ = [
     "PAIRS",
@@ -15,6 +15,7 @@ __all__ = [
     "is_factor_name",
     "modules_of",
     "patterns_for",
+    "products_in",
     "rank_of",
     "scaling_of",
     "tensors_of_factors",
@@ -22,6 +23,20 @@ __all__ = [
 
 PREFIX = "base_model.model."
 MAX_PATTERN = 200
+
+
+def products_in(shapes: Mapping[str, Shape], fields: Mapping[str, object]) -> list[LoraModule]:
+    """The products that an adapter's tensors hold: LoRA's modules, or the pairs of a LoHa's or LoKr's modules, but for those whose
+    convolutions have a core tensor between the factors; none of other methods.
+
+    Errors: InputError if a pattern of the configuration is invalid.
+    """
+    kind = fields.get("peft_type")
+    if kind == "LORA":
+        return modules_of(shapes, fields)
+    pairs = {"LOHA": LOHA_PAIRS, "LOKR": LOKR_PAIRS}.get(str(kind), {})
+    cores = {name.rpartition(".")[0] for name in shapes if name.endswith((".hada_t1", ".lokr_t2"))}
+    return [module for module in pairs_of(shapes, pairs) if module.name.rpartition(".")[0] not in cores]
 
 
 def modules_of(shapes: Mapping[str, Shape], fields: Mapping[str, object]) -> list[LoraModule]:

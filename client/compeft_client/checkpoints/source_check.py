@@ -13,13 +13,25 @@ from compeft_proto.expert_manifest import ADAPTER, FLOATS
 STARTED_AT_ZERO = (".lora_B.weight", ".lora_embedding_A")
 """Endings of what PEFT starts at zero."""
 
+CHANGE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""How values of init_lora_weights begin that subtract the adapter's start from the base model, or quantise it."""
+
 
 def notes_of(source: Source) -> list[str]:
     """What a publisher wants to know before the expert is packed or merged, one line each; none if all is well. Reads LoRA's B.
 
     Errors: those of reading values.
     """
-    return [*source.notes, *_never_trained(source), *_left_behind(source)]
+    return [*source.notes, *_changed_base(source), *_never_trained(source), *_left_behind(source)]
+
+
+def _changed_base(source: Source) -> Iterable[str]:
+    start = source.fields.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGE_BASE):
+        yield (
+            f"warning: init_lora_weights is {start!r}, which changed the base model's weights before training: on the unchanged base this "
+            "adapter computes something else. Save it as a plain LoRA first: save_pretrained(path_initial_model_for_weight_conversion=...)"
+        )
 
 
 def untrained(source: Source) -> list[str]:

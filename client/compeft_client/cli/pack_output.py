@@ -226,6 +226,8 @@ def _coding(part: FilePart) -> str:
         return f"integers, {8 * part.payload_bytes / max(1, part.layout.size):.1f} bits each"
     if part.delta:
         return "exact delta"
+    if part.columns:
+        return f"positions, {16 * part.payload_bytes / max(1, part.layout.size):.1f} bits each"
     if part.coding is None:
         return "exact, deflated" if part.deflated_bytes else "exact"
     how, scales = part.coding.compression, list(part.coding.scales)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start, digest_of, initial_vector, read_start, seed_bound
-from compeft_client.checkpoints.lora_modules import PREFIX, LoraModule, factors_of, modules_of, scaling_of
+from compeft_client.checkpoints.lora_modules import PREFIX, LoraModule, factors_of, products_in, scaling_of
 from compeft_client.checkpoints.lora_names import NAMES, alpha_names
 from compeft_client.checkpoints.safetensors_file import NUMPY, read_values, to_float32
 from compeft_client.checkpoints.source import fields_of, read_source
@@ -130,11 +130,9 @@ def _products(a: Path, b: Path, first: Mapping[str, Walked], second: Mapping[str
 def _factors(path: Path, walked: Mapping[str, Walked]) -> dict[str, list[Pair]]:
     """(left, right) of each product of an expert, float64 with the scaling in left; only of factors that are there whole."""
     fields = fields_of_expert(path)
-    if fields.get("peft_type") != "LORA":
-        return {}
     whole = {name.partition(":")[2]: w for name, w in walked.items() if w.start == ZERO and name.startswith(f"{ADAPTER}:")}
     found = {}
-    for module in modules_of({name: w.shape for name, w in whole.items()}, fields):
+    for module in products_in({name: w.shape for name, w in whole.items()}, fields):
         scaling = _scaling(fields, module, whole)
         a, b = whole[module.a].values.astype(np.float64), whole[module.b].values.astype(np.float64)
         slices = factors_of(module, a.reshape(module.a_shape), b.reshape(module.b_shape))
@@ -143,7 +141,9 @@ def _factors(path: Path, walked: Mapping[str, Walked]) -> dict[str, list[Pair]]:
 
 
 def _scaling(fields: Mapping[str, object], module: LoraModule, whole: Mapping[str, Walked]) -> float:
-    """By the configuration; without one, by the alpha beside the factors, and 1 if it is absent."""
+    """By LoRA's configuration; without one, by the alpha beside the factors, and 1 if it is absent; 1 for LoHa and LoKr."""
+    if fields.get("peft_type") != "LORA":
+        return 1.0
     if "lora_alpha" in fields or "alpha_pattern" in fields:
         return scaling_of(fields, module.name.removeprefix(PREFIX), module.rank)
     alpha = next((whole[name].values for name in alpha_names(module.name) if name in whole), None)

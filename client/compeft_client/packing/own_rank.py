@@ -41,10 +41,10 @@ class OwnRanks:
 def own_ranks(opened: ExpertFile) -> OwnRanks:
     """The ranks that an expert file kept. Errors: InputError if it holds no products or no configuration; FormatError, LimitError."""
     numbers = [n for n, part in enumerate(opened.manifest.parts) if part.slices is not None]
-    if not numbers or not opened.manifest.config:
-        what = "products of LoRA's factors" if not numbers else "configuration that ranks could be written to"
+    fields = fields_of(opened.manifest.config, opened.path) if opened.manifest.config else {}
+    if not numbers or fields.get("peft_type") != "LORA":
+        what = "configuration of a LoRA that ranks could be written to" if numbers else "products of LoRA's factors"
         raise InputError(f"{opened.path} holds no {what}: unpack it with --rank keep")
-    fields = fields_of(opened.manifest.config, opened.path)
     kept: dict[str, int] = {}
     modules: list[LoraModule] = []
     for n in numbers:

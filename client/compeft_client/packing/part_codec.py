@@ -15,15 +15,17 @@ from compeft_client.checkpoints.safetensors_file import PIECE, read_bytes, read_
 from compeft_client.packing.exact_codec import delta_tensors, encode_delta
 from compeft_client.packing.plan import PlannedPart
 from compeft_client.packing.product_codec import encode, product_tensors, quantise, read_whole, slices_of
+from compeft_client.packing.tensor_rules import read_table
 from compeft_client.workers import WORKERS
 from compeft_core import Codec, Encoded, Tensor, Update, Vector, add_to, compress, encoding_of, layout_of, shapes_of
 from compeft_core.errors import InputError
 from compeft_core.product import LowRank, ProductEncoded, ProductSettings
 from compeft_proto.convert import coding_of, read_payload
 from compeft_proto.errors import WrongBaseError
-from compeft_proto.expert_file import own_bytes
+from compeft_proto.expert_file import own_bytes, tables_of
 from compeft_proto.expert_manifest import WIDTHS, FilePart
 from compeft_proto.packed_manifest import deflate
+from compeft_proto.positions_part import columns_of, write_tables
 from compeft_proto.quantised_part import values_of, write_entries
 from compeft_proto.v1 import expert_pb2 as pb
 
@@ -60,6 +62,8 @@ def code(planned: PlannedPart, start: Start, codec: Codec, progress: Progress = 
         payload, taken_against = encode_delta(planned, start)
         progress(planned.layout.size)
         return CodedPart(planned, replace(_part(planned, payload, digest=taken_against), delta=True), payload)
+    if planned.treatments[0] == "positions":
+        return _positions(planned, progress)
     if planned.compression is None:
         return _exact(planned, progress)
     vector, digest = task_vector(planned, start, progress)
@@ -90,6 +94,14 @@ def _quantised(planned: PlannedPart, progress: Progress) -> CodedPart:
     progress(planned.layout.size)
     part = replace(_part(planned, payload), steps=steps)
     return CodedPart(planned, part, payload) if len(payload) < part.stored_bytes else _exact(planned, silent)
+
+
+def _positions(planned: PlannedPart, progress: Progress) -> CodedPart:
+    tables = [read_table(t) for t in planned.tensors]
+    columns = [columns_of(table) for table in tables]
+    payload = write_tables(tables, columns)
+    part, exact = replace(_part(planned, payload), columns=tuple(columns)), _exact(planned, progress)
+    return CodedPart(planned, part, payload) if len(payload) < len(exact.payload) else exact
 
 
 def _exact(planned: PlannedPart, progress: Progress) -> CodedPart:
@@ -175,6 +187,9 @@ def tensors_in(
         yield from exact_tensors(part, payload)
     elif part.delta:
         yield from delta_tensors(part, payload, start, name)
+    elif part.columns:
+        for tensor, dtype, octets in zip(part.layout.tensors, part.dtypes, tables_of(part, payload), strict=True):
+            yield tensor, dtype, octets
     elif part.slices is not None:
         yield from product_tensors(part, payload, ranks)
     else:

@@ -1,16 +1,19 @@
 """A packing plan: the tensors of a source sorted into parts, each with its settings. A table that says what packing will do."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from compeft_client.checkpoints.initial_values import Start, seed_bound
-from compeft_client.checkpoints.lora_modules import PREFIX, LoraModule, modules_of, scaling_of
+from compeft_client.checkpoints.lora_modules import PREFIX, LoraModule, products_in, scaling_of
 from compeft_client.checkpoints.lora_names import alpha_names
-from compeft_client.checkpoints.peft_fields import LORA as LORA_FIELDS
-from compeft_client.checkpoints.peft_fields import RANDOM_STARTS, is_off
+from compeft_client.checkpoints.peft_fields import RANDOM_STARTS, is_off, known_fields
 from compeft_client.checkpoints.safetensors_file import Header, Stored, read_values
 from compeft_client.checkpoints.source import Source
-from compeft_client.packing.tensor_rules import COARSE, Treatment, fits_bf16, treatment_of
+from compeft_client.packing.tensor_rules import COARSE, Treatment, fits_bf16, is_table, treatment_of
 from compeft_core import Compression, Layout, layout_of
 from compeft_core.errors import InputError
 from compeft_proto.expert_manifest import ADAPTER, FLOATS
@@ -19,7 +22,14 @@ from compeft_proto.product_part import MAX_PRODUCTS
 OTHER_FACTORS = ("use_bdlora", "kasa_config", "monteclora_config", "arrow_config")
 """Options by which an adapter is more, or something else, than the product of its factors."""
 
-GROUPS: tuple[tuple[Treatment, ...], ...] = (("product",), ("ternary", "dense"), ("coarse",), ("quantised",), ("exact",))
+GROUPS: tuple[tuple[Treatment, ...], ...] = (
+    ("product",),
+    ("ternary", "dense"),
+    ("coarse",),
+    ("quantised",),
+    ("positions",),
+    ("exact",),
+)
 """Treatments that share a part, in the order of the parts of a file."""
 COARSE_SIZE = 2**25
 """Most parameters of one coarse part, unless a tensor alone has more: what bounds the memory for the entries kept."""
@@ -83,23 +93,46 @@ def _parts(source: Source, start: Start, file: str, compression: Compression, pr
 
 
 def _by_value(tensor: Stored, how: Treatment) -> Treatment:
+    if how == "exact" and is_table(tensor):
+        return "positions"
     return "exact" if how == "dense" and not fits_bf16(tensor) else how
 
 
 def product_modules(source: Source) -> list[tuple[LoraModule, float]]:
-    """The modules of an adapter whose products can be coded, and what PEFT multiplies each product by; none where its configuration has
-    an option that changes what factors mean, or that is not known. Errors: InputError for an invalid pattern.
+    """The products of an adapter (LoRA, LoHa, LoKr) that can be coded, and what each is multiplied by; none where its configuration has
+    an option that changes what factors mean, or that is not known. Errors: InputError for an invalid pattern; those of reading values.
     """
     fields, header = source.fields, source.files.get(ADAPTER)
-    if header is None or fields.get("peft_type") != "LORA" or fields.get("init_lora_weights", True) not in RANDOM_STARTS:
+    if header is None or fields.get("init_lora_weights", True) not in RANDOM_STARTS:
         return []
-    if any(not is_off(v) and (name not in LORA_FIELDS or name in OTHER_FACTORS) for name, v in fields.items()):
+    if any(not is_off(v) and (name not in known_fields(fields) or name in OTHER_FACTORS) for name, v in fields.items()):
         return []
-    shapes = {t.name: t.shape for t in header.tensors.values() if t.dtype in FLOATS}
-    modules = modules_of(shapes, fields)
+    modules = products_in({t.name: t.shape for t in header.tensors.values() if t.dtype in FLOATS}, fields)
     if sum(m.slices for m in modules) > MAX_PRODUCTS:
         return []
-    return [(m, abs(_scaling(source, header, m)) or 1.0) for m in modules]
+    scaling = _scaling if fields.get("peft_type") == "LORA" else _scaling_in_pair
+    return [(m, abs(scaling(source, header, m)) or 1.0) for m in modules]
+
+
+def _scaling_in_pair(source: Source, header: Header, module: LoraModule) -> float:
+    """What one of a module's two products counts: the root mean square (LoHa) or the norm (LoKr) of the other one, as the update of the
+    weight is as large as both together. The scaling alpha / r is taken as the same for all modules.
+    """
+    other = module.name[:-1] + {"1": "2", "2": "1"}[module.name[-1]]
+    whole = header.tensors.get(other)
+    if whole is not None:
+        norm, size = float(np.linalg.norm(_values(whole))), 1
+    elif f"{other}_a" in header.tensors and f"{other}_b" in header.tensors:
+        left, right = _values(header.tensors[f"{other}_a"]), _values(header.tensors[f"{other}_b"])
+        norm = math.sqrt(max(0.0, float(np.sum((left.T @ left) * (right @ right.T)))))
+        size = left.shape[0] * right.shape[1] if source.fields.get("peft_type") == "LOHA" else 1
+    else:
+        return 1.0
+    return norm / math.sqrt(size)
+
+
+def _values(tensor: Stored) -> NDArray[np.float64]:
+    return np.concatenate([np.zeros(0, np.float32), *read_values(tensor)]).astype(np.float64).reshape(tensor.shape)
 
 
 def _scaling(source: Source, header: Header, module: LoraModule) -> float:
@@ -133,7 +166,7 @@ def _part(
     compression: Compression | None,
     modules: Sequence[tuple[LoraModule, float]],
 ) -> PlannedPart:
-    dense = {t.name for t, how in members if how in ("dense", "exact", "quantised")}
+    dense = {t.name for t, how in members if how in ("dense", "exact", "quantised", "positions")}
     layout = layout_of({t.name: t.shape for t, _ in members}, dense)
     by_name = {t.name: (t, how) for t, how in members}
     ordered = [by_name[t.name] for t in layout.tensors]

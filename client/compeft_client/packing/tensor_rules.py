@@ -7,6 +7,7 @@ coarse    LoRA's A from a start that nobody knows: a dense random projection, of
           at all; ternary, but two thirds of the entries and a scale for each tensor, 1.6 bits a parameter
 quantised in files with products: matrices that ride along, as integers of about 7 bits times one step a tensor
 dense     bfloat16: what rides along (heads, embeddings, modules_to_save), vectors whose start is known, matrices of any other method
+positions tables of sorted rows and columns (SHiRA's indices): the gaps between them, about 7 bits each, nothing lost
 exact     the tensor's own bytes: vectors and tiny tensors whose start is unknown (norms, biases, IA3, DoRA's magnitudes), which are
           close to something that is not zero, so that bfloat16 could lose what was learned; float16 instead of dense, as bfloat16
           saves no byte there and costs three bits; values that are infinite or too large for bfloat16, such as a mask; and types that
@@ -17,18 +18,20 @@ import math
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compeft_client.checkpoints.initial_values import Start
-from compeft_client.checkpoints.safetensors_file import Stored, read_values
+from compeft_client.checkpoints.safetensors_file import NUMPY, Stored, read_bytes, read_values
 from compeft_client.checkpoints.source import Source
 from compeft_core import Compression
 from compeft_core.errors import NotFiniteError
-from compeft_proto.expert_manifest import ADAPTER, FLOATS, HEAD, MODEL
+from compeft_proto.expert_manifest import ADAPTER, FLOATS, HEAD, MODEL, TABLE_TYPES
+from compeft_proto.positions_part import columns_of
 
 LARGEST_BF16 = 3.3895313892515355e38
 """The largest finite bfloat16; all that is at most so large stays finite when it is rounded."""
 
-Treatment = Literal["product", "ternary", "coarse", "dense", "quantised", "exact", "delta"]
+Treatment = Literal["product", "ternary", "coarse", "dense", "quantised", "positions", "exact", "delta"]
 
 COARSE = Compression(density=2 / 3, scale="mean_magnitude", granularity="tensor")
 """A uniform A keeps 0.94 of its direction so: two thirds is the best density for a ternary uniform variable."""
@@ -39,6 +42,9 @@ ZERO_FACTORS = (".lora_B.weight", ".lora_embedding_A")
 """What PEFT starts at zero in `reset_lora_parameters`; the other two start random."""
 RANDOM_STARTS = (True, "gaussian", None)
 """Values of init_lora_weights that start LoRA so. Others (PiSSA, LoftQ, OLoRA ...) start both factors from the base model."""
+FROM_ZERO = (".shira_weight", ".fourierft_spectrum", ".waveft_spectrum", ".unilora_theta_d")
+"""Vectors of many entries that are changes themselves: unlike norms and biases they are not close to something that is not zero."""
+SMALLEST_TABLE = 128
 HEADS = ("classifier", "classification_head", "score", "qa_outputs")
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "word_embeddings")
 
@@ -57,10 +63,23 @@ def fits_bf16(tensor: Stored) -> bool:
         return False
 
 
+def is_table(tensor: Stored) -> bool:
+    """Whether a tensor of integers lists rows and columns in increasing order, and is large enough to matter. Errors: those of reading."""
+    listed = tensor.dtype in TABLE_TYPES and len(tensor.shape) == 2 and tensor.shape[0] == 2 and tensor.size >= SMALLEST_TABLE
+    return listed and columns_of(read_table(tensor)) > 0
+
+
+def read_table(tensor: Stored) -> NDArray[np.int64]:
+    """A tensor of integers, int64 in its shape. Errors: those of reading."""
+    return np.frombuffer(read_bytes(tensor), NUMPY[tensor.dtype]).astype(np.int64).reshape(tensor.shape)
+
+
 def _by_name(source: Source, start: Start, file: str, tensor: Stored) -> Treatment:
     known = start.knows(file, tensor.name, tensor.shape)
     if tensor.dtype not in FLOATS:
         return "exact"
+    if tensor.name.endswith(FROM_ZERO) and tensor.size >= TINY:
+        return "dense"
     if not is_factor(source, file, tensor.name) and is_small(tensor.shape):
         return "dense" if known else "exact"
     if rides_along(source, file, tensor.name):

@@ -1685,6 +1685,7 @@ class Part(_message.Message):
     QUANTISED_FIELD_NUMBER: _builtins.int
     DEFLATED_BYTES_FIELD_NUMBER: _builtins.int
     DELTA_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     file: Global___TensorFile.ValueType
     seed: _builtins.int
     """The state of docs/format.md, section 6, with the bounds of docs/expert-file.md."""
@@ -1712,10 +1713,14 @@ class Part(_message.Message):
 
     @_builtins.property
     def product(self) -> Global___Product:
-        """At most one of coding, product, quantised, deflated_bytes and delta is there."""
+        """At most one of coding, product, quantised, deflated_bytes, delta and columns is there."""
 
     @_builtins.property
     def quantised(self) -> Global___Quantised: ...
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tensors are tables of sorted positions (rows, then columns): how many columns each has. Empty: they are not."""
+
     def __init__(
         self,
         *,
@@ -1730,10 +1735,11 @@ class Part(_message.Message):
         quantised: Global___Quantised | None = ...,
         deflated_bytes: _builtins.int = ...,
         delta: _builtins.bool = ...,
+        columns: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "product", b"product", "quantised", b"quantised", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "deflated_bytes", b"deflated_bytes", "delta", b"delta", "dtypes", b"dtypes", "file", b"file", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "product", b"product", "quantised", b"quantised", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "columns", b"columns", "deflated_bytes", b"deflated_bytes", "delta", b"delta", "dtypes", b"dtypes", "file", b"file", "initial", b"initial", "initial_digest", b"initial_digest", "layout", b"layout", "payload", b"payload", "product", b"product", "quantised", b"quantised", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_initial: _TypeAlias = _typing.Literal["seed", "initial_digest"]  # noqa: Y015
     _WhichOneofArgType_initial: _TypeAlias = _typing.Literal["initial", b"initial"]  # noqa: Y015
