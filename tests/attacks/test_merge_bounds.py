@@ -46,15 +46,16 @@ UP = Compression(0.3, "mean_magnitude", granularity="tensor")
 
 @dataclass(frozen=True)
 class Client:
-    """What one client sends: a vector and its claim of examples."""
+    """What one client sends: a vector, its claim of examples, and how it compresses."""
 
     vector: Vector
-    examples: int
+    examples: float
+    up: Compression = UP
 
     @property
     def update(self) -> Encoded:
         """Its encoding."""
-        return parse(encode(compress(LAYOUT, self.vector, UP)))
+        return parse(encode(compress(LAYOUT, self.vector, self.up)))
 
 
 def honest(seed: int) -> Client:
@@ -62,21 +63,28 @@ def honest(seed: int) -> Client:
     return Client((common + rng.normal(0, 2e-4, LAYOUT.size)).astype(np.float32), int(rng.integers(50, 200)))
 
 
-def hostile(size: float, sign: int, dense_only: bool, examples: int, seed: int) -> Client:
+def hostile(size: float, sign: int, dense_only: bool, examples: float, seed: int, up: Compression) -> Client:
     vector = sign * size * np.sign(np.random.default_rng(seed).normal(0, 1, LAYOUT.size))
     vector *= np.random.default_rng(seed + 1).uniform(0.1, 1, LAYOUT.size)
     if dense_only:
         vector[: LAYOUT.ternary_size] = 0
-    return Client(np.clip(vector, -MOST, MOST).astype(np.float32), examples)
+    return Client(np.clip(vector, -MOST, MOST).astype(np.float32), examples, up)
 
 
+UPLINKS = st.builds(
+    Compression,
+    st.sampled_from([0.01, 0.3, 1.0]),
+    st.sampled_from(["mean_magnitude", "norm", "bounded_norm"]),
+    granularity=st.sampled_from(["vector", "tensor"]),
+)
 HOSTILE = st.builds(
     hostile,
     st.floats(0, MOST, width=32),
     st.sampled_from([-1, 1]),
     st.booleans(),
-    st.integers(1, Limits().max_examples),
+    st.one_of(st.integers(0, Limits().max_examples), st.floats(0, Limits().max_examples), st.sampled_from([0.0, 5e-324, 1e-9])),
     st.integers(0, 99),
+    UPLINKS,
 )
 
 
@@ -118,7 +126,7 @@ def start() -> Carried:
     return Carried(state_of(LAYOUT, zeros), zeros, np.zeros((0, LAYOUT.size), np.float32), "")
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=160, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     cohorts(),
     st.sampled_from(sorted(METHODS)),

