@@ -36,6 +36,7 @@ INTO = {"mlp.down_proj": 96}
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("compeft_client.models.measure_base.passages", lambda: passages()[:3])
     monkeypatch.chdir(tmp_path)
 
 
@@ -78,11 +79,11 @@ def bytes_of_pack(*arguments: str) -> bytes:
     return Path("out.expert").read_bytes()
 
 
-def test_a_module_whose_output_the_rest_ignores_has_a_small_gradient(tmp_path: Path) -> None:
+def test_a_module_whose_output_the_rest_ignores_has_a_small_gradient(base: Path, tmp_path: Path) -> None:
     model = llama()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.mul_(1e-3)
-    plain, muted = measure_base(saved(tmp_path / "a", llama())), measure_base(saved(tmp_path / "b", model))
+    plain, muted = measure_base(base), measure_base(saved(tmp_path / "muted", model))
     name = "model.layers.1.mlp.up_proj"
     assert muted.modules[name].gradient < 0.01 * plain.modules[name].gradient
     assert muted.modules[name].parameters == WIDTH * 96
