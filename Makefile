@@ -15,7 +15,7 @@ demo: .venv/demo
 	$(BIN)/compeft demo $(ARGS)
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 quick: lint types contracts
 	$(BIN)/python -m pytest -n auto $(QUICK)

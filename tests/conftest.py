@@ -3,6 +3,7 @@ start whole federations run one after the other, whatever the number of workers.
 """
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -11,10 +12,34 @@ settings.register_profile("steady", deadline=None, derandomize=True, print_blob=
 settings.load_profile("steady")
 
 
+ALONE = ("tests/e2e/", "tests/deploy/test_operations.py", "tests/deploy/test_proxy.py")
+"""Where tests marked `e2e` are: they start whole federations, so one worker runs all of them, one after the other."""
+
+
+def group_of(nodeid: str) -> str:
+    """Tests of one group run on one worker: those of a file, whose fixtures are then built once, and all that are marked `e2e`."""
+    return "e2e" if nodeid.startswith(ALONE) else nodeid.partition("::")[0]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long e2e group first, so that the other workers do the rest meanwhile."""
     for item in items:
-        if item.get_closest_marker("e2e"):
-            item.add_marker(pytest.mark.xdist_group("e2e"))
+        if item.get_closest_marker("e2e") and group_of(item.nodeid) != "e2e":
+            raise pytest.UsageError(f"{item.nodeid} is marked e2e: add its file to ALONE in tests/conftest.py")
+    items.sort(key=lambda item: group_of(item.nodeid) != "e2e")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute groups, in the order of collection. xdist's own `loadgroup` reads a private attribute that pytest 9.2 ignores."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 @pytest.hookimpl(trylast=True)

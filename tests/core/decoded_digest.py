@@ -1,5 +1,5 @@
 """Prints whether kernels are compiled, and the SHA-256 of what golden vectors decode to; with `--without-numba`, as where numba is not
-installed. Started by tests/core/test_kernels.py.
+installed. Started by tests/kernels/test_kernels.py.
 """
 
 import hashlib
