@@ -132,24 +132,24 @@ def test_nested_parts_are_counted_and_torn_ones_are_left_to_the_parser() -> None
     check_parts(genesis().SerializeToString(), pb.Genesis)
 
 
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_a_hostile_name_makes_no_expert_and_no_file(world: World, name: str) -> None:
-    before = sorted(path.name for path in world.folder.rglob("*"))
-    made = genesis()
-    made.expert = HOSTILE_NAMES[name]
-    with pytest.raises(CompeftError) as caught:
-        world.conductor().publish(made)
-    assert caught.value.code in ("malformed", "invalid_input", "limit_exceeded")
-    assert str(caught.value).isprintable()
-    assert world.ledger.experts() == [EXPERT]
+def test_a_hostile_name_makes_no_expert_and_no_file(world: World) -> None:
+    before, conductor = sorted(path.name for path in world.folder.rglob("*")), world.conductor()
+    for name in HOSTILE_NAMES.values():
+        made = genesis()
+        made.expert = name
+        with pytest.raises(CompeftError) as caught:
+            conductor.publish(made)
+        assert caught.value.code in ("malformed", "invalid_input", "limit_exceeded"), name
+        assert str(caught.value).isprintable()
+        assert world.ledger.experts() == [EXPERT]
     assert sorted(path.name for path in world.folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE_NAMES if name != "nothing"])
-def test_a_client_keeps_no_folder_under_a_hostile_name(world: World, name: str) -> None:
+def test_a_client_keeps_no_folder_under_a_hostile_name(world: World) -> None:
     client = world.edge("reader")
-    with pytest.raises(CompeftError):
-        client.sync(HOSTILE_NAMES[name])
+    for name in HOSTILE_NAMES.values():
+        with pytest.raises(CompeftError):
+            client.sync(name)
     assert not [path for path in (world.folder / "state-reader").glob("*") if path.is_dir()]
 
 

@@ -66,7 +66,7 @@ def opened(site: Site) -> socket.socket:
     return made
 
 
-def flood(site: Site, frames: Iterator[bytes], seconds: float = 4.0) -> int:
+def flood(site: Site, frames: Iterator[bytes], seconds: float = 1.5) -> int:
     """Send frames until the server hangs up, they end or the time is over; how many bytes it took."""
     sent, give_up = 0, time.monotonic() + seconds
     with opened(site) as connection, suppress(OSError):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.long_storm import Counted, on_a_small_disk, on_servers
 
-HOURS = 0.004
+HOURS = 0.0015
 
 
 @pytest.mark.parametrize("place", [on_a_small_disk, on_servers], ids=["disk", "servers"])

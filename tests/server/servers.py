@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,13 +72,14 @@ class PostgreSQL:
         self._process: subprocess.Popen[bytes] | None = None
         found = [Path(shutil.which("initdb") or "/nowhere"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
         self._initdb = next((path.resolve() for path in found if path.exists()), None)
-        self._sockets = tempfile.TemporaryDirectory(prefix="compeft-pg-", ignore_cleanup_errors=True)
+        self._sockets = Path(tempfile.mkdtemp(prefix="compeft-pg-"))  # a short path: that of a socket has 107 bytes at most
+        weakref.finalize(self, shutil.rmtree, self._sockets, ignore_errors=True)
 
     def start(self) -> URL:
         """Start it if it does not run, and make it first if it is not there; its URL."""
         if self._initdb is None:
             missing("no PostgreSQL here: install it")
-        sockets, data = Path(self._sockets.name), Path(self._sockets.name) / "data"
+        sockets, data = self._sockets, self._sockets / "data"
         if not data.exists():
             os.chown(sockets, pwd.getpwnam(self._user).pw_uid if self._user else -1, -1)
             make = [self._initdb, "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8", "--no-sync"]
