@@ -71,8 +71,10 @@ TIMES = 50.0
 """How many times fewer bytes than bfloat16 the products take, unless told otherwise: docs/choosing-compression.md has what it is worth."""
 SMALL_BYTES, SMALL_TIMES = 4096, 4.0
 """Products that would take fewer bytes than that get as many, but stay SMALL_TIMES below bfloat16: side information dominates there."""
-LOW_QUALITY = 0.1
-"""Below it experts lost a tenth of their gain and more in the evidence: packing says so."""
+LOW_QUALITY = 0.2
+"""The quality (of the weighted dW) from which on every expert of the evidence kept most of its gain (docs/benchmarks/product.jsonl).
+Packing warns below it.
+"""
 NO_STATEMENTS: Mapping[str, str] = {}
 
 
@@ -202,10 +204,11 @@ def _base_notes(coded: Sequence[CodedPart], settings: PackSettings) -> list[str]
 def _quality_notes(coded: Sequence[CodedPart]) -> list[str]:
     """A warning where products are kept so poorly that experts of such a spectrum lost their gain in the evidence."""
     for one in coded:
-        if one.encoded is not None and one.encoded.cos2 < LOW_QUALITY and any(m.norm > 0 for m in one.encoded.modules):
+        if one.encoded is not None and one.encoded.quality < LOW_QUALITY and any(m.norm > 0 for m in one.encoded.modules):
             return [
-                f"warning: only {one.encoded.cos2:.2f} of what the expert changes is kept (cos^2 of dW): at so little experts lost a tenth "
-                "of their gain and more; measure it, or give more bytes (--quality, --times, --budget)"
+                f"warning: only {one.encoded.quality:.2f} of what the expert changes is kept (quality, cos^2 of dW as weighted): below "
+                f"{LOW_QUALITY:g} experts lost a tenth of their gain and more; measure it, or give more bytes (--quality, --times or "
+                "--budget)"
             ]
     return []
 

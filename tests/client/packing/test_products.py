@@ -12,7 +12,7 @@ from compeft_client.checkpoints.lora_modules import factors_of, modules_of
 from compeft_client.merging.merge import MergeRequest, merge_experts
 from compeft_client.packing.diff import diff
 from compeft_client.packing.expert_file import open_expert, read_payload_of
-from compeft_client.packing.pack import PackSettings, check_payloads, save_compressed, unpack
+from compeft_client.packing.pack import LOW_QUALITY, PackSettings, check_payloads, save_compressed, unpack
 from compeft_client.packing.product_codec import quantise
 from compeft_core.errors import FormatError, InputError, LimitError
 from compeft_proto.quantised_part import read_entries, values_of, write_entries
@@ -135,6 +135,14 @@ def test_more_quality_is_more_bytes_and_a_higher_cosine(tmp_path: Path) -> None:
     cosines = [cosine(products(tensors, fields), products(back, fields)) for back, _ in found]
     assert sizes == sorted(sizes)
     assert cosines == sorted(cosines)
+
+
+def test_the_warning_begins_where_experts_of_the_evidence_no_longer_kept_their_gain() -> None:
+    lines = (Path(__file__).parents[3] / "docs" / "benchmarks" / "product.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row.get("quality") is not None]
+    spared = [row["kept"]["soft"] for row in rows if row["quality"] >= LOW_QUALITY]
+    assert len(spared) >= 6
+    assert min(spared) >= 0.85
 
 
 def test_a_ruined_expert_is_said(tmp_path: Path) -> None:
