@@ -54,6 +54,28 @@ def test_one_federated_round_trains_merges_returns_and_reports(tmp_path: Path) -
     assert processes_of(folder) == []
 
 
+@pytest.mark.timeout(900)
+def test_the_demo_of_a_language_model_reports_both_arms(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [COMPEFT, "demo", "--model", "tiny", "--rounds", "1", "--compare", "--folder", str(folder), "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout.splitlines()[-1])
+    assert (values["rounds"], values["clients"], values["refused"], values["base_accuracy"]) == (1, 4, 0, 0.0)
+    assert values["dense"]["dense_fp32_bytes"] == 4 * 8_192 * 4 * 3, "down, up, and down again to be measured"
+    assert values["payload_bytes"] < values["dense"]["dense_fp32_bytes"] / 20
+    adapter = load_file(Path(values["expert_directory"]) / "adapter_model.safetensors")
+    assert sum(tensor.size for tensor in adapter.values()) == 8_192
+    assert processes_of(folder) == []
+
+
+def test_a_demo_of_a_model_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
+    command = [COMPEFT, "demo", "--model", str(tmp_path / "none"), "--folder", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "has no config.json; name a model's folder, or take --model tiny" in done.stderr
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("number", "starting"), [(signal.SIGINT, "edge-3"), (signal.SIGTERM, "flwr run"), (signal.SIGHUP, "compeft serve")]

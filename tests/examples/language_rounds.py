@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,15 +66,23 @@ def run_plain(folder: Path, **changes: object) -> Ran:
     return Ran(_run("plain", folder, {}, None, changes), None)
 
 
-def run_compressed(folder: Path, nodes: Mapping[int, Config] | None = None, hook: Hook | None = None, **changes: object) -> Ran:
-    """The app around an aggregator in `folder`, with simulated clients. nodes: more of a node's configuration, by its number."""
+def run_compressed(
+    folder: Path,
+    nodes: Mapping[int, Config] | None = None,
+    hook: Hook | None = None,
+    trained: dict[str, float] | None = None,
+    **changes: object,
+) -> Ran:
+    """The app around an aggregator in `folder`, with simulated clients. nodes: more of a node's configuration, by its number.
+    trained: gets the seconds of training, all clients and rounds, as `train`.
+    """
     data, sites = folder / "data", folder / "sites"
     ledger = open_ledger(data)
     server, port = start(Settings(data), ledger)
     make_sites(data, sites, CLIENTS, f"127.0.0.1:{port}", [EXPERT])
     try:
         os.environ[SITE_VARIABLE] = str(sites)
-        measured = _run("compressed", folder, nodes or {}, hook, changes)
+        measured = _run("compressed", folder, nodes or {}, hook, changes, trained)
         return Ran(measured, read_report(ledger, EXPERT))
     finally:
         del os.environ[SITE_VARIABLE]
@@ -82,13 +91,20 @@ def run_compressed(folder: Path, nodes: Mapping[int, Config] | None = None, hook
 
 
 def _run(
-    version: str, folder: Path, nodes: Mapping[int, Config], hook: Hook | None, changes: Mapping[str, object]
+    version: str,
+    folder: Path,
+    nodes: Mapping[int, Config],
+    hook: Hook | None,
+    changes: Mapping[str, object],
+    trained: dict[str, float] | None = None,
 ) -> dict[str, list[float]]:
     results = folder / f"{version}.json"
     config = config_of(version, **changes) | {"results-file": str(results)}
     with app_of(version) as (client, server):
         if hook is not None:
             client.load = _hooked(client.load, hook)
+        if trained is not None:
+            client.fit = _clocked(client.fit, trained)
         each: list[dict[str, object]] = [
             {"partition-id": n, "num-partitions": CLIENTS} | nodes.get(n, {}) for n in range(CLIENTS)
         ]
@@ -96,6 +112,16 @@ def _run(
         server.main(grid, Context(run_id=7, node_id=1, node_config={}, state=RecordDict(), run_config=config))
     measured: dict[str, list[float]] = json.loads(results.read_text())
     return measured
+
+
+def _clocked(fit: Callable[..., float], trained: dict[str, float]) -> Callable[..., float]:
+    def clocked(*args: Any) -> float:
+        started = time.perf_counter()
+        loss = fit(*args)
+        trained["train"] = trained.get("train", 0.0) + time.perf_counter() - started
+        return loss
+
+    return clocked
 
 
 def _hooked(load: Callable[[Config], tuple[Any, Any]], hook: Hook) -> Callable[[Config], tuple[Any, Any]]:

@@ -53,6 +53,10 @@ KINDS: dict[str, tuple[Make, str]] = {
     "resized embeddings": (resized, "embed_tokens"),
     "trainable tokens": (lambda: adapted(llama(tied=False), lora(trainable_token_indices=[3, 4])), "trainable_tokens_delta"),
     "trainable tokens, tied": (lambda: adapted(llama(), lora(trainable_token_indices=[3, 4])), "trainable_tokens_delta"),
+    "tied embeddings saved whole": (
+        lambda: adapted(llama(), lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True)),
+        "embed_tokens",
+    ),
     "biases": (lambda: adapted(llama(attention_bias=True), lora(bias="all")), "q_proj.base_layer.bias"),
     "embedding LoRA": (lambda: adapted(llama(tied=False), lora(target_modules=["embed_tokens"])), "lora_embedding_B"),
     "fused experts": (

@@ -6,7 +6,6 @@ ends, by whatever way. What it leaves is one folder: logs, the report as HTML an
 
 import json
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,12 +16,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from compeft_core.errors import InputError
 from compeft_proto.clock import now_ms
 from compeft_proto.errors import UnknownExpertError
 from compeft_proto.keys import new_key
+from compeft_proto.site_layout import SITE_VARIABLE, simulated
 from compeft_server.admin import policy_admin
+from compeft_server.admin.simulated_sites import make_sites
 from compeft_server.data_directory import open_ledger, open_store
+from compeft_server.demo.apps import DemoApp, language_model, sentiment
 from compeft_server.demo.processes import ProcessError, Processes, free_ports
 from compeft_server.demo.progress_lines import ProgressLines
 from compeft_server.domain.records import Role
@@ -33,7 +34,6 @@ from compeft_server.reports.figures.provenance import own_public_keys
 from compeft_server.reports.figures.report import DenseArm, Report
 from compeft_server.reports.formats.json_format import dense_to_json
 
-EXPERT = "sentiment"
 CLIENTS = 4
 POOL_EXPERTS = 8
 LINK = "demo"
@@ -47,12 +47,13 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
 }
-APP = Path("examples") / "sentiment"
 
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """What to run and where to put it. compare: also run plain Flower FedAvg, dense, with the same seeds and rounds."""
+    """What to run and where to put it. compare: also run plain Flower FedAvg, dense, with the same seeds and rounds. model: "" for the
+    classifier of sentiment, else the language model of `apps.language_model`.
+    """
 
     folder: Path
     rounds: int = 4
@@ -60,6 +61,7 @@ class DemoSettings:
     density: float = 0.05
     compare: bool = False
     timeout_s: float = 1800.0
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class DemoResult:
 
 def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     """Run the demo. Errors: ProcessError if a process fails, InputError if the example app cannot be found."""
-    app, folder = find_app(), settings.folder
+    app, folder = language_model(settings.model) if settings.model else sentiment(), settings.folder
     flower = {"FLWR_HOME": str(folder / "flower")}
     with Processes(folder / "logs", ENVIRONMENT | flower) as processes, _progress(console) as progress:
         stage = _Stage(processes, folder, app, settings)
@@ -86,26 +88,18 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         run = stage.run_compressed(progress)
         seconds = time.monotonic() - started
         expert = stage.pull()
-        pool = stage.measure_pool(progress)
+        pool = None if settings.model else stage.measure_pool(progress)
         dense = stage.run_dense(progress) if settings.compare else None
         data = folder / "aggregator"
-        densities = densities_of(stage.ledger, EXPERT, own_public_keys(data), open_store(data))
-        report = read_report(stage.ledger, EXPERT, dense, seconds)
+        densities = densities_of(stage.ledger, app.expert, own_public_keys(data), open_store(data))
+        report = read_report(stage.ledger, app.expert, dense, seconds)
         return DemoResult(report, stage.traffic(run), expert, Extras(pool=pool, densities=densities))
-
-
-def find_app() -> Path:
-    """The example app: in a checkout, or where the package's data was installed. Errors: InputError."""
-    for root in (Path(__file__).resolve().parents[3], Path(sys.prefix) / "share" / "compeft"):
-        if (root / APP / "pyproject.toml").exists():
-            return root / APP
-    raise InputError(f"the example app {APP} is not installed: run the demo from a checkout of the repository")
 
 
 class _Stage:
     """The processes of one demo, and what is asked of them."""
 
-    def __init__(self, processes: Processes, folder: Path, app: Path, settings: DemoSettings) -> None:
+    def __init__(self, processes: Processes, folder: Path, app: DemoApp, settings: DemoSettings) -> None:
         self._processes, self._folder, self._app, self._settings = processes, folder, app, settings
         self.ledger: Ledger = open_ledger(folder / "aggregator")
         self._address = ""
@@ -116,13 +110,18 @@ class _Stage:
         data = self._folder / "aggregator"
         self._enrol("conductor", "conductor")
         self._enrol("reader", "reader")
-        policy_admin.rule(self.ledger, "allow", EXPERT, "role:edge", policy_admin.USUAL["edge"], now_ms())
-        policy_admin.rule(self.ledger, "allow", EXPERT, "reader", policy_admin.USUAL["reader"], now_ms())
+        expert = self._app.expert
+        policy_admin.rule(self.ledger, "allow", expert, "role:edge", policy_admin.USUAL["edge"], now_ms())
+        policy_admin.rule(self.ledger, "allow", expert, "reader", policy_admin.USUAL["reader"], now_ms())
         log = self._processes.start("aggregator", ["compeft", "serve", "--data", str(data), "--port", "0", "--format", "json"])
-        self._processes.start("superlink", ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(link)])
+        sites = {} if self._app.has_switch else {SITE_VARIABLE: str(self._folder / "sites")}
+        command = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(link)]
+        self._processes.start("superlink", command, **sites)
         self._processes.wait_for("the aggregator", lambda: _address_in(log) is not None)
         self._address = _address_in(log) or ""
         self._processes.wait_for("Flower's SuperLink", lambda: _answers(f"http://127.0.0.1:{link}/health"))
+        if not self._app.has_switch:
+            make_sites(data, self._folder / "sites", CLIENTS, self._address, [expert])
         (self._folder / "flower").mkdir(exist_ok=True)
         config = f'[superlink]\ndefault = "{LINK}"\n\n[superlink.{LINK}]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
         (self._folder / "flower" / "config.toml").write_text(config)
@@ -131,43 +130,43 @@ class _Stage:
 
     def run_compressed(self, progress: Progress) -> int:
         """The federated run over the aggregator; its number."""
-        keys = self._folder / "keys"
-        run = self._flwr_run(
-            {
-                "compressed": True,
-                "expert": EXPERT,
-                "density": self._settings.density,
-                "aggregator": self._address,
-                "aggregator-key": str(self._folder / "aggregator" / "aggregator.pub"),
-                "conductor-key": str(keys / "conductor.key"),
-            }
-        )
+        switch = {
+            "compressed": True,
+            "expert": self._app.expert,
+            "density": self._settings.density,
+            "aggregator": self._address,
+            "aggregator-key": str(self._folder / "aggregator" / "aggregator.pub"),
+            "conductor-key": str(self._folder / "keys" / "conductor.key"),
+        }
+        run = self._flwr_run(self._app.compressed, switch if self._app.has_switch else {})
         self._watch(progress, "compressed", run, self._rounds_closed)
         return run
 
     def run_dense(self, progress: Progress) -> DenseArm:
         """The same app, plain: Flower's own FedAvg and messages."""
         results, started = self._folder / "dense-rounds.json", time.monotonic()
-        run = self._flwr_run({"compressed": False, "results-file": str(results)})
+        switch = {"compressed": False} if self._app.has_switch else {}
+        run = self._flwr_run(self._app.plain, switch | {"results-file": str(results)})
         self._watch(progress, "dense FedAvg", run, lambda: (0, "plain Flower messages"))
-        expert = self.ledger.expert(EXPERT)
+        expert = self.ledger.expert(self._app.expert)
         if expert is None:
-            raise UnknownExpertError(f"no expert {EXPERT!r} was published")
+            raise UnknownExpertError(f"no expert {self._app.expert!r} was published")
         seconds = time.monotonic() - started
-        arm = _dense_arm(json.loads(results.read_text()), expert.layout.size, self.traffic(run), seconds)
+        moved = 4 * expert.layout.size * CLIENTS * self._app.exchanges(self._settings.rounds)
+        arm = _dense_arm(json.loads(results.read_text()), moved, self.traffic(run), seconds)
         (self._folder / "dense.json").write_text(dense_to_json(arm))
         return arm
 
     def pull(self) -> Path:
         """Fetch the composed expert as anybody with a reader's key would."""
         target = self._folder / "expert"
-        self._processes.run("pull", ["compeft", "pull", EXPERT, "-o", str(target), *self._as_reader()])
+        self._processes.run("pull", ["compeft", "pull", self._app.expert, "-o", str(target), *self._as_reader()])
         return target
 
     def measure_pool(self, progress: Progress) -> Pool:
         """Switch between experts of this size in a pool on this machine, which reports to the aggregator as one that serves would."""
         progress.console.print(f"switching between {POOL_EXPERTS} experts of this size in a pool")
-        found, target = self.ledger.expert(EXPERT), self._folder / "pool.json"
+        found, target = self.ledger.expert(self._app.expert), self._folder / "pool.json"
         size = found.layout.size if found else 0
         command = ["compeft", "bench", "pool", "--report", "--parameters", str(size), "--experts", str(POOL_EXPERTS)]
         self._processes.run("pool", [*command, "-o", str(target), *self._as_reader()])
@@ -189,15 +188,19 @@ class _Stage:
 
     def _join(self, name: str, number: int, link: int, port: int) -> None:
         command = ["compeft", "join", "--superlink", f"127.0.0.1:{link}", "--insecure", "--port", str(port)]
-        command += ["--aggregator", self._address, "--aggregator-key", str(self._folder / "aggregator" / "aggregator.pub")]
-        command += ["--key", str(self._enrol(name, "edge")), "--state-dir", str(self._folder / "states" / name)]
+        if self._app.has_switch:
+            command += ["--aggregator", self._address, "--aggregator-key", str(self._folder / "aggregator" / "aggregator.pub")]
+            command += ["--key", str(self._enrol(name, "edge")), "--state-dir", str(self._folder / "states" / name)]
+        else:
+            command += ["--site", str(self._folder / "sites" / simulated(number))]
         command += ["-c", f"partition-id={number}", "-c", f"num-partitions={CLIENTS}"]
         self._processes.start(name, command)
 
-    def _flwr_run(self, config: dict[str, object]) -> int:
-        config |= {"num-server-rounds": self._settings.rounds, "num-clients": CLIENTS, "seed": self._settings.seed}
+    def _flwr_run(self, app: Path, config: dict[str, object]) -> int:
+        config |= {"num-server-rounds": self._settings.rounds, "seed": self._settings.seed, **self._app.config}
+        config |= {"num-clients": CLIENTS} if self._app.has_switch else {}
         pairs = " ".join(f"{name}={json.dumps(value)}" for name, value in config.items())
-        output = self._processes.run("flwr", ["flwr", "run", str(self._app), LINK, "--format", "json", "-c", pairs])
+        output = self._processes.run("flwr", ["flwr", "run", str(app), LINK, "--format", "json", "-c", pairs])
         return int(json.loads(output[output.index("{") :])["run-id"])
 
     def _watch(self, progress: Progress, name: str, run: int, state: Callable[[], tuple[int, str]]) -> None:
@@ -224,11 +227,11 @@ class _Stage:
         raise ProcessError(f"the Flower run took longer than {self._settings.timeout_s:.0f} s")
 
     def _rounds_closed(self) -> tuple[int, str]:
-        rounds = self.ledger.rounds(EXPERT)
-        moved = self.ledger.transfers(EXPERT)
+        rounds = self.ledger.rounds(self._app.expert)
+        moved = self.ledger.transfers(self._app.expert)
         wire = sum(t.wire_received_bytes + t.wire_sent_bytes for t in moved)
         waiting = [r for r in rounds if r.closed_at_ms is None]
-        here = len(self.ledger.submissions(EXPERT, waiting[-1].run, waiting[-1].round)) if waiting else 0
+        here = len(self.ledger.submissions(self._app.expert, waiting[-1].run, waiting[-1].round)) if waiting else 0
         detail = f"{here}/{CLIENTS} clients, " if waiting else ""
         return sum(r.closed_at_ms is not None for r in rounds), f"{detail}{wire / 1000:.0f} kB on the wire"
 
@@ -274,17 +277,16 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _dense_arm(results: dict[str, list[float]], parameters: int, traffic: int, seconds: float) -> DenseArm:
-    """What the plain run measured: its app's accuracies, and Flower's own count of bytes."""
+def _dense_arm(results: dict[str, list[float]], moved: int, traffic: int, seconds: float) -> DenseArm:
+    """What the plain run measured: its app's accuracies, and Flower's own count of bytes. moved: bytes of all its arrays as float32."""
     accuracy = results["accuracy"]
-    exchanges = 2 * len(accuracy) - 1  # arrays go down before each round and for the last evaluation, and up after each round
     return DenseArm(
         metric="accuracy",
         metrics=tuple(accuracy),
         clients=CLIENTS,
-        dense_fp32_bytes=4 * parameters * CLIENTS * exchanges,
+        dense_fp32_bytes=moved,
         wire_bytes=traffic,
         seconds=seconds,
         counted="Flower's own counter (messages and objects between SuperLink and SuperNodes; HTTP and polling not counted)",
-        base=results["base-accuracy"][0],
+        base=results.get("base-accuracy", accuracy)[0],
     )
