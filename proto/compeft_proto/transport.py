@@ -16,6 +16,7 @@ import grpc
 from compeft_core.errors import FormatError, InputError
 from compeft_proto.chunk_refs import CHUNK_BYTES
 from compeft_proto.errors import TransferError, TruncatedError, WaitError, from_rpc
+from compeft_proto.tracing import traced
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1.envelope_pb2 import Envelope
 from compeft_proto.v1.expert_pb2 import ChunkRef
@@ -66,10 +67,10 @@ def open_channel(address: str, tls: ClientTls | None) -> grpc.Channel:
     ]
     if tls is not None:
         credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
-        return grpc.secure_channel(address, credentials, options)
+        return traced(grpc.secure_channel(address, credentials, options))
     if not address.startswith(LOOPBACK):
         raise InputError(f"aggregator {address} is not on this machine: give --tls-ca, --tls-cert and --tls-key")
-    return grpc.insecure_channel(address, options)
+    return traced(grpc.insecure_channel(address, options))
 
 
 class Dialogue(Generic[Sent, Received]):

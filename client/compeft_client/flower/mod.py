@@ -17,6 +17,7 @@ it (clipping, noise) then works on plain arrays.
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
@@ -31,7 +32,7 @@ from compeft_client.flower.simulation import own_or_environment
 from compeft_client.identity.edge_config import edge_of
 from compeft_core import flatten, unflatten
 from compeft_core.errors import FormatError, InputError
-from compeft_proto import relay_letter
+from compeft_proto import relay_letter, tracing
 from compeft_proto.errors import WrongAdapterError
 from compeft_proto.keys import SigningKey
 from compeft_proto.round_task import DTYPES, ORDER, RECORD, RESTING, Origin, RoundTask, as_type, task_from_values
@@ -62,7 +63,19 @@ class CompressionMod:
         record = message.content.config_records.get(RECORD)
         if record is None:
             return call_next(message, context)
-        task, key, edge = task_from_values(record), str(record["arrays-key"]), edge_of(self._config(context))
+        task, carried = task_from_values(record), record.get(tracing.TRACEPARENT)
+        tracing.start_tracing("compeft-client", os.environ)
+        kind = "train" if message.metadata.message_type == MessageType.TRAIN else "evaluate"
+        names = {"expert": task.expert, "run": task.run, "round": task.round, "node": str(context.node_id)}
+        try:
+            with tracing.span(f"client {kind}", carried if isinstance(carried, str) else "", **names):
+                return self._exchanged(message, context, call_next, task)
+        finally:
+            tracing.flush()
+
+    def _exchanged(self, message: Message, context: Context, call_next: App, task: RoundTask) -> Message:
+        record = message.content.config_records[RECORD]
+        key, edge = str(record["arrays-key"]), edge_of(self._config(context))
         letters = _letters(message, edge.key)
         del message.content[RECORD]
         with EdgeClient(edge, letters) as client:

@@ -57,16 +57,24 @@ def report_command(
         Rows, typer.Option(help="what csv and parquet have a row for: each transfer, or each value of a business metric")
     ] = "transfers",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="file to write instead of standard output")] = None,
+    to: Annotated[Literal["mlflow"] | None, typer.Option(help="log the same figures to an MLflow tracking server")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(envvar="MLFLOW_TRACKING_URI", help="where: http://HOST:PORT, or sqlite:///FILE")
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment of the run")] = "compeft",
     language: Annotated[str, typer.Option(help="language of the HTML page: en or ja")] = "en",
 ) -> None:
     """Bytes, time and money with the task metric beside them: one expert's bandwidth report.
 
     Examples: compeft report --data /var/lib/compeft --since 2026-11-01 --price-per-gb 0.08 --format html -o report.html;
-    compeft report --data /var/lib/compeft --format parquet -o transfers.parquet
+    compeft report --data /var/lib/compeft --format parquet -o transfers.parquet;
+    compeft report --data /var/lib/compeft --to mlflow --tracking-uri http://mlflow.example:5000
     """
     from compeft_server.reports.figures.build import read_report
     from compeft_server.reports.formats.json_format import dense_from_json
 
+    if to is not None and not tracking_uri:
+        raise InputError("invalid --to mlflow: expected --tracking-uri, such as http://127.0.0.1:5000 or sqlite:///mlflow.db")
     since_ms = None if since is None else moment_of(since)
     if output_format not in ("csv", "parquet") and rows != "transfers":
         raise InputError(f"invalid --rows {rows} with --format {output_format}: expected --format csv or parquet")
@@ -79,6 +87,11 @@ def report_command(
         name = expert or _only(there)
         extras = replace(_extras(there, name, price, pool), energy=energy)
         report = read_report(there.ledger, name, arm, since_ms=since_ms)
+    if to is not None and tracking_uri:
+        from compeft_server.reports.formats.mlflow_log import log_to_mlflow
+
+        typer.echo(f"MLflow run {log_to_mlflow(report, extras, tracking_uri, experiment)} of {tracking_uri}")
+        return
     _write_report(report, extras, output_format, output, language)
 
 

@@ -7,6 +7,7 @@ leaves behind is one open round, which the next one abandons; a new run goes on 
 """
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
@@ -24,6 +25,7 @@ from compeft_core.centred_heads import check_heads
 from compeft_core.errors import InputError, LayoutMismatchError
 from compeft_core.frozen_tensors import active_places, resting_in_round, share_of_active
 from compeft_core.statistics import dense_names
+from compeft_proto import tracing
 from compeft_proto.base_model import base_model_to_proto
 from compeft_proto.convert import layout_to_proto
 from compeft_proto.errors import ConflictError
@@ -53,6 +55,7 @@ class CompressedStrategy(Strategy):
 
     def __init__(self, inner: FedAvg, plan: Plan, station: ConductorConfig | None = None) -> None:
         log_errors_as_lines()
+        tracing.start_tracing("compeft-conductor", os.environ)
         self.inner, self.plan = inner, plan
         self._merging = replace(
             merging_of(inner, plan.merge_method, plan.merge_parameters, plan.optimizer),
@@ -74,6 +77,8 @@ class CompressedStrategy(Strategy):
         self._health = RunHealth(plan.metric, plan.stop_below)
         self._privacy = plan.privacy
         """The terms of the newest round, with the clip in force."""
+        self._traceparent = ""
+        """Of the newest round's span; empty without traces."""
         self._sent: list[Message] = []
         """The training messages of the newest round."""
 
@@ -103,6 +108,7 @@ class CompressedStrategy(Strategy):
         finally:
             for line in self._health.summary():
                 log(WARNING, "%s", line)
+            tracing.flush()
 
     def seeded_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
         """Arrays of these names and shapes as the plan's seed and bounds give them: begin with them, and no initial byte travels.
@@ -128,7 +134,11 @@ class CompressedStrategy(Strategy):
         self.inner.summary()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Open a round at the aggregator; the inner strategy's messages, with a task instead of arrays."""
+        """Open a round at the aggregator; the inner strategy's messages, with a task instead of arrays. A trace begins here."""
+        with tracing.span("round", expert=self.plan.expert, run=self._run, round=server_round) as self._traceparent:
+            return self._opened(server_round, arrays, config, grid)
+
+    def _opened(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         messages = list(self.inner.configure_train(server_round, arrays, config, grid))
         layout = self._layout = self._layout_of(arrays)
         if self._follower is None:
@@ -159,7 +169,10 @@ class CompressedStrategy(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Close the round at the aggregator; the arrays of the version it led to, if the plan fetches them."""
-        replies = list(replies)
+        with tracing.span("close round", self._traceparent, round=server_round):
+            return self._closed(server_round, list(replies))
+
+    def _closed(self, server_round: int, replies: list[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         self._health.note_failures(server_round, _nodes(self._sent), replies)
         self._health.check_losses(server_round, self._version, replies)
         self._health.check_weights(server_round, self.inner.weighted_by_key, replies)
@@ -187,7 +200,8 @@ class CompressedStrategy(Strategy):
         """The inner strategy's, with every client's metric reported to the aggregator."""
         replies = list(replies)
         self._health.note_failures(server_round, {}, replies)
-        self._report(server_round, replies)
+        with tracing.span("report round", self._traceparent, round=server_round):
+            self._report(server_round, replies)
         self._score("evaluation", replies)
         return self.inner.aggregate_evaluate(server_round, replies)
 
@@ -289,6 +303,7 @@ class CompressedStrategy(Strategy):
                 "arrays-key": self.inner.arrayrecord_key,
                 ORDER: self._order(),
                 DTYPES: list(self._dtypes.values()),
+                tracing.TRACEPARENT: self._traceparent or tracing.current(),
             }
         )
         meta = message.metadata
