@@ -100,7 +100,7 @@ def _context(carried: str) -> Any:
     return TraceContextTextMapPropagator().extract({TRACEPARENT: carried}) if known else None
 
 
-class _Details(grpc.ClientCallDetails):  # type: ignore[misc]  # grpc's stubs leave its fields out
+class _Details(grpc.ClientCallDetails):
     """A call's details with other metadata."""
 
     def __init__(self, before: Any, metadata: Any) -> None:
@@ -109,7 +109,7 @@ class _Details(grpc.ClientCallDetails):  # type: ignore[misc]  # grpc's stubs le
         self.metadata = metadata
 
 
-class _Traced(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[misc]  # as above
+class _Traced(grpc.UnaryUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[type-arg]  # generic in stubs only
     """Makes a span for each call, and sends its context along."""
 
     def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:

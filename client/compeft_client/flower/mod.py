@@ -66,7 +66,7 @@ class CompressionMod:
         task, carried = task_from_values(record), record.get(tracing.TRACEPARENT)
         tracing.start_tracing("compeft-client", os.environ)
         kind = "train" if message.metadata.message_type == MessageType.TRAIN else "evaluate"
-        names = {"expert": task.expert, "run": task.run, "round": task.round, "node": str(context.node_id)}
+        names: dict[str, str | int] = {"expert": task.expert, "run": task.run, "round": task.round, "node": str(context.node_id)}
         try:
             with tracing.span(f"client {kind}", carried if isinstance(carried, str) else "", **names):
                 return self._exchanged(message, context, call_next, task)
