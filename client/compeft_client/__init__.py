@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from compeft_client.flower.simulation import own_or_simulated
     from compeft_client.identity.edge_config import Edge, edge_of
     from compeft_client.merging.merge import MergeRequest, merge_experts
+    from compeft_client.models.batch_pool import BatchPool
     from compeft_client.models.expert_pool import ExpertPool
     from compeft_client.packing.pack import PackSettings, from_compressed, load_compressed, save_compressed
     from compeft_client.search.blend import blend
 
 __all__ = [
+    "BatchPool",
     "CompressionMod",
     "Edge",
     "EdgeClient",
@@ -43,6 +45,7 @@ __all__ = [
     "save_compressed",
 ]
 MODULES = {
+    "BatchPool": "models.batch_pool",
     "CompressionMod": "flower.mod",
     "Edge": "identity.edge_config",
     "EdgeClient": "exchange.edge_client",

@@ -1,0 +1,1 @@
+"""Experts served by a real vLLM on the CPU: `python -m benchmarks.serving`."""
