@@ -59,7 +59,12 @@ def vllm(programs: Path, base: Path, log: Path, environment: Mapping[str, str], 
         port = free.getsockname()[1]
     command = [str(programs / "vllm"), "serve", str(base), "--host", "127.0.0.1", "--port", str(port), "--enable-lora"]
     command += ["--max-lora-rank", "16", "--max-model-len", "512", "--max-num-seqs", "8", "--enforce-eager", "--dtype", "float32"]
-    said = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    said = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "OMP_NUM_THREADS": "2",
+        "HF_HUB_OFFLINE": "1",
+    }
     said |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     with log.open("wb") as stream:
         process = subprocess.Popen(

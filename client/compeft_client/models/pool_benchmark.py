@@ -88,7 +88,7 @@ def measure_pool(
     if experts < 2:
         raise InputError(f"{experts} experts, at least 2 are needed to switch between")
     rank = max(1, round(parameters / PER_RANK))
-    model = _model(rank).to(device)
+    model = bert_with_lora(rank).to(device)
     with tempfile.TemporaryDirectory() as folder:
         names = _write_experts(model, Path(folder), experts, density, tell)
         tell("switching by PEFT's hotswap_adapter")
@@ -113,7 +113,8 @@ def measure_pool(
     return PoolMeasures(device, PER_RANK * rank, density, experts, held, bf16, switch, cold, back, swap, load)
 
 
-def _model(rank: int) -> PeftModel:
+def bert_with_lora(rank: int) -> PeftModel:
+    """An encoder of these SIZES with random weights, and a fresh LoRA on all its linear layers."""
     base = BertModel(BertConfig(**SIZES), add_pooling_layer=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft asks transformers
