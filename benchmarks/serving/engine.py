@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,10 @@ class Engine:
 
 
 @contextmanager
-def vllm(programs: Path, base: Path, log: Path, environment: Mapping[str, str], *options: str) -> Iterator[Engine]:
-    """Serves until the block ends. Errors: RuntimeError with the log's end if it does not come up."""
+def vllm(
+    programs: Path, base: Path, log: Path, environment: Mapping[str, str], meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[Engine]:
+    """Serves until the block ends; `meanwhile` is called while it starts. Errors: RuntimeError with the log's end if it does not come up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -67,11 +69,10 @@ def vllm(programs: Path, base: Path, log: Path, environment: Mapping[str, str], 
     }
     said |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [*command, *options], stdout=stream, stderr=subprocess.STDOUT, env=os.environ | said | dict(environment)
-        )
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ | said | dict(environment))
     engine = Engine(f"http://127.0.0.1:{port}", log, process)
     try:
+        meanwhile()
         _wait(engine)
         yield engine
     finally:

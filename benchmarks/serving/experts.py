@@ -33,18 +33,22 @@ def prompts_of(name: str, count: int = PROMPTS) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def reference_tokens(name: str) -> list[list[int]]:
-    """What PEFT in float32 generates greedily after each prompt, with the decoded expert; kept in the cache by the file's digest."""
+def reference_tokens(name: str, count: int = PROMPTS) -> list[list[int]]:
+    """What PEFT in float32 generates greedily after each of `count` prompts, with the decoded expert; kept in the cache by the file's
+    digest, prompt by prompt.
+    """
     file = packed(name)
-    known = file.with_name(f"{name}-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}-{PROMPTS}-{TOKENS}.json")
-    if not known.exists():
+    known = file.with_name(f"{name}-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}-{TOKENS}.json")
+    found: list[list[int]] = json.loads(known.read_text()) if known.exists() else []
+    if len(found) < count:
         torch.set_num_threads(1)
         unpack(file, file.with_suffix(""), force=True)
-        model = PeftModel.from_pretrained(load_base(), file.with_suffix("")).eval()
-        found = [_greedy(model, prompt) for prompt in prompts_of(name)]
-        known.write_text(json.dumps(found))
-    tokens: list[list[int]] = json.loads(known.read_text())
-    return tokens
+        model = PeftModel.from_pretrained(load_base(), file.with_suffix(""))
+        model.train(mode=False)
+        for prompt in prompts_of(name, count)[len(found) :]:
+            found.append(_greedy(model, prompt))
+            known.write_text(json.dumps(found))
+    return found[:count]
 
 
 def _greedy(model: torch.nn.Module, prompt: list[int]) -> list[int]:

@@ -19,8 +19,11 @@ EXPERTS = ("intent-0", "intent-1")
 
 def vllm_part(prompts: int) -> dict[str, object]:
     """Figures of one run (minutes)."""
-    for expert in EXPERTS:
-        reference_tokens(expert)
+
+    def references() -> None:
+        reference_tokens(EXPERTS[0], prompts)
+        reference_tokens(EXPERTS[1], prompts // 4)
+
     with tempfile.TemporaryDirectory() as place, aggregator(Path(place)) as served:
         for expert in EXPERTS:
             served.push(NAME, packed(expert))
@@ -28,7 +31,7 @@ def vllm_part(prompts: int) -> dict[str, object]:
         log = Path(place) / "vllm.log"
         environment = {"VLLM_PLUGINS": "compeft", "COMPEFT_SITE": str(served.site("engine")), "COMPEFT_FRESH_S": "0"}
         began = time.monotonic()
-        with vllm(engine_environment(), base_folder(), log, environment) as engine:
+        with vllm(engine_environment(), base_folder(), log, environment, references) as engine:
             found: dict[str, object] = {"engine_start_s": round(time.monotonic() - began, 1)}
             first = time.perf_counter()
             equal, ties, model = _compared(engine, f"{NAME}@stable", EXPERTS[0], prompts)
@@ -48,7 +51,7 @@ def vllm_part(prompts: int) -> dict[str, object]:
 def _compared(engine: Engine, model: str, expert: str, count: int) -> tuple[int, int, str]:
     """Prompts whose tokens equal PEFT's; those whose first difference is between logits within 1e-2; the model that answered."""
     equal, ties, said = 0, 0, ""
-    for prompt, wanted in zip(prompts_of(expert, count), reference_tokens(expert), strict=False):
+    for prompt, wanted in zip(prompts_of(expert, count), reference_tokens(expert, count), strict=True):
         answer = engine.complete(model, prompt, TOKENS)
         said = str(answer["model"])
         logs = answer["choices"][0]["logprobs"]  # type: ignore[index]

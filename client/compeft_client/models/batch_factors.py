@@ -1,8 +1,8 @@
-"""The factors of all experts of a batch, side by side, and what they add to a module's output.
+"""The factors of the rows of a batch, and what they add to a module's output.
 
-Of one module, the right vectors of all experts' components lie in R (components, n), the left ones in L (components, m). For inputs X
-(rows, tokens, n) the batch adds (X R^T, with 0 where a component is not of the row's expert) L: two products for all experts at once,
-instead of two for each. With many components that wastes more than it saves; then each expert's rows are taken by themselves.
+Row i of a module's inputs X (rows, tokens, n) is multiplied by the right vectors of its own expert's components, R[i] (components, n),
+each by its factor, and by the left ones, L[i] (components, m): two batched products for all rows at once, whatever experts they want.
+Experts of fewer components than the batch's largest have zeros there, which add nothing. No row's sums depend on another row.
 """
 
 from collections.abc import Sequence
@@ -15,36 +15,28 @@ from torch import Tensor
 
 from compeft_client.models.thin_expert import ThinExpert
 
-MOST_TOGETHER = 256
-"""Components of a module up to which all rows are multiplied by all of them."""
 Sides = Sequence[tuple[int, int]]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModuleFactors:
-    """left (components, m), right (components, n); mine (rows, components): 1.0 where a component is of the row's expert, else 0.0."""
+    """left (rows, components, m), right (rows, components, n), factors (rows, 1, components), of each row's own expert."""
 
     left: Tensor
     right: Tensor
-    mine: Tensor
+    factors: Tensor
 
-    def added(self, inputs: Tensor) -> Tensor:
-        """What is added to the module's output: (rows, ..., m), of inputs (rows, ..., n)."""
-        if self.left.shape[0] > MOST_TOGETHER:
-            return self._by_expert(inputs)
-        inner = torch.nn.functional.linear(inputs, self.right)
-        inner = inner * self.mine.reshape(self.mine.shape[0], *[1] * (inputs.dim() - 2), -1)
-        return torch.nn.functional.linear(inner, self.left.T)
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return self.left.shape[0]
 
-    def _by_expert(self, inputs: Tensor) -> Tensor:
-        out = inputs.new_zeros(*inputs.shape[:-1], self.left.shape[1])
-        patterns, number = torch.unique(self.mine, dim=0, return_inverse=True)
-        for at, pattern in enumerate(patterns):
-            used = pattern.nonzero()[:, 0]
-            rows = (number == at).nonzero()[:, 0]
-            if used.numel():
-                out[rows] = inputs[rows] @ self.right[used].T @ self.left[used]
-        return out
+    def added_to(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """The module's output (rows, ..., m), of inputs (rows, ..., n), with what the experts add."""
+        flat = inputs.reshape(self.rows, -1, inputs.shape[-1])
+        inner = torch.bmm(flat, self.right.mT) * self.factors
+        return torch.baddbmm(output.reshape(self.rows, -1, output.shape[-1]), inner, self.left).view_as(output)
 
 
 def batch_factors(rows: Sequence[int], experts: Sequence[ThinExpert], sides: Sides, like: Tensor) -> list[ModuleFactors | None]:
@@ -52,23 +44,28 @@ def batch_factors(rows: Sequence[int], experts: Sequence[ThinExpert], sides: Sid
 
     sides: (m, n) of the pool's modules.   like: a tensor of the dtype and on the device of the model's.
     """
-    tables: list[list[NDArray[np.float32]]] = [[] for _ in sides]
-    owners: list[list[int]] = [[] for _ in sides]
+    found: list[list[tuple[int, Floats, Floats]]] = [[] for _ in sides]
     for number, expert in enumerate(experts):
-        values, at = expert.components([sides[place] for place in expert.places_in]), 0
+        entries, at, component = expert.entries, 0, 0
         for place, rank in zip(expert.places_in, expert.ranks.tolist(), strict=True):
             if rank:
-                length = sum(sides[place])
-                tables[place].append(values[at : at + rank * length].reshape(rank, length))
-                owners[place] += [number] * rank
-                at += rank * length
-    chosen = np.array(rows)[:, None]
-    return [
-        _on_device(np.concatenate(found), m, (chosen == np.array(owner)).astype(np.float32), like) if found else None
-        for found, owner, (m, _) in zip(tables, owners, sides, strict=True)
-    ]
+                size = rank * sum(sides[place])
+                table = entries[at : at + size].reshape(rank, -1)
+                found[place].append((number, table, expert.factors[component : component + rank]))
+                at, component = at + size, component + rank
+    chosen = np.array(rows)
+    return [_of_module(held, chosen, len(experts), m, like) if held else None for held, (m, _) in zip(found, sides, strict=True)]
 
 
-def _on_device(table: NDArray[np.float32], m: int, mine: NDArray[np.float32], like: Tensor) -> ModuleFactors:
-    left, right = np.ascontiguousarray(table[:, :m]), np.ascontiguousarray(table[:, m:])
-    return ModuleFactors(*(torch.from_numpy(array).to(like.device, like.dtype) for array in (left, right, mine)))
+def _of_module(
+    held: Sequence[tuple[int, Floats, Floats]], chosen: NDArray[np.int64], experts: int, m: int, like: Tensor
+) -> ModuleFactors:
+    """Tables of all experts of the batch, zeros for those without a component and, as the last, for rows without an expert."""
+    most = max(table.shape[0] for _, table, _ in held)
+    tables = np.zeros((experts + 1, most, held[0][1].shape[1]), np.float32)
+    factors = np.zeros((experts + 1, 1, most), np.float32)
+    for number, table, factor in held:
+        tables[number, : table.shape[0]] = table
+        factors[number, 0, : table.shape[0]] = factor
+    arrays = (tables[chosen, :, :m], tables[chosen, :, m:], factors[chosen])
+    return ModuleFactors(*(torch.from_numpy(np.ascontiguousarray(array)).to(like.device, like.dtype) for array in arrays))

@@ -153,9 +153,9 @@ class BatchPool:
             factors: Sequence[ModuleFactors | None] | None = getattr(self._now, "factors", None)
             if factors is None or (found := factors[number]) is None:
                 return output
-            if inputs[0].shape[0] != found.mine.shape[0]:
-                raise InputError(f"the model was given {inputs[0].shape[0]} rows, the batch names {found.mine.shape[0]} experts")
-            return output + found.added(inputs[0])
+            if inputs[0].shape[0] != found.rows:
+                raise InputError(f"the model was given {inputs[0].shape[0]} rows, the batch names {found.rows} experts")
+            return found.added_to(output, inputs[0])
 
         return hook
 

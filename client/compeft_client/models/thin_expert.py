@@ -25,8 +25,8 @@ class ThinExpert:
     """Of each of its modules `ranks` components: the left vector (m), then the right one (n).
 
     places_in: the number of each module in the pool.
-    halves: uint8 of two entries each; absent if `values` has them as float32.   factors: float32 (components, 2), what entries of the
-    left and of the right vector are multiplied by.   places, others: entries outside -7 to 7.
+    halves: uint8 of two entries each; absent if `values` has them as float32.   factors: float32, what each component's product is
+    multiplied by.   places, others: entries outside -7 to 7.
     """
 
     places_in: tuple[int, ...]
@@ -43,28 +43,27 @@ class ThinExpert:
         arrays = (self.ranks, self.halves, self.factors, self.places, self.others)
         return sum(array.nbytes for array in arrays) + (self.values.nbytes if self.values is not None else 0)
 
-    def components(self, sides: Sequence[tuple[int, int]]) -> Array:
-        """All entries, float32, multiplied by their factors, component by component. `sides`: (m, n) of the modules."""
+    @property
+    def entries(self) -> Array:
+        """All entries, float32, component by component."""
         if self.values is not None:
             return self.values
-        lengths = np.repeat(np.array(sides, np.int64), self.ranks, axis=0).reshape(-1)
-        found = HALVES[self.halves].reshape(-1)[: lengths.sum()]
+        found = HALVES[self.halves].reshape(-1)
         found[self.places] = self.others
-        found *= np.repeat(self.factors.reshape(-1), lengths)
         return found
 
 
 def thin_of_symbols(symbols: ProductSymbols, scalings: Sequence[float], places_in: Sequence[int]) -> ThinExpert:
-    """The expert of parsed symbols; `scalings`: what the adapter multiplies each module's product by, put into the left factors."""
-    powers = np.array([scale_of(int(code)) for code in symbols.scales], np.float32).reshape(-1, 2)
-    powers[:, 0] *= np.repeat(np.array(scalings, np.float32), symbols.ranks)
+    """The expert of parsed symbols; `scalings`: what the adapter multiplies each module's product by, put into the components' factors."""
+    both = np.array([scale_of(int(code)) for code in symbols.scales], np.float32).reshape(-1, 2)
+    factors = both[:, 0] * both[:, 1] * np.repeat(np.array(scalings, np.float32), symbols.ranks)
     entries = symbols.entries.astype(np.int16)
     places = np.flatnonzero(np.abs(entries) > LARGEST)
     small = np.where(np.abs(entries) > LARGEST, ESCAPE, entries & 15).astype(np.uint8)
     small = np.append(small, np.zeros(small.size % 2, np.uint8))
     halves = (small[::2] | (small[1::2] << 4)).astype(np.uint8)
     ranks = symbols.ranks.astype(np.int64)
-    return ThinExpert(tuple(places_in), ranks, halves, powers, places.astype(np.uint32), entries[places])
+    return ThinExpert(tuple(places_in), ranks, halves, factors, places.astype(np.uint32), entries[places])
 
 
 def thin_of_factors(factors: Sequence[tuple[Array, Array]], places_in: Sequence[int]) -> ThinExpert:
@@ -76,7 +75,7 @@ def thin_of_factors(factors: Sequence[tuple[Array, Array]], places_in: Sequence[
         tuple(places_in),
         np.array([right.shape[0] for _, right in kept], np.int64),
         none,
-        np.zeros((0, 2), np.float32),
+        np.ones(sum(right.shape[0] for _, right in kept), np.float32),
         none.astype(np.uint32),
         none.astype(np.int16),
         np.concatenate([np.zeros(0, np.float32), *parts]).astype(np.float32),

@@ -93,10 +93,13 @@ def measure_traffic(
         tell("BatchPool")
         plain, ours, figures, together, without = _ours(Path(place), names, drawn, ids)
         tell("PEFT's mixed batch")
-        bf16 = [_write_bf16(Path(place), name) for name in names[:rows]]
+        bf16 = [_write_peft(Path(place) / name, Path(place), torch.bfloat16) for name in names[:rows]]
         mixed = _mixed(Path(place), names[:rows], ids, batches)
         tell("PEFT's hot swap")
-        swapped, alone = _hotswapped(Path(place), names[:rows], ids, max(2, batches // 5))
+        swapped, _ = _hotswapped(Path(place), names[:rows], ids, max(2, batches // 5))
+        for name in names[:rows]:
+            _write_peft(Path(place) / "exact" / name, Path(place), torch.float32)
+        _, alone = _hotswapped(Path(place) / "exact", names[:rows], ids, 1)
     return TrafficMeasures(
         traffic,
         experts,
@@ -119,7 +122,9 @@ def measure_traffic(
 
 def _encoder() -> BertModel:
     torch.manual_seed(0)
-    return BertModel(BertConfig(**SIZES), add_pooling_layer=False).eval()
+    model = BertModel(BertConfig(**SIZES), add_pooling_layer=False)
+    model.train(mode=False)
+    return model
 
 
 def _ours(
@@ -214,17 +219,16 @@ def _write_variant(first: ExpertFile, file: Path, random: np.random.Generator) -
     return file.stem
 
 
-def _write_bf16(folder: Path, name: str) -> int:
-    """The expert as its trainer saved it: a bfloat16 PEFT directory of rank RANK; the bytes of its tensors."""
-    loaded = load_compressed(folder / f"{name}.expert")
+def _write_peft(directory: Path, packed: Path, dtype: torch.dtype) -> int:
+    """The expert as its trainer saved it: a PEFT directory of rank RANK; the bytes of its tensors."""
+    loaded = load_compressed(packed / f"{directory.name}.expert")
     tensors = {}
     for key, values in loaded.tensors[ADAPTER].items():
         shape = (RANK, values.shape[1]) if "lora_A" in key else (values.shape[0], RANK)
-        whole = torch.zeros(shape, dtype=torch.bfloat16)
-        whole[: values.shape[0], : values.shape[1]] = torch.from_numpy(values.astype(np.float32)).to(torch.bfloat16)
-        tensors[key] = whole
+        tensors[key] = torch.zeros(shape, dtype=dtype)
+        tensors[key][: values.shape[0], : values.shape[1]] = torch.from_numpy(values.astype(np.float32)).to(dtype)
     fields = json.loads(loaded.config) | {"r": RANK, "lora_alpha": 2 * RANK, "rank_pattern": {}, "alpha_pattern": {}}
-    (folder / name).mkdir()
-    (folder / name / "adapter_config.json").write_text(json.dumps(fields))
-    save_file(tensors, folder / name / ADAPTER, {"format": "pt"})
+    directory.mkdir(parents=True)
+    (directory / "adapter_config.json").write_text(json.dumps(fields))
+    save_file(tensors, directory / ADAPTER, {"format": "pt"})
     return sum(tensor.nbytes for tensor in tensors.values())

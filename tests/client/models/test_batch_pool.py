@@ -10,7 +10,6 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compeft_client.models import batch_factors
 from compeft_client.models.batch_pool import BatchPool
 from compeft_client.packing.pack import PackSettings, save_compressed, unpack
 from compeft_core.errors import InputError, LayoutMismatchError
@@ -54,9 +53,7 @@ def alone(folder: Path, names: Sequence[str | None], ids: torch.Tensor = IDS) ->
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("together", [256, 0], ids=["masked", "by expert"])
-def test_each_row_computes_what_it_computes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int) -> None:
-    monkeypatch.setattr(batch_factors, "MOST_TOGETHER", together)
+def test_each_row_computes_what_it_computes_alone(tmp_path: Path) -> None:
     write(tmp_path, 1)
     write(tmp_path, 2, use_rslora=True, alpha_pattern={"v_proj": 5})
     write(tmp_path, 3, PackSettings(density=0.4), target_modules=["up_proj", "o_proj"])
