@@ -55,7 +55,7 @@ class Engine:
 def vllm(
     programs: Path, base: Path, log: Path, environment: Mapping[str, str], meanwhile: Callable[[], object] = lambda: None
 ) -> Iterator[Engine]:
-    """Serves until the block ends; `meanwhile` is called while it starts. Errors: RuntimeError with the log's end if it does not come up."""
+    """Serves until the block ends; `meanwhile` is called while it starts. Errors: RuntimeError if it does not come up."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
