@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from _thread import start_new_thread
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -161,6 +161,13 @@ def watch(
     command: Annotated[str, typer.Option("--exec", metavar="COMMAND", help="run this after each change (no shell)")] = "",
     every: Annotated[str, typer.Option(help="how often to ask: 30s, 5m, 1h")] = "30s",
     once: Annotated[bool, typer.Option("--once", help="look once, then end")] = False,
+    load: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--load", metavar="URL", help="load it there: http://HOST:PORT of a vLLM, sglang+http://HOST:PORT; may be repeated"
+        ),
+    ] = None,
+    max_rank: Annotated[int, typer.Option(min=0, help="of --load: the engines' highest LoRA rank; 0: as they start")] = 0,
     publisher: Trusted = None,
     init: Init = None,
     go_back: GoBack = False,
@@ -169,16 +176,20 @@ def watch(
     """Keep a folder at an expert's newest version, or where a channel points, until SIGTERM or Ctrl-C.
 
     The folder's name is a link that is replaced at once, so a reader sees one version or the next, never half of one. COMMAND gets
-    COMPEFT_EXPERT, COMPEFT_VERSION and COMPEFT_DIRECTORY in its environment. An aggregator that is away is asked again.
+    COMPEFT_EXPERT, COMPEFT_VERSION and COMPEFT_DIRECTORY in its environment. An aggregator that is away is asked again. With --load the
+    engines that read the same folder get each version under a name of its own, such as sentiment@7-1a2b3c4d: all of them, or none.
 
     Example: compeft watch sentiment@stable -o /srv/experts/sentiment --site ~/.compeft --exec "systemctl reload my-server"
+
+    Example: compeft watch sentiment@stable -o /srv/experts/sentiment --load http://127.0.0.1:8000 --load http://127.0.0.1:8001
     """
     from compeft_client.delivery import watch
     from compeft_client.delivery.pull import PullOptions, reference_of
     from compeft_client.exchange.package_client import PackageClient
 
     options = PullOptions(load_public_key(publisher) if publisher else None, init, go_back)
-    settings = watch.WatchSettings(reference_of(name), output, _words(command), seconds_of(every), options)
+    loader = _loader(reference_of(name).expert, output, load, max_rank) if load else None
+    settings = watch.WatchSettings(reference_of(name), output, _words(command), seconds_of(every), options, loader)
     us, stop = edge_of(edge), threading.Event()
     callbacks = watch.WatchCallbacks(
         lambda got: _print(
@@ -197,6 +208,23 @@ def watch(
     with PackageClient(us) as client:
         if not watch.follow(client, us, settings, stop, callbacks):
             raise typer.Exit(1)
+
+
+def _loader(expert: str, output: Path, urls: Sequence[str], max_rank: int) -> "Callable[[int, str, Path], Sequence[str]]":
+    """What loads a version into the engines at these addresses. Its state lies beside the folder. Errors: InputError."""
+    from compeft_client.serving.engine_fit import EngineLimits, fit
+    from compeft_client.serving.model_name import fixed_name
+    from compeft_client.serving.replicas import LoadSettings, replica_of, roll_out
+
+    settings = LoadSettings([replica_of(url) for url in dict.fromkeys(urls)])
+    limits = EngineLimits(" and ".join(sorted({replica.kind for replica in settings.replicas})), max_rank)
+
+    def load(version: int, digest: str, directory: Path) -> list[str]:
+        name = fixed_name(expert, version, bytes.fromhex(digest))
+        fit(directory, limits, name)
+        return roll_out(settings, output.parent / f".{output.name}.loaded", name, directory)
+
+    return load
 
 
 def seconds_of(text: str) -> float:

@@ -27,13 +27,18 @@ KILL_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class WatchSettings:
-    """What to follow, the folder to keep, the command to run after each change (empty: none), and how often to ask."""
+    """What to follow, the folder to keep, the command to run after each change (empty: none), and how often to ask.
+
+    load: called with version, digest in hexadecimal digits (16) and folder at each look, and to be repeated without harm: it returns what
+    went wrong and does not matter, a line each.
+    """
 
     reference: Reference
     directory: Path
     command: Sequence[str] = ()
     every_s: float = 30.0
     options: PullOptions = field(default_factory=PullOptions)
+    load: Callable[[int, str, Path], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +77,19 @@ def watch(edge: Edge, settings: WatchSettings, stop: threading.Event, callbacks:
 
 
 def follow(client: PackageClient, edge: Edge, settings: WatchSettings, stop: threading.Event, callbacks: WatchCallbacks) -> bool:
-    """One look: bring the folder to the newest version if it is not there, run the command. Whether the command, if any, succeeded.
-
-    Errors: those of `deliver`.
+    """One look: bring the folder to the newest version if it is not there, load it, run the command. Whether the command, if any,
+    succeeded. Errors: those of `deliver` and of `settings.load`.
     """
     newest = client.newest(settings.reference.expert, settings.reference.version, settings.reference.channel)
     if _current(settings.directory) != _place(settings.directory, newest.version, newest.state_digest).name:
         delivered = deliver(edge, settings.reference, _fresh(settings.directory), settings.options, _until(stop))
         _switch(settings.directory, delivered)
         callbacks.changed(delivered)
+    if settings.load is not None:
+        current = settings.directory.absolute().parent / _current(settings.directory)
+        version, _, digest = current.name.removeprefix(f".{settings.directory.name}.").partition("-")
+        for problem in settings.load(int(version), digest, current):
+            callbacks.trouble(problem)
     return not settings.command or _ran(settings) == _current(settings.directory) or _run(settings, stop, callbacks)
 
 
