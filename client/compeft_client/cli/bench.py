@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from compeft_client.identity.edge_config import edge_of
 
 if TYPE_CHECKING:
     from compeft_client.models.pool_benchmark import PoolMeasures
+    from compeft_client.models.traffic_benchmark import TrafficMeasures
 
 app = typer.Typer()
 bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
@@ -39,17 +40,27 @@ def bench_pool(
     report: Annotated[
         bool, typer.Option("--report", help="also tell the aggregator, for its report's section on GPU use")
     ] = False,
+    traffic: Annotated[
+        Literal["even", "zipf"] | None,
+        typer.Option(help="instead: batches whose rows want different experts, beside PEFT's mixed batch and hot swap (CPU)"),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="with --traffic: rows of a batch")] = 32,
+    tokens: Annotated[int, typer.Option(min=1, max=512, help="with --traffic: tokens of a row")] = 16,
     output_format: AsFormat = "text",
 ) -> None:
     """How many experts fit in a gigabyte and how fast they switch, beside bfloat16 adapters on the local disk.
 
     Examples: compeft bench pool; compeft bench pool --device cuda --parameters 160000000 -o pool.json;
-    compeft bench pool --report --site ~/.compeft
+    compeft bench pool --report --site ~/.compeft; compeft bench pool --experts 1024 --traffic zipf
     """
     import torch
 
     from compeft_client.exchange.pool_reports import report_pool
     from compeft_client.models.pool_benchmark import measure_pool, unused
+
+    if traffic is not None:
+        _bench_traffic(experts, traffic, rows, tokens, output, output_format)
+        return
 
     us = edge_of(edge) if report else None
     chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,6 +72,39 @@ def bench_pool(
     if output:
         write_durably(output, json.dumps(values, indent=1).encode())
     typer.echo(json.dumps(values) if output_format == "json" else _text(found))
+
+
+def _bench_traffic(
+    experts: int, traffic: Literal["even", "zipf"], rows: int, tokens: int, output: Path | None, output_format: str
+) -> None:
+    from compeft_client.models.traffic_benchmark import measure_traffic
+
+    with stages("bench pool") as tell:
+        found = measure_traffic(experts, traffic, rows, tokens, tell=tell)
+    values = asdict(found) | {"ready_times": found.ready_times, "coded_times": found.coded_times}
+    if output:
+        write_durably(output, json.dumps(values, indent=1).encode())
+    typer.echo(json.dumps(values) if output_format == "json" else _traffic_text(found))
+
+
+def _traffic_text(m: "TrafficMeasures") -> str:
+    def row(name: str, rate: float, p95: float) -> str:
+        return f"{name:<28} {rate:>10.1f} {1000 * p95:>12.0f} {m.requests_per_s / rate:>14.2f}x"
+
+    return "\n".join(
+        [
+            f"{m.experts:,} experts, {m.traffic} traffic, batches of {m.rows} rows of {m.tokens} tokens, encoder of MiniLM's shape",
+            f"{'':<28} {'requests/s':>10} {'p95 ms':>12} {'BatchPool is':>15}",
+            row("BatchPool", m.requests_per_s, m.p95_s),
+            row("PEFT, mixed batch", m.mixed_requests_per_s, m.mixed_p95_s),
+            row("PEFT, hot swap", m.hotswap_requests_per_s, m.hotswap_p95_s),
+            f"{'base model alone':<28} {m.base_requests_per_s:>10.1f}",
+            f"largest difference of a row from the row alone: {m.largest_difference:.1e} (the experts change up to {m.largest_change:.1f})",
+            f"an expert ready to apply: {m.ready_bytes:,.0f} bytes, {m.ready_times:.0f}x fewer than bfloat16; as it is coded: "
+            f"{m.coded_bytes:,.0f} bytes, {m.coded_times:.0f}x fewer; decoding one: {1000 * m.decode_s:.1f} ms",
+            "requests/s are by processor seconds, p95 is of a batch by the clock",
+        ]
+    )
 
 
 def _text(m: "PoolMeasures") -> str:

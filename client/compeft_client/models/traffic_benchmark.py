@@ -39,11 +39,14 @@ RANK, TIMES, WARM = 16, 200.0, 2
 SKEW = 1.1
 """Exponent of Zipf's law: the expert of rank k is asked for in proportion to 1 / k ** SKEW."""
 Traffic = Literal["even", "zipf"]
+Seconds = list[tuple[float, float]]
+"""Of each batch: of the processor, by the clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficMeasures:
-    """Requests are rows. p95 in seconds of one batch.   largest_difference: between a row in the batch and alone under PEFT, and the
+    """Requests are rows. Rates are by processor seconds of this process, so that other work on the machine does not count; p95 is of one
+    batch, in seconds of the clock.   largest_difference: between a row in the batch and alone under PEFT, and the
     largest value that the experts change.   bytes of one expert, mean: ready to apply, as coded, as bfloat16.
     """
 
@@ -129,7 +132,7 @@ def _encoder() -> BertModel:
 
 def _ours(
     folder: Path, names: Sequence[str], drawn: Sequence[Sequence[str]], ids: Tensor
-) -> tuple[list[float], list[float], PoolFigures, Tensor, Tensor]:
+) -> tuple[Seconds, Seconds, PoolFigures, Tensor, Tensor]:
     """Seconds of each batch without experts and with; the pool's figures; outputs of one expert a row, and of the base."""
     base = _encoder()
     plain = _timed([() for _ in drawn], lambda _: base(input_ids=ids))
@@ -148,7 +151,7 @@ def _ours(
         return plain, seconds, pool.figures, run(names[: ids.shape[0]]), base(input_ids=ids).last_hidden_state
 
 
-def _mixed(folder: Path, names: Sequence[str], ids: Tensor, batches: int) -> list[float]:
+def _mixed(folder: Path, names: Sequence[str], ids: Tensor, batches: int) -> Seconds:
     """PEFT with all adapters of the batch loaded: seconds of each batch."""
     model = PeftModel.from_pretrained(_encoder(), folder / names[0], adapter_name=names[0])
     for name in names[1:]:
@@ -157,7 +160,7 @@ def _mixed(folder: Path, names: Sequence[str], ids: Tensor, batches: int) -> lis
     return _timed([names] * (batches + WARM), lambda batch: model(input_ids=ids, adapter_names=list(batch)))
 
 
-def _hotswapped(folder: Path, names: Sequence[str], ids: Tensor, batches: int) -> tuple[list[float], Tensor]:
+def _hotswapped(folder: Path, names: Sequence[str], ids: Tensor, batches: int) -> tuple[Seconds, Tensor]:
     """PEFT with one adapter, swapped for each row's: seconds of each batch, and what each row gives alone."""
     model = PeftModel.from_pretrained(_encoder(), folder / names[0], adapter_name="default").eval()
 
@@ -171,18 +174,19 @@ def _hotswapped(folder: Path, names: Sequence[str], ids: Tensor, batches: int) -
     return _timed([names] * batches, run, warm=0), run(names)
 
 
-def _timed(batches: Sequence[Sequence[str]], run: Callable[[Sequence[str]], object], warm: int = WARM) -> list[float]:
+def _timed(batches: Sequence[Sequence[str]], run: Callable[[Sequence[str]], object], warm: int = WARM) -> Seconds:
     seconds = []
     for batch in batches:
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         run(batch)
-        seconds.append(time.perf_counter() - began)
+        seconds.append((time.process_time() - busy, time.perf_counter() - began))
     return seconds[warm:]
 
 
-def _rates(seconds: Sequence[float], rows: int) -> tuple[float, float]:
-    """Requests a second of the median batch, and the 95th percentile of a batch in seconds."""
-    return rows / float(np.median(seconds)), float(np.percentile(seconds, 95))
+def _rates(seconds: Seconds, rows: int) -> tuple[float, float]:
+    """Requests a processor second of the median batch, and the 95th percentile of a batch's time by the clock."""
+    busy, passed = zip(*seconds, strict=True)
+    return rows / float(np.median(busy)), float(np.percentile(passed, 95))
 
 
 def _drawn(names: Sequence[str], rows: int, traffic: Traffic, random: np.random.Generator) -> list[str]:

@@ -22,7 +22,7 @@ def test_it_prints_what_it_measured_and_writes_it_for_the_report(tmp_path: Path,
 
 
 def test_the_bench_model_has_the_parameters_it_claims() -> None:
-    model: PeftModel = pool_benchmark._model(3)
+    model: PeftModel = pool_benchmark.bert_with_lora(3)
     assert sum(p.numel() for name, p in model.named_parameters() if "lora_" in name) == 3 * pool_benchmark.PER_RANK
 
 
