@@ -16,8 +16,10 @@ Rule = Literal["harmless", "same", "supported", "off"]
 """harmless: does not change what tensors mean.   same: must be equal in all adapters (and in the model, for the pool).
 supported: may differ, the code at work takes it into account.   off: must have its default value; refused by name otherwise.
 """
-Purpose = Literal["entries", "factors", "pool", "rounds"]
-"""entries: merge entry by entry.   factors: merge products.   pool: put into a loaded model.   rounds: merge updates of one model."""
+Purpose = Literal["entries", "factors", "pool", "rounds", "arrays"]
+"""entries: merge entry by entry.   factors: merge products.   pool: put into a loaded model.   rounds: merge updates of one model.
+arrays: take A and B, and nothing else, out of a model and put them in.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,11 @@ class Field:
     pool: Rule
     rounds: Rule
     why: str = ""
+    arrays: Rule = "same"
 
 
 def _all(rule: Rule, default: object = None, why: str = "") -> Field:
-    return Field(default, rule, rule, rule, rule, why)
+    return Field(default, rule, rule, rule, rule, why, rule)
 
 
 BASE_STARTS = (
@@ -57,14 +60,16 @@ LORA: Mapping[str, Field] = {
     "exclude_modules": _all("harmless"),
     "layers_to_transform": _all("harmless"),
     "layers_pattern": _all("harmless"),
-    "modules_to_save": Field(None, "harmless", "harmless", "off", "same", "layers saved whole are not switched"),
+    "modules_to_save": Field(None, "harmless", "harmless", "off", "same", "layers saved whole are not switched", "off"),
     "lora_dropout": _all("harmless", 0.0),
     "fan_in_fan_out": _all("same", False),
-    "bias": Field("none", "same", "same", "off", "same", "biases of the base model are not switched"),
+    "bias": Field("none", "same", "same", "off", "same", "biases of the base model are not switched", "off"),
     "init_lora_weights": Field(True, "supported", "supported", "supported", "supported"),
-    "megatron_config": Field(None, "same", "same", "same", "off", "Megatron's parallel layers are not supported"),
+    "megatron_config": Field(None, "same", "same", "same", "off", "Megatron's parallel layers are not supported", "off"),
     "megatron_core": _all("harmless", "megatron.core"),
-    "trainable_token_indices": Field(None, "same", "supported", "off", "same", "trained rows of embeddings are not switched"),
+    "trainable_token_indices": Field(
+        None, "same", "supported", "off", "same", "trained rows of embeddings are not switched", "off"
+    ),
     "loftq_config": _all("harmless", {}),
     "eva_config": _all("harmless"),
     "corda_config": _all("harmless"),
@@ -77,16 +82,17 @@ LORA: Mapping[str, Field] = {
         "same",
         "supported",
         DORA,
+        "off",
     ),
     "alora_invocation_tokens": Field(None, "same", "same", "same", "same"),
-    "use_qalora": Field(False, "same", "same", "same", "off", "A acts on pooled inputs"),
+    "use_qalora": Field(False, "same", "same", "same", "off", "A acts on pooled inputs", "off"),
     "qalora_group_size": _all("same", 16),
     "monteclora_config": _all("off", None, "its factors are means of sampled ones"),
-    "layer_replication": _all("same"),
+    "layer_replication": Field(None, "same", "same", "same", "same", "layers are copies of others", "off"),
     "runtime_config": _all("harmless", {}),
     "lora_bias": _all("off", False, "a bias beside B is scaled like a factor"),
     "target_parameters": Field(
-        None, "supported", "supported", "supported", "same", "factors of several experts lie in one tensor"
+        None, "supported", "supported", "supported", "same", "factors of several experts lie in one tensor", "off"
     ),
     "use_bdlora": _all("off", None, "its factors are block-diagonal"),
     "arrow_config": _all("off", None, "it routes between adapters"),

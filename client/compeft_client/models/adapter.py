@@ -13,24 +13,12 @@ from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 
+from compeft_client.checkpoints.peft_fields import check_fields
 from compeft_core.errors import InputError, LayoutMismatchError, NotFiniteError
 
 Arrays = Mapping[str, NDArray[np.float32]]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-PLAIN_FIELDS = {
-    "bias": ("none",),
-    "use_dora": (False,),
-    "use_qalora": (False,),
-    "lora_bias": (False,),
-    "modules_to_save": (None,),
-    "target_parameters": (None,),
-    "trainable_token_indices": (None,),
-    "layer_replication": (None,),
-    "megatron_config": (None,),
-    "init_lora_weights": (True, False, "gaussian"),
-}
-"""Values that keep an adapter to LoRA's A and B over an unchanged base; any other is refused."""
 
 
 def adapter_arrays(model: PeftModel, adapter: str = "default") -> dict[str, NDArray[np.float32]]:
@@ -65,16 +53,15 @@ def rest(model: PeftModel, endings: Sequence[str], adapter: str = "default") -> 
 
 
 def check_plain(config: object, also: Collection[str] = ()) -> None:
-    """Refuse an adapter that is not LoRA, or whose options change more than A and B. Errors: InputError, naming the option.
+    """Refuse an adapter that is not LoRA, or whose options change more than A and B, by the table of `peft_fields` (purpose `arrays`).
+    Errors: InputError, naming the option.
 
     also: options that the caller supports.
     """
     if not isinstance(config, LoraConfig):
         raise InputError(f"adapter is a {type(config).__name__}, only LoraConfig is supported")
-    for field, plain in PLAIN_FIELDS.items():
-        value = getattr(config, field, plain[0]) or plain[0]
-        if field not in also and value not in plain:
-            raise InputError(f"LoRA option {field} is {value!r}, supported: {', '.join(map(repr, plain))}")
+    fields = {name: value for name, value in vars(config).items() if name not in also}
+    check_fields(fields | {"peft_type": "LORA"}, "arrays", "the adapter")
 
 
 def _parameters(model: PeftModel, adapter: str) -> dict[str, torch.Tensor]:

@@ -199,3 +199,32 @@ def test_a_failed_unpack_leaves_no_folder(adapter: Path, untrained: Path, tmp_pa
     with pytest.raises(InputError, match="--init DIR"):
         unpack(tmp_path / "a.expert", tmp_path / "deep" / "back")
     assert not (tmp_path / "deep").exists()
+
+
+LONE = "base_model.model.layers.0.q_proj.lora"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fields", "words"),
+    [
+        (lambda t: t.pop(f"{LONE}_B.weight"), {}, "is there without"),
+        (lambda t: t.pop(f"{LONE}_A.weight"), {}, "is there without"),
+        (lambda t: t.update({f"{LONE}_B.weight": np.ones((64, 3), np.float32)}), {}, "factors of different ranks"),
+        (lambda t: t.update({f"{LONE}_A.a.b.weight": np.ones((4, 64), np.float32)}), {}, "names that PEFT does not load"),
+        (lambda t: None, {"r": 16}, "has rank 4, the configuration says 16"),
+        (lambda t: None, {"rank_pattern": {"q_proj": 2}}, "has rank 4, the configuration says 2"),
+    ],
+)
+def test_factors_that_peft_drops_or_refuses_are_said(
+    tmp_path: Path, spoil: object, fields: dict[str, object], words: str
+) -> None:
+    tensors = builders.tuned(builders.initial())
+    spoil(tensors)  # type: ignore[operator]  # parametrized
+    notes = save_compressed(builders.write_adapter(tmp_path / "a", tensors, **fields), tmp_path / "a.expert").notes
+    assert [note for note in notes if note.startswith("warning: ") and words in note]
+
+
+def test_every_module_without_a_partner_is_counted(tmp_path: Path) -> None:
+    tensors = {n: t for n, t in builders.tuned(builders.initial()).items() if "lora_A" in n}
+    [note] = [n for n in notes_of(read_source(builders.write_adapter(tmp_path / "a", tensors))) if "without" in n]
+    assert "2 modules" in note

@@ -163,10 +163,12 @@ def test_a_parameter_that_is_not_finite_never_leaves() -> None:
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"lora_bias": True}, "lora_bias"),
+        ({"target_parameters": ["x"]}, "target_parameters"),
+        ({"layer_replication": [[0, 1]]}, "layer_replication"),
     ],
 )
 def test_options_that_change_more_than_a_and_b_are_refused(changes: dict[str, Any], field: str) -> None:
-    with pytest.raises(InputError, match=f"LoRA option {field} is "):
+    with pytest.raises(InputError, match=f"the adapter has {field} "):
         check_plain(config(**changes))
 
 
