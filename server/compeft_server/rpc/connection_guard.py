@@ -21,9 +21,9 @@ from compeft_server.rpc.wire_meter import AVAILABLE, peer_of
 log = structlog.get_logger()
 SILENT_S = 10.0
 """Seconds after which a connection without any call is ended."""
-SILENT_PER_HOST = 512
+SILENT_PER_HOST = 256
 """Most connections of one host that have made no call; above, the oldest are ended at once."""
-EVERY_S, REFRESH_S = 0.5, 1.0
+EVERY_S, REFRESH_S = 0.25, 1.0
 """How often connections are looked at, and who is revoked."""
 RESERVED_DESCRIPTORS = 256
 """Descriptors that connections may not take: files, databases, the live page."""
@@ -88,7 +88,7 @@ class Connections:
 
     def _too_many(self) -> set[str]:
         silent, hosts, over = self._silent(), Counter[str](), set[str]()
-        allowed = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        allowed = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)  # of each port; two ports share the descriptors
         for number, peer in enumerate(reversed(silent)):
             host = peer.rpartition(":")[0]
             hosts[host] += 1
