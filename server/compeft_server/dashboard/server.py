@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +60,19 @@ def check_listen_address(address: ListenAddress, password: Password | None) -> N
 class Web:
     """The live page over one data directory, listening since it was made; `port` is where."""
 
-    def __init__(self, data: Path, ledger: Ledger, address: ListenAddress, price: Price | None, exposition: Exposition) -> None:
+    def __init__(
+        self,
+        data: Path,
+        ledger: Ledger,
+        address: ListenAddress,
+        price: Price | None,
+        exposition: Exposition,
+        clock: Callable[[], int] = now_ms,
+    ) -> None:
         password = read_password(data)
         check_listen_address(address, password)
         gate = Gate(password, address.secure)
-        site = Site(ledger, own_public_keys(data), gate, price, exposition.text, now_ms)
+        site = Site(ledger, own_public_keys(data), gate, price, exposition.text, clock)
         self._socket = _listen(address)
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(

@@ -30,7 +30,7 @@ function cells(table) {
 
 function axes(format) {
   const line = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
-  return [{ ...line, values: (_, ticks) => times(ticks) }, { ...line, size: 74, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) }];
+  return [{ ...line, space: 90, values: (_, ticks) => times(ticks) }, { ...line, size: 74, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : format(tick))) }];
 }
 
 function options(host, height, series, format, range) {
