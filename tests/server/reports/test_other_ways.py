@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from compeft_server.reports.figures.build import read_report
@@ -42,7 +43,8 @@ def test_every_format_has_the_same_bytes_for_every_way(tmp_path: Path) -> None:
         "share_by_its_tracker": share,
         "share_by_payload": report.led.payload_bytes / (200_000 * 2**20),
     }
-    told = f"Of FlowerTune's budget of 200,000 MB a run: {100 * share:.2g} % by its tracker's counting"
+    percent = np.format_float_positional(100 * share, precision=2, fractional=False, trim="-")
+    told = f"Of FlowerTune's budget of 200,000 MB a run: {percent} % by its tracker's counting"
     assert told in words
     assert told.replace("'", "&#39;") in page
     assert "Computed, not measured" in page

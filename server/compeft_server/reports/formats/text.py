@@ -3,6 +3,7 @@
 import math
 from datetime import UTC, datetime
 
+import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -224,7 +225,9 @@ OTHER_WAYS_NOTE = (
 
 def budget_words(report: Report, say: Say = ENGLISH) -> str:
     """What part of FlowerTune's budget of communication the run takes, by its tracker's counting and by ours."""
-    by_tracker, counted = (f"{100 * share:.2g}" for share in budget_shares(report))
+    by_tracker, counted = (
+        np.format_float_positional(100 * share, precision=2, fractional=False, trim="-") for share in budget_shares(report)
+    )
     return str(
         say(
             "Of FlowerTune's budget of 200,000 MB a run: {tracker} % by its tracker's counting, {counted} % by the payload counted here.",
