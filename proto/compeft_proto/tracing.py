@@ -69,7 +69,7 @@ def span(name: str, carried: str = "", **attributes: str | int) -> Iterator[str]
 
 
 def current() -> str:
-    """The `traceparent` of the current span; empty if there is none."""
+    """The `traceparent` of the current span; empty without one."""
     if not active():
         return ""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
