@@ -45,8 +45,43 @@ def differences(ledger: Ledger) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), schema.metadata))
 
 
-def test_migrated_tables_are_the_tables_of_the_metadata(ledger: Ledger) -> None:
+def shape(engine: sa.Engine) -> dict[str, object]:
+    """All that the database says of each table: columns with types and defaults, keys, indexes, constraints, and its number of rows."""
+    look = sa.inspect(engine)
+    found: dict[str, object] = {}
+    with engine.connect() as connection:
+        for table in sorted(look.get_table_names()):
+            columns = sorted((c["name"], str(c["type"]), c["nullable"], str(c["default"])) for c in look.get_columns(table))
+            where = f"{engine.dialect.name}_where"
+            indexes = sorted(
+                (str(i["name"]), str(i["column_names"]), bool(i["unique"]), str(i.get("dialect_options", {}).get(where)))
+                for i in look.get_indexes(table)
+            )
+            keys = sorted(
+                (k["constrained_columns"], k["referred_table"], k["referred_columns"]) for k in look.get_foreign_keys(table)
+            )
+            unique = sorted(sorted(u["column_names"]) for u in look.get_unique_constraints(table))
+            checks = sorted(c["sqltext"] for c in look.get_check_constraints(table))
+            rows = connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar_one()
+            found[table] = columns, indexes, look.get_pk_constraint(table)["constrained_columns"], keys, unique, checks, rows
+    return found
+
+
+def emptied(engine: sa.Engine) -> None:
+    """Drop all tables."""
+    tables = sa.MetaData()
+    tables.reflect(engine)
+    tables.drop_all(engine)
+
+
+def test_a_new_database_is_what_all_revisions_together_make(ledger: Ledger) -> None:
     assert differences(ledger) == []
+    created = shape(ledger._engine)
+    emptied(ledger._engine)
+    with ledger._engine.begin() as connection:
+        migrations.migrate(connection, None)
+    assert differences(ledger) == []
+    assert shape(ledger._engine) == created
 
 
 def test_a_database_of_the_first_release_opens_with_its_data_and_the_newest_schema(old: Path) -> None:

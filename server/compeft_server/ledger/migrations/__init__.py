@@ -1,8 +1,9 @@
 """Bringing a database to the schema that this code knows: one Alembic revision a change, run when the ledger is opened.
 
-Invariant: after `upgrade` the database has exactly the tables of `schema.metadata` (tests/server/ledger/test_migrations.py compares them).
+Invariant: after `upgrade` the database has exactly the tables of `schema.metadata`. An empty database gets them at once, as all revisions
+together would make them (tests/server/ledger/test_migrations.py compares both).
 All of it is one transaction under one lock, so processes that start together take turns and a crash leaves the old schema whole.
-Alembic is imported only where there is something to do: a command that finds its database up to date does not wait for it.
+Alembic is imported only where there is something to upgrade: nobody waits for it with a new database, or one that is up to date.
 """
 
 from pathlib import Path
@@ -11,13 +12,20 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from compeft_core.errors import CompeftError
+from compeft_server.ledger import schema
 
 REVISIONS = tuple(sorted(path.stem[1:] for path in (Path(__file__).parent / "versions").glob("r*.py")))
 """Every revision, oldest first: that of `versions/r0001_first_release.py` is `0001_first_release`."""
 ADVISORY_LOCK = 0x636F6D7065667401
 """PostgreSQL's key of the lock that upgrades take turns by: "compeft" and a 1."""
 
-_noted = sa.table("alembic_version", sa.column("version_num"))
+_noted = sa.Table(
+    "alembic_version",
+    sa.MetaData(),
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""Alembic's own table, as Alembic makes it."""
 
 
 class NewerDatabaseError(CompeftError):
@@ -33,7 +41,11 @@ def upgrade(engine: Engine) -> None:
     if not up_to_date:
         with engine.connect() as connection:
             _lock(connection)
-            _upgrade(connection)
+            found = _revision(connection)  # again: another process may have been here between the look above and the lock
+            if found is None and not sa.inspect(connection).get_table_names():
+                create(connection)
+            else:
+                migrate(connection, found)
             connection.commit()
         engine.dispose()  # SQLite's switch for references is of the connection: the one above is not used again
 
@@ -51,12 +63,18 @@ def _revision(connection: Connection) -> str | None:
     return found
 
 
-def _upgrade(connection: Connection) -> None:
-    """Everything after what is there. Another process may have been here between the caller's look and its lock: look again."""
+def create(connection: Connection) -> None:
+    """Make the tables of the newest revision in an empty database, and note that revision."""
+    schema.metadata.create_all(connection)
+    _noted.create(connection)
+    connection.execute(_noted.insert().values(version_num=REVISIONS[-1]))
+
+
+def migrate(connection: Connection, found: str | None) -> None:
+    """Run every revision after `found` (None: all of them). Errors: CompeftError if rows would refer to nothing."""
     from alembic import command
     from alembic.config import Config
 
-    found = _revision(connection)
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     if found is not None:
