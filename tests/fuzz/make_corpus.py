@@ -6,12 +6,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from safetensors.numpy import save, save_file
 
+from compeft_client.packing.expert_file import open_expert
 from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_core import Compression, Update, compress, encode, layout_of, shapes_of
 from compeft_proto import envelope as dsse
+from compeft_proto import packed_manifest
 from compeft_proto.chunk_refs import refs_of
 from compeft_proto.convert import layout_to_proto
+from compeft_proto.expert_manifest import manifest_to_proto
 from compeft_proto.keys import new_key
+from compeft_proto.positions_part import write_tables
 from compeft_proto.v1 import exchange_pb2 as xp
 from compeft_proto.v1 import expert_pb2 as pb
 from tests.fuzz.run import CORPUS
@@ -52,6 +56,11 @@ def main() -> None:
         packed = Path(folder) / "small.expert"
         save_compressed(adapter, packed, PackSettings())
         keep("expert_file", "lora", packed.read_bytes())
+        manifest = manifest_to_proto(open_expert(packed).manifest).SerializeToString(deterministic=True)
+        keep("packed", "lora", packed_manifest.pack(manifest))
+    table = np.array([[0, 0, 2], [1, 3, 4]])
+    keep("positions", "three", bytes([2, 9, 0]) + write_tables([table], [10]))
+    keep("positions", "far", bytes([1, 9, 0]) + write_tables([np.array([[0, 90], [1, 3]])], [10]))
 
 
 def _letter(payload: bytes) -> xp.Letter:

@@ -16,12 +16,15 @@ from compeft_client.checkpoints.safetensors_file import read_header
 from compeft_client.exchange.connections import Letters
 from compeft_client.packing.expert_file import open_expert
 from compeft_client.packing.pack import check_payloads
-from compeft_core import Encoded, decode, encode, parse
+from compeft_core import Encoded, decode, encode, layout_of, parse
 from compeft_core.errors import CompeftError
 from compeft_core.product import check_product, factors_of, parse_product, write_product
 from compeft_proto import envelope as dsse
 from compeft_proto.convert import layout_from_proto, layout_to_proto
+from compeft_proto.expert_manifest import manifest_from_proto, manifest_to_proto
 from compeft_proto.keys import SigningKey, new_key, public_key_from_pem, signing_key_from_pem
+from compeft_proto.packed_manifest import unpack
+from compeft_proto.positions_part import read_tables, write_tables
 from compeft_proto.relay_letter import RecordedSync
 from compeft_proto.sync_answer import MemoryCache, fetch, read_answer
 from compeft_proto.v1 import exchange_pb2 as xp
@@ -84,6 +87,22 @@ def expert_file(data: bytes) -> None:
     check_payloads(open_expert(_file(data, "fuzz.expert")))
 
 
+def packed(data: bytes) -> None:
+    """A packed manifest: what is one must be written as a message that means the same."""
+    found = manifest_from_proto(pb.ExpertManifest.FromString(unpack(data)))
+    if manifest_from_proto(manifest_to_proto(found)) != found:
+        raise AssertionError("a manifest that does not survive its message")
+
+
+def positions(data: bytes) -> None:
+    """A payload of positions after its number of positions and, in two bytes, of columns less 1: what is one is written the same way."""
+    count, columns = (data[0] + 1, 1 + int.from_bytes(data[1:3], "little")) if len(data) > 2 else (1, 1)
+    layout = layout_of({"t": (2, count)}, dense=["t"])
+    [table] = read_tables(data[3:], layout, [columns])
+    if not (read_tables(write_tables([table], [columns]), layout, [columns])[0] == table).all():
+        raise AssertionError("a table that does not come back")
+
+
 def safetensors(data: bytes) -> None:
     """The header of a checkpoint."""
     read_header(_file(data, "fuzz.safetensors"))
@@ -114,6 +133,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "key": key,
     "expert_file": expert_file,
     "safetensors": safetensors,
+    "packed": packed,
+    "positions": positions,
     "letter": letter,
 }
 
