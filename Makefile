@@ -9,7 +9,7 @@ QUICK := tests/core tests/proto tests/fuzz/test_corpus.py tests/docs/test_blocks
 	tests/client/checkpoints tests/client/packing tests/client/merging tests/client/exchange tests/server/aggregation tests/server/chunks \
 	tests/server/policy
 
-.PHONY: demo fuzz gpu test quick check lint types contracts generated format clean
+.PHONY: demo serving fuzz gpu test quick check lint types contracts generated format clean
 
 demo: .venv/demo
 	$(BIN)/compeft demo $(ARGS)
@@ -22,6 +22,10 @@ gpu:
 
 quick: lint types contracts
 	$(BIN)/python -m pytest -n auto $(QUICK)
+
+serving: .venv/dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m benchmarks.serving $(ARGS)
 
 fuzz: .venv/fuzz
 	$(BIN)/python -m tests.fuzz.run $(ARGS)

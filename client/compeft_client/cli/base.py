@@ -65,6 +65,15 @@ def measured(directory: Path, output: Path | None = None, memory: int = 0, name:
     return found
 
 
+def statements_for(base: str | None) -> dict[str, str]:
+    """What the expert file says of its base where --base names its folder: digests of its weights and of its tokenizer. Errors: those of
+    `served_base`.
+    """
+    from compeft_client.serving.served_base import served_base, statements_of
+
+    return statements_of(served_base(Path(base))) if base and base != NONE and Path(base).is_dir() else {}
+
+
 def statistics_for(source: "Source", settings: "PackSettings", base: str | None) -> BaseStatistics | None:
     """What --base asks for: a base's folder, a file of statistics, `none`, or by default the local Hugging Face cache's base, if it is
     there, is a causal language model, is not large, and has the adapter's modules. Errors: InputError, FormatError, LimitError.

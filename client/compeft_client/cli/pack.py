@@ -9,7 +9,7 @@ import typer
 
 from compeft_client.checkpoints.source import read_source
 from compeft_client.cli import pack_output as texts
-from compeft_client.cli.base import statistics_for
+from compeft_client.cli.base import statements_for, statistics_for
 from compeft_client.cli.gguf import As, Base, check_as, written_as_gguf
 from compeft_client.cli.options import AsFormat
 from compeft_client.cli.progress import watched
@@ -146,7 +146,7 @@ def pack(
     key = load_signing_key(sign) if sign else None
     settings = pack_settings(density, budget, scale, factor, init, codec, key, quality, times, exact)
     source = read_source(directory)
-    settings = replace(settings, base=statistics_for(source, settings, base))
+    settings = replace(settings, base=statistics_for(source, settings, base), statements=statements_for(base))
     settings.check()
     with watched("packing", source.size) as tick:
         packed = save_compressed(directory, file, settings, force=force, progress=tick)

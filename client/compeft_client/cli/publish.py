@@ -258,7 +258,7 @@ def _measured(metric: str | None, base: float | None, dense: float | None) -> "S
 def _file_or_packed(path: Path, settings: "PackSettings", base: str | None) -> bytes:
     """The bytes of an expert file, or what a directory packs to."""
     from compeft_client.checkpoints.source import read_source
-    from compeft_client.cli.base import statistics_for
+    from compeft_client.cli.base import statements_for, statistics_for
     from compeft_client.packing.expert_file import is_expert_file, open_expert
     from compeft_client.packing.pack import check_payloads, save_compressed
 
@@ -266,7 +266,7 @@ def _file_or_packed(path: Path, settings: "PackSettings", base: str | None) -> b
         check_payloads(open_expert(path))
         return path.read_bytes()
     source = read_source(path)
-    settings = replace(settings, base=statistics_for(source, settings, base))
+    settings = replace(settings, base=statistics_for(source, settings, base), statements=statements_for(base))
     with tempfile.TemporaryDirectory() as place, watched("packing", source.size) as tick:
         file = Path(place) / "packed.expert"
         for note in save_compressed(path, file, settings, progress=tick).notes:
