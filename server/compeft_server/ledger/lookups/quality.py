@@ -87,7 +87,7 @@ class Measurements(LedgerReader):
     def measured_over_time(self, expert: str, metric: str, first_ms: int, length_ms: int) -> list[tuple[int, float]]:
         """(publication in ms, mean) of the newest measured version in each stretch of `length_ms` from `first_ms`, without version 0."""
         v, q = versions.c, quality.c
-        known = sa.exists().where(q.expert == v.expert, q.version == v.version, q.metric == metric, q.arm == "synced")
+        known = v.version.in_(sa.select(q.version).where(q.expert == expert, q.metric == metric, q.arm == "synced").distinct())
         newest = sa.select(sa.func.max(v.version).label("version"), sa.func.max(v.created_at_ms).label("at_ms"))
         where = (v.expert == expert, v.version > 0, v.created_at_ms >= first_ms, known)
         rows = self._select(newest.where(*where).group_by((v.created_at_ms - first_ms) // length_ms))
