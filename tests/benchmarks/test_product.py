@@ -160,7 +160,10 @@ def test_a_goal_is_reached_by_the_mean_and_by_the_worst_expert() -> None:
         ]
         return goals(rows)
 
-    assert "mean 0.980 (goal 0.95), worst 0.960 (goal 0.75): reached; 2 experts, 1 tasks" in printed(0.96, 1.0)
+    assert "mean 0.980 (goal 0.95), worst 0.960 (goal 0.75): reached, by fewer than 12 experts; 2 experts, 1 tasks" in printed(
+        0.96, 1.0
+    )
+    assert "reached; 12 experts" in printed(*[1.0] * 12)
     assert "missed" in printed(0.74, 1.3)
     assert "missed" in printed(0.94, 0.94)
 
