@@ -78,7 +78,7 @@ def _row(arm: str, runs: Sequence[Outcome], reached: Sequence[float | None], den
     spread = f" ±{statistics.stdev(final):4.1f}" if len(final) > 1 else ""
     total, to_reach = _mean(_sent(r, -1) for r in runs), _all(reached)
     missed = f"{sum(r is None for r in reached)} of {len(reached)} no" if reached else "-"
-    ratios = ["-" if to_reach is None or _all(peer) is None else f"{_all(peer) / to_reach:.1f}x" for peer in (dense, half)]
+    ratios = ["-" if not to_reach or _all(peer) is None else f"{_all(peer) / to_reach:.1f}x" for peer in (dense, half)]
     shown = missed if to_reach is None else _size(to_reach)
     measured = f"{arm:<34} {len(runs):>5} {statistics.mean(final):8.1f}{spread:<7} {_size(total):>12}"
     return f"{measured} {shown:>12} {ratios[0]:>9} {ratios[1]:>9} {_link_share(runs):>10} {total / BUDGET:>10.5%}"
