@@ -12,7 +12,7 @@ the values are where the expert started plus what compression kept of the way it
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from compeft_client.checkpoints.initial_values import Start, read_start
 from compeft_client.checkpoints.source import Source, read_source
 from compeft_client.checkpoints.source_check import notes_of
 from compeft_client.durable_files import written_whole
-from compeft_client.packing.auto_scale import auto_compression
-from compeft_client.packing.base_statistics import BaseStatistics, product_weights
+from compeft_client.packing.base_statistics import product_weights
 from compeft_client.packing.exact_codec import plan_exact
 from compeft_client.packing.expert_file import write_expert
 from compeft_client.packing.part_codec import CodedPart, Progress, code, code_products, silent, tensors_in
 from compeft_client.packing.plan import PlannedPart, plan
 from compeft_client.packing.product_codec import NOTHING, products_of, sides
+from compeft_client.packing.settings import DENSITY, TIMES, PackSettings
 from compeft_client.packing.unpack import (
     MAX_PARAMETERS,
     Loaded,
@@ -39,15 +39,14 @@ from compeft_client.packing.unpack import (
     pieces,
     unpack,
 )
-from compeft_core import Codec, Compression
+from compeft_core import Compression
 from compeft_core.budget import filled
 from compeft_core.errors import InputError
 from compeft_core.product import LowRank, ProductSettings
-from compeft_proto.convert import compression_of
 from compeft_proto.expert_manifest import FilePart, Manifest
-from compeft_proto.keys import SigningKey
 
 __all__ = [
+    "DENSITY",
     "MAX_PARAMETERS",
     "TIMES",
     "Loaded",
@@ -64,11 +63,6 @@ __all__ = [
     "unpack",
 ]
 
-AUTO = "auto"
-DENSITY = 0.05
-"""Of ternary changes, unless told otherwise."""
-TIMES = 50.0
-"""How many times fewer bytes than bfloat16 the products take, unless told otherwise: docs/choosing-compression.md has what it is worth."""
 SMALL_BYTES, SMALL_TIMES = 4096, 4.0
 """Products that would take fewer bytes than that get as many, but stay SMALL_TIMES below bfloat16: side information dominates there."""
 LOW_QUALITY = 0.2
@@ -76,65 +70,6 @@ LOW_QUALITY = 0.2
 Packing warns below it.
 """
 NO_STATEMENTS: Mapping[str, str] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class PackSettings:
-    """How to pack. LoRA's factors are coded as products unless a density, a scale or a codec asks for ternary changes.
-
-    quality: of products, cos^2 of what is kept with what there was, above 0 and below 1.
-    times: of products, how many times fewer bytes than the factors take as bfloat16; neither: TIMES.   budget_bytes: the file takes no
-    more.
-    density, scale, factor: of ternary changes; `auto` is the data-free rule of `auto_scale`, and no factor is 1, or the rule's.
-    base: of products, how much the base model minds an error in each module (`compeft base-stats`); None: all alike.
-    exact: without loss, as what changed since `init`, an earlier checkpoint (docs/exact-delta.md).
-    init: where the expert started, a directory or `seed:N`; None: nobody knows, which costs ternary changes bytes; products need none.
-    statements: what else the manifest says, by keys that begin with `compeft.`; signed, and no part of what is unpacked.
-    """
-
-    density: float | None = None
-    scale: str | None = None
-    factor: float | None = None
-    init: str | None = None
-    budget_bytes: int | None = None
-    codec: Codec | None = None
-    key: SigningKey | None = None
-    quality: float | None = None
-    times: float | None = None
-    statements: Mapping[str, str] = field(default_factory=dict)
-    base: BaseStatistics | None = None
-    exact: bool = False
-
-    @property
-    def is_ternary(self) -> bool:
-        """Whether ternary changes are asked for."""
-        return (self.density, self.scale, self.factor, self.codec) != (None, None, None, None)
-
-    @property
-    def compression(self) -> Compression:
-        """Of ternary changes, as core knows it. Errors: InputError."""
-        density = DENSITY if self.density is None else self.density
-        if self.scale in (None, AUTO):
-            return auto_compression(density, self.factor)
-        return compression_of(density, str(self.scale), 1.0 if self.factor is None else self.factor)
-
-    def check(self) -> None:
-        """Errors: InputError for values out of range, or that do not go together."""
-        if self.exact and (
-            self.is_ternary or (self.quality, self.times, self.base, self.budget_bytes) != (None, None, None, None)
-        ):
-            raise InputError("--exact keeps every bit: no other option says how much is kept")
-        if self.is_ternary and (self.quality, self.times, self.base) != (None, None, None):
-            raise InputError(
-                "--quality, --times and --base are of products, --density, --scale, --factor and --codec of ternary changes: give one "
-                "kind"
-            )
-        if sum(x is not None for x in (self.quality, self.times, self.budget_bytes)) > 1 and self.quality is not None:
-            raise InputError("--quality, --times and --budget all say how much is kept: give --quality, or the other two")
-        if self.quality is not None and not 0 < self.quality < 1:
-            raise InputError(f"invalid --quality {self.quality:g}: expected a number above 0 and below 1, such as 0.5")
-        if self.times is not None and not 1 <= self.times <= 10_000:
-            raise InputError(f"invalid --times {self.times:g}: expected 1 to 10000, such as 200")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +95,7 @@ class Packed:
 def save_compressed(
     directory: Path | str,
     file: Path | str,
-    settings: PackSettings = PackSettings(),
+    settings: PackSettings = PackSettings(),  # noqa: B008  # frozen
     *,
     force: bool = False,
     progress: Progress = silent,

@@ -167,7 +167,7 @@ def test_a_start_that_says_nothing_of_the_expert_is_refused(adapter: Path, tmp_p
     stranger = builders.write_adapter(tmp_path / "stranger", {"x": np.ones((64, 64), np.float32)})
     ia3 = builders.write_adapter(tmp_path / "ia3", {"m.ia3_l": np.ones((64, 1), np.float32)}, peft_type="IA3")
     for directory, init in ((adapter, str(stranger)), (ia3, "seed:1")):
-        with pytest.raises(InputError, match="no tensor that --init"):
+        with pytest.raises(InputError, match="no tensor whose start --init"):
             packed(directory, tmp_path / "x.expert", init=init)
 
 
