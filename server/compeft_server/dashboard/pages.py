@@ -32,12 +32,13 @@ class Pages(OperatorPages):
 
     def cards(self) -> tuple[Card, ...]:
         """All experts."""
-        return figures.read_cards(self.summaries, self._site.now_ms())
+        return self._kept.get("cards", lambda: figures.read_cards(self.summaries, self._site.now_ms()))
 
     def overview(self, request: Request, wanted: TimeRange) -> Response:
         """Bytes, time and money, with the quality beside them."""
         cards = self.cards()
-        shown = over_time(self.summaries, cards, self._site.now_ms(), wanted)
+        now = self._site.now_ms()
+        shown = self._kept.get(("timeline", wanted.name), lambda: over_time(self.summaries, cards, now, wanted))
         drawn = [draw_timeline(shown, frame, log=wanted.log) for frame in (WIDE_PANELS, NARROW_PANELS)] if shown else []
         return self.render(
             request,
@@ -45,9 +46,9 @@ class Pages(OperatorPages):
             overview=figures.overview_of(cards),
             cost=human_cost,
             rounds=sum(closed for _, closed in self.summaries.round_counts().values()),
-            alerts=alerts(self._site.ledger, cards, self._site.now_ms()),
+            alerts=self._kept.get("alerts", lambda: alerts(self._site.ledger, cards, now)),
             max_alerts=MAX_SHOWN,
-            sparklines=sparklines(self.summaries, cards, self._site.now_ms()),
+            sparklines=self._kept.get("sparklines", lambda: sparklines(self.summaries, cards, now)),
             wanted=wanted,
             ranges=RANGES,
             log=wanted.log,

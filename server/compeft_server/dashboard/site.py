@@ -8,6 +8,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, Response
 
 from compeft_proto.keys import PublicKey
+from compeft_server.dashboard.kept import KeptFigures
 from compeft_server.dashboard.security import Gate
 from compeft_server.domain.price import Price
 from compeft_server.ledger.ledger import Ledger
@@ -45,6 +46,7 @@ class Renderer:
     def __init__(self, site: Site) -> None:
         self._site = site
         self.summaries, self._listings = Summaries(site.ledger), Listings(site.ledger)
+        self._kept = KeptFigures(self.summaries, site.now_ms)
         self._templates = environment(TEMPLATES, Path(__file__).parent / "templates")
         self._templates.filters.update(
             iso=text.iso, money=text.human_money, percent=text.human_percent, twice=lambda value: (value, value)

@@ -12,12 +12,14 @@ import sqlalchemy as sa
 from compeft_proto.clock import now_ms
 from compeft_proto.keys import new_key
 from compeft_server.dashboard.audit_words import SENTENCES, said
+from compeft_server.dashboard.kept import KeptFigures
 from compeft_server.data_directory import open_ledger
 from compeft_server.domain.records import Certified, Invited, Refusal, Round
 from compeft_server.ledger import schema
 from compeft_server.ledger.lookups.behind import Behind
 from compeft_server.ledger.lookups.pages import AuditLine
 from compeft_server.ledger.lookups.search import MOST, LedgerSearch
+from compeft_server.ledger.lookups.totals import Summaries
 from tests.server.dashboard.conftest import Served
 from tests.server.dashboard.ledgers import Story, tell
 from tests.server.dashboard.test_pages import text_of
@@ -119,3 +121,13 @@ def test_actions_that_the_ledger_writes_have_a_sentence(told: Served) -> None:
     written = {entry.event.action for entry in told.ledger.audit_entries()}
     assert written <= set(SENTENCES)
     assert Behind(told.ledger).refused_since(0) == {"bad_signature": 60, "replay": 2}
+
+
+def test_figures_are_kept_until_the_ledger_changes_or_a_minute_is_over(told: Served) -> None:
+    reads, clock = [], [0]
+    kept = KeptFigures(Summaries(told.ledger), lambda: clock[0])
+    assert [kept.get("cards", lambda: reads.append(1) or len(reads)) for _ in range(3)] == [1, 1, 1]
+    told.ledger.record_refusal(Refusal(now_ms(), "ipv4:192.0.2.1:5", "sentiment", 1, "replay", "again"))
+    assert kept.get("cards", lambda: reads.append(1) or len(reads)) == 2
+    clock[0] = 60_000
+    assert kept.get("cards", lambda: reads.append(1) or len(reads)) == 3
