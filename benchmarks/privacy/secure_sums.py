@@ -13,6 +13,9 @@ from compeft_core.secure_sum.aggregator import SumAggregator
 from compeft_core.secure_sum.client import Identity, SumClient
 from compeft_core.secure_sum.quantise import Quantiser, shared_support
 
+SHARING = 3
+"""Most clients of Flower's that all share their secrets here; of more only one does."""
+
 
 @dataclass(frozen=True, slots=True)
 class SumFigures:
@@ -76,8 +79,7 @@ def flower_bytes_up(clients: int, size: int) -> int:
     """Bytes that a client of Flower's SecAgg+ sends in one round of so many clients: what its own functions return in each stage, all
     clients neighbours of each other. The masked vector is made among three clients: its bytes do not depend on how many masks are in it.
     """
-    small = _flower_round(clients, 1)
-    return sum(small) - small[2] + _flower_round(3, size)[2]
+    return sum(_flower_round(clients, 1)) + _flower_round(SHARING, size)[2]
 
 
 def _flower_round(clients: int, size: int) -> list[int]:
@@ -87,28 +89,31 @@ def _flower_round(clients: int, size: int) -> list[int]:
     states = {nid: flower.SecAggPlusState() for nid in range(1, clients + 1)}
     setup = {"sample_num": clients, "share_num": clients, "threshold": clients // 2 + 1}
     setup |= {"clipping_range": 8.0, "target_range": 2**22, "mod_range": 2**32, "max_weight": 1000.0}
-    sent = []
-    keys = {}
+    keys, sent = {}, []
     for nid, state in states.items():
         state.nid = nid
-        made = flower._setup(state, {getattr(flower.Key, name): value for name, value in _named(flower, setup).items()})
+        made = flower._setup(state, {getattr(flower.Key, name): value for name, value in _named(setup).items()})
         keys[str(nid)] = [made[flower.Key.PUBLIC_KEY_1], made[flower.Key.PUBLIC_KEY_2]]
         sent += [_size(made)] if nid == 1 else []
-    boxes = {nid: [] for nid in states}
-    for nid, state in states.items():
-        made = flower._share_keys(state, dict(keys))
-        for receiver, box in zip(made[flower.Key.DESTINATION_LIST], made[flower.Key.CIPHERTEXT_LIST], strict=True):
-            boxes[receiver].append((nid, box))
-        sent += [_size(made)] if nid == 1 else []
-    received = {flower.Key.CIPHERTEXT_LIST: [box for _, box in boxes[1]], flower.Key.SOURCE_LIST: [nid for nid, _ in boxes[1]]}
-    vector = np.random.default_rng(0).normal(0, 0.01, size).astype(np.float32)
-    sent.append(_size(flower._collect_masked_vectors(states[1], received, 100, ndarrays_to_parameters([vector]))))
+    first = states[1]
+    sent.append(_size(flower._share_keys(first, dict(keys))))
+    boxes = []
+    for nid in range(2, clients + 1) if clients <= SHARING else ():
+        made = flower._share_keys(states[nid], dict(keys))
+        boxes.append(made[flower.Key.CIPHERTEXT_LIST][made[flower.Key.DESTINATION_LIST].index(1)])
+    received = {flower.Key.CIPHERTEXT_LIST: boxes, flower.Key.SOURCE_LIST: list(range(2, len(boxes) + 2))}
+    if boxes:
+        vector = np.random.default_rng(0).normal(0, 0.01, size).astype(np.float32)
+        sent.append(_size(flower._collect_masked_vectors(first, received, 100, ndarrays_to_parameters([vector]))))
+    else:  # the shares that others would have sent are as long as its own
+        first.rd_seed_share_dict = dict.fromkeys(states, first.rd_seed_share_dict[1])
+        sent.append(0)
     active = {flower.Key.ACTIVE_NODE_ID_LIST: list(states), flower.Key.DEAD_NODE_ID_LIST: []}
-    sent.append(_size(flower._unmask(states[1], active)))
+    sent.append(_size(flower._unmask(first, active)))
     return sent
 
 
-def _named(flower, setup: dict[str, object]) -> dict[str, object]:
+def _named(setup: dict[str, object]) -> dict[str, object]:
     names = {
         "sample_num": "SAMPLE_NUMBER",
         "share_num": "SHARE_NUMBER",

@@ -32,8 +32,8 @@ class PrivateArm:
 ARMS = (
     PrivateArm("dense", dense=True),
     PrivateArm("ternary 5 / 10 %"),
+    PrivateArm("ternary 10 / 40 %", up=0.1, down=0.4),
     PrivateArm("ternary 5 / 10 %, residual", residual=True),
-    PrivateArm("ternary 20 / 10 %", up=0.2),
     PrivateArm("shared support 18 / 20 %", support=0.18, down=0.2),
 )
 
