@@ -26,6 +26,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
     "flower_existing": ("--rounds 1", [*STRATEGIES, "fewer"]),
     "lora_averaging": ("--quick --rounds 1 --rows 4 --test-rows 4", [m.name for m in METHODS]),
     "merge": ("--updates 2 --parameters 131072", ["times_faster_than_numpy_by_1", "times_less_memory_than_flower"]),
+    "privacy": ("sums --clients 6 --size 2000", ["Flower SecAgg+ 6 clients", "sum exact"]),
     "product": ("--quick", ["product space 100 x", "LoRAQuant 2 bit @ 0.9", "below bf16"]),
     "scale_rule": ("--quick --rows 8", ["base 0.", "expert 0."]),
     "startup": ("--versions 2 --starts 1", ["times that of one version", "sync of the whole log"]),
