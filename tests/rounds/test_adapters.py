@@ -6,12 +6,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PeftModel, ShiraConfig, VeraConfig
 
 from compeft_client.flower.peft import arrays_of, origin_of
 from compeft_core.errors import InputError
+from compeft_proto.keys import new_key
+from compeft_server.flower.conductor import ConductorConfig
 from compeft_server.flower.run_health import RunStoppedError
+from compeft_server.flower.strategy import CompressedStrategy, Plan
 from tests.rounds import adapter_rounds
 from tests.rounds.adapter_rounds import adapted, dense_rounds, federated_rounds, llama, mixtral
 from tests.rounds.conftest import World
@@ -108,6 +112,17 @@ def test_several_adapters_train_in_one_expert(world: World) -> None:
     assert {name.split("/")[0] for name in found} == set(names)
     assert far(found, wanted, begun) < 0.02
     assert all((found[n] != begun[n]).any() for n in found if "lora_B" in n), "both have trained"
+
+
+def test_a_seed_for_other_arrays_than_the_models_is_refused_by_name_and_one_for_the_arrays_draws_them() -> None:
+    """A plan of the first adapter knows nothing of the second one: without a word, A would begin as zeros and never train."""
+    model = adapted(llama(), lora(), others=["berlin"])
+    arrays = arrays_of(model, ("default", "berlin"))
+    station = ConductorConfig("127.0.0.1:1", new_key(), new_key().public)
+    with pytest.raises(InputError, match=r"array 'default/.*lora_A.weight' is not one of the model that the plan was made for"):
+        CompressedStrategy(FedAvg(), Plan.for_model(model, "x", seed=0), station).seeded_arrays(arrays)
+    drawn = CompressedStrategy(FedAvg(), Plan.for_model(arrays, "x", seed=0), station).seeded_arrays(arrays)
+    assert all(array.numpy().any() for name, array in drawn.items() if "lora_A" in name)
 
 
 def test_of_a_large_trained_embedding_only_touched_rows_move(world: World) -> None:

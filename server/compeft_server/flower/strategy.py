@@ -113,10 +113,16 @@ class CompressedStrategy(Strategy):
     def seeded_arrays(self, arrays: ArrayRecord) -> ArrayRecord:
         """Arrays of these names and shapes as the plan's seed and bounds give them: begin with them, and no initial byte travels.
 
-        Errors: InputError if the plan has no seed.
+        Errors: InputError if the plan has no seed, or was made for a model without one of the arrays.
         """
         if self.plan.seed is None:
             raise InputError("the plan has no seed: give it one, and the bounds within which each array begins")
+        unread = next((name for name in arrays if self.plan.draw and name not in (self.plan.bounds or {})), None)
+        if unread is not None:
+            raise InputError(
+                f"array {unread!r} is not one of the model that the plan was made for, so its first values are unknown: give "
+                "Plan.for_model the arrays that you start with, or leave seed out"
+            )
         layout = self._layout_of(arrays)
         return self._record(layout, seeded_state(layout, self.plan.seed, _bounds(layout, self.plan)))
 
