@@ -94,6 +94,7 @@ def test_a_version_shows_its_lineage_only_as_it_was_signed(told: Served) -> None
     assert "merge, average, coefficient 1" in text
     assert "density 20 %, scale norm × 1 a vector, codec context; 3,200 of 16,000 parameters kept" in text
     assert text.count("edge-") == 4
+    assert f"{20_800 / 1e9 * 0.08:.9f}".rstrip("0")[:8] in text
     with told.ledger._engine.begin() as connection:
         where = (schema.versions.c.expert == "sentiment", schema.versions.c.version == 3)
         envelope = connection.execute(sa.select(schema.versions.c.envelope).where(*where)).scalar_one()

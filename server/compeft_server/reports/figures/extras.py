@@ -29,7 +29,7 @@ from compeft_server.ledger.ledger import Ledger
 from compeft_server.ledger.lookups.totals import Summaries
 from compeft_server.privacy.account import ExpertAccount
 
-DENSITIES = (0.01, 0.05, 0.10, 0.20)
+DENSITIES = (0.01, 0.02, 0.05, 0.10, 0.20)
 LARGEST_ENCODED = 2**24
 """Of a larger layout this many parameters are encoded and the size is scaled up: blocks of 65,536 are coded apart from each other."""
 
