@@ -50,8 +50,8 @@ def merge_as_factors(
     candidates = read_candidates(paths, "factors", same_base=reading.same_base)
     if candidates[0].fields.get("peft_type") != "LORA":
         raise InputError(
-            f"{paths[0]} is not a LoRA: merge the directories that were packed, not files of products, by average, ties or another method for "
-            "entries"
+            f"{paths[0]} is not a LoRA: merge the directories that were packed, not files of products, by average, ties "
+            "or another method for entries"
         )
     read = []
     for number, candidate in enumerate(candidates, 1):
