@@ -57,9 +57,8 @@ def aggregator(folder: Path) -> Iterator[Aggregator]:
     ledger = open_ledger(settings.data)
     server, port = start(settings, ledger, now_ms)
     made = Aggregator(folder, f"127.0.0.1:{port}", ledger, own_key(settings.data), new_key())
-    ledger.enrol("publisher", made.publisher.public, "publisher", now_ms())
-    for role in ("edge", "publisher"):
-        policy_admin.rule(ledger, "allow", "*", f"role:{role}", policy_admin.USUAL[role], now_ms())
+    ledger.enrol("publisher", made.publisher.public, "edge", now_ms())
+    policy_admin.rule(ledger, "allow", "*", "role:edge", policy_admin.USUAL["edge"], now_ms())
     try:
         yield made
     finally:
