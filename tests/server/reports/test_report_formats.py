@@ -181,7 +181,7 @@ def test_the_quality_of_a_density_is_known_only_where_it_was_used(data: Path, ca
     words = report(data, capsys, "--format", "md")
     assert "| uncompressed | 85.5 % |" in words
     assert "85.2 %, measured (in use, down)" in words
-    assert words.count("unknown: not measured at this density") == 3
+    assert words.count("unknown: not measured at this density") == 4
 
 
 # Formats
