@@ -80,7 +80,7 @@ class Pages(OperatorPages):
             page=page,
             kpis=self._kpis(name, [_published(v, moved.get(v.version, Moved())) for v in reversed(shown)]),
             kpi_value=human_value,
-            **self._picture(card),
+            **self._kept.get(("picture", name), lambda: self._picture(card)),
         )
 
     def version(self, request: Request, name: str, number: int) -> Response:
@@ -150,7 +150,8 @@ class Pages(OperatorPages):
         )
 
     def _card(self, name: str) -> Card:
-        found = figures.read_cards(self.summaries, self._site.now_ms(), name)
+        now = self._site.now_ms()
+        found = self._kept.get(("card", name), lambda: figures.read_cards(self.summaries, now, name))
         if not found:
             raise UnknownExpertError(f"no expert {name[:40]!a} here: choose one of the overview")
         return found[0]
