@@ -4,6 +4,6 @@ blob = encode_exact(old, new)
 new = decode_exact(blob, old)
 """
 
-from compeft_core.exact.delta import decode_exact, encode_exact
+from compeft_core.exact.delta import check_exact, decode_exact, encode_exact
 
-__all__ = ["decode_exact", "encode_exact"]
+__all__ = ["check_exact", "decode_exact", "encode_exact"]

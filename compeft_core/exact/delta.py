@@ -60,6 +60,14 @@ def decode_exact(blob: bytes, old: NDArray[Any], *, workers: int = 1) -> NDArray
     return new
 
 
+def check_exact(blob: bytes, words: int) -> None:
+    """Check that bytes are cut into the blocks of so many words. What is in a block can be checked only against the old words.
+
+    Errors: FormatError.
+    """
+    _streams(blob, _blocks(words))
+
+
 def _bits_of(array: NDArray[Any]) -> int:
     if array.dtype not in WIDTHS:
         raise InputError(f"exact deltas are of uint16 or uint32 words, not of {array.dtype}")

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from google.protobuf.message import DecodeError
 
 from compeft_core.errors import FormatError, LimitError
+from compeft_core.exact import check_exact
 from compeft_proto import envelope as dsse
 from compeft_proto import packed_manifest
 from compeft_proto.convert import read_payload
@@ -97,6 +98,8 @@ def check_payload(part: FilePart, payload: bytes) -> None:
         read_entries(payload, part.layout.size)
     elif part.columns:
         tables_of(part, payload)
+    elif part.delta:
+        check_exact(payload, part.layout.size)
     elif part.deflated_bytes:
         own_bytes(part, payload)
 

@@ -38,6 +38,7 @@ def packed(file: Path, result: Packed, keyid: str | None, output_format: str) ->
                 "bytes": result.total_bytes,
                 "stored_bytes": result.stored_bytes,
                 "bf16_bytes": result.bf16_bytes,
+                "exact": _is_exact(result),
                 "compression": asdict(how),
                 "cosine": cosine,
                 "products": _products(result),
@@ -57,11 +58,17 @@ def packed(file: Path, result: Packed, keyid: str | None, output_format: str) ->
         HEAD_TRAVELS.format(head=head) if head * 10 > result.total_bytes else "",
         *result.notes,
         f"signed by {keyid}" if keyid else "not signed: with --sign KEY others can verify it",
-        NO_QUALITY,
+        "" if _is_exact(result) else NO_QUALITY,
     )
 
 
+def _is_exact(result: Packed) -> bool:
+    return any(c.part.delta for c in result.parts)
+
+
 def _kept(result: Packed, cosine: float) -> str:
+    if _is_exact(result):
+        return "kept every bit; unpacking needs the same --init"
     how, found = result.compression, _products(result)
     if found is None:
         return f"kept {how.density:.4g} of the changes, scale {how.factor:.3g} x {how.scale}, cosine with all of the changes {cosine:.2f}"

@@ -12,8 +12,11 @@ from compeft_client.packing import exact_codec
 from compeft_client.packing.expert_file import open_expert
 from compeft_client.packing.pack import PackSettings, save_compressed
 from compeft_client.packing.unpack import unpack
-from compeft_core.errors import InputError
+from compeft_core import layout_of
+from compeft_core.errors import FormatError, InputError
 from compeft_proto.errors import WrongBaseError
+from compeft_proto.expert_file import check_payload
+from compeft_proto.expert_manifest import FilePart
 
 Tensors = dict[str, torch.Tensor]
 
@@ -111,6 +114,7 @@ def test_the_commands_pack_and_unpack(
     checkpoint(tmp_path / "old", weights())
     checkpoint(tmp_path / "new", stepped(weights(), 1e-5))
     assert run(["pack", "new", "--exact", "--init", "old"]) == 0
+    assert "kept every bit" in capsys.readouterr().out
     assert run(["inspect", "new.expert"]) == 0
     assert "exact delta" in capsys.readouterr().out
     assert run(["unpack", "new.expert", "-o", "out", "--init", "old"]) == 0
@@ -123,3 +127,12 @@ def test_the_commands_pack_and_unpack(
     ):
         assert run(["pack", "new", *options, "--force"]) == code
         assert words in capsys.readouterr().err
+
+
+def test_a_damaged_delta_is_found_without_the_checkpoint_before(tmp_path: Path) -> None:
+    part = FilePart(
+        "model.safetensors", layout_of({"w": (3,)}, ["w"]), ("BF16",), 3, bytes(32), None, None, bytes(32), delta=True
+    )
+    with pytest.raises(FormatError, match="exact delta"):
+        check_payload(part, b"\x01\x00\x00")
+    check_payload(part, b"\x00\x00\x00\x00")
