@@ -2,7 +2,7 @@
 
     VLLM_PLUGINS=compeft COMPEFT_SITE=/var/lib/compeft-edge VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora
 
-Two entry points, both called `compeft`: `vllm.general_plugins` registers a LoRA resolver for fixed names; `vllm.endpoint_plugins` puts
+Two entry points (`vllm_entry`), both called `compeft`: `vllm.general_plugins` registers a LoRA resolver for fixed names; `vllm.endpoint_plugins` puts
 the middleware before vLLM's routes that turns `sentiment@stable` into the fixed name. Everything that decides lies in `resolver`.
 """
 
@@ -20,10 +20,10 @@ from compeft_client.serving.engine_fit import EngineLimits
 from compeft_client.serving.resolver import ExpertResolver
 from compeft_client.serving.resolver_values import ResolverSettings
 from compeft_client.serving.served_base import UNKNOWN_BASE, ServedBase, served_base
+from compeft_client.serving.vllm_entry import NAME
 from compeft_core.budget import bytes_of
 from compeft_core.errors import CompeftError, InputError
 
-NAME = "compeft"
 DEFAULT_BYTES = "4GB"
 
 
@@ -113,25 +113,19 @@ def _base(environment: Mapping[str, str], base: str) -> ServedBase:
 SERVED = Served(os.environ)
 
 
-def register() -> None:
-    """Entry point of `vllm.general_plugins`: registers the resolver. Cheap, and the same when it is called again."""
+async def resolve_lora(base_model_name: str, lora_name: str) -> Any:
+    """VLLM's request for the adapter that a name stands for; None if it is not one of ours, or refused."""
     from vllm.lora.request import LoRARequest
-    from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
 
-    class CompeftResolver(LoRAResolver):  # type: ignore[misc]  # vLLM is not installed where types are checked
-        async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
-            """The adapter that a name stands for; None if it is not one of ours, or refused."""
-            if not is_expert_name(lora_name) or not SERVED.claims(lora_name):
-                return None
-            try:
-                found = await asyncio.to_thread(lambda: SERVED.resolver(base_model_name).resolve(lora_name))
-            except CompeftError as error:
-                _logger().warning("%s: %s", lora_name, error)
-                return None
-            name = found.name if found.name == lora_name else f"{found.name} ({lora_name})"
-            return LoRARequest(lora_name=name, lora_int_id=found.adapter_id, lora_path=str(found.directory))
-
-    LoRAResolverRegistry.register_resolver(NAME, CompeftResolver())
+    if not is_expert_name(lora_name) or not SERVED.claims(lora_name):
+        return None
+    try:
+        found = await asyncio.to_thread(lambda: SERVED.resolver(base_model_name).resolve(lora_name))
+    except CompeftError as error:
+        _logger().warning("%s: %s", lora_name, error)
+        return None
+    name = found.name if found.name == lora_name else f"{found.name} ({lora_name})"
+    return LoRARequest(lora_name=name, lora_int_id=found.adapter_id, lora_path=str(found.directory))
 
 
 class EndpointPlugin:
