@@ -2,7 +2,7 @@
 
     VLLM_PLUGINS=compeft COMPEFT_SITE=/var/lib/compeft-edge VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve BASE --enable-lora
 
-Two entry points (`vllm_entry`), both called `compeft`: `vllm.general_plugins` registers a LoRA resolver for fixed names; `vllm.endpoint_plugins` puts
+Two entry points (`vllm_entry`): `vllm.general_plugins` registers a LoRA resolver for fixed names; `vllm.endpoint_plugins` puts
 the middleware before vLLM's routes that turns `sentiment@stable` into the fixed name. Everything that decides lies in `resolver`.
 """
 
