@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from compeft_client.merging.merge import MergeRequest, merge_experts
     from compeft_client.models.batch_pool import BatchPool
     from compeft_client.models.expert_pool import ExpertPool
-    from compeft_client.packing.pack import PackSettings, from_compressed, load_compressed, save_compressed
+    from compeft_client.packing.pack import save_compressed
+    from compeft_client.packing.settings import PackSettings
+    from compeft_client.packing.unpack import from_compressed, load_compressed
     from compeft_client.search.blend import blend
 
 __all__ = [
@@ -52,14 +54,14 @@ MODULES = {
     "ExpertPool": "models.expert_pool",
     "Floor": "exchange.quality_floor",
     "MergeRequest": "merging.merge",
-    "PackSettings": "packing.pack",
+    "PackSettings": "packing.settings",
     "PackageClient": "exchange.package_client",
     "PoolUsage": "exchange.pool_reports",
     "Trained": "exchange.edge_client",
     "blend": "search.blend",
     "edge_of": "identity.edge_config",
-    "from_compressed": "packing.pack",
-    "load_compressed": "packing.pack",
+    "from_compressed": "packing.unpack",
+    "load_compressed": "packing.unpack",
     "merge_experts": "merging.merge",
     "own_or_simulated": "flower.simulation",
     "report_pool": "exchange.pool_reports",

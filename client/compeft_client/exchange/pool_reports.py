@@ -1,7 +1,13 @@
 """What a pool of experts holds and does, told to an aggregator, so that its report shows the use of a GPU as it was measured there.
 
-    with reporting(edge, pool.usage, every_s=60):
-        ...                                     # serve; a report leaves now, each minute, and at the end
+    from compeft_client import PoolUsage, report_pool, reporting
+
+    def usage() -> PoolUsage:                   # or ExpertPool's own
+        return pool.usage()
+
+    with reporting(edge, usage, every_s=60):    # a report leaves now, each minute, and at the end
+        serve()
+    report_pool(edge, usage())                  # one report
 
 Counters only: no prompt, no row and no weight is in a report. An aggregator that is away, or refuses, is asked again at the next report.
 """

@@ -1,5 +1,10 @@
 """Get an expert back out of its file: `load_compressed`, `unpack`, `from_compressed`.
 
+    from compeft_client import from_compressed, load_compressed
+
+    loaded = load_compressed("my.expert")                   # .tensors: file -> name -> array; .config: its configuration
+    model = from_compressed(base_model, "my.expert")        # a PeftModel
+
 What comes back has the names, types and configuration that went in; the values are where the expert started plus what compression kept
 of the way it went. With `rank="own"` LoRA's factors come at the ranks that were kept: see `own_rank`.
 """

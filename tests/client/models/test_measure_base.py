@@ -23,6 +23,7 @@ from compeft_client.packing.base_statistics import (
     read_statistics,
     write_statistics,
 )
+from compeft_client.packing.expert_file import open_expert
 from compeft_core.errors import CompeftError, FormatError, InputError, LimitError
 from compeft_proto.lora_modules import LoraModule
 from tests.client import builders
@@ -77,6 +78,12 @@ def adapter(folder: Path, name: str = "org/base") -> Path:
 def bytes_of_pack(*arguments: str) -> bytes:
     assert run(["pack", "adapter", "-o", "out.expert", "--times", "8", "--force", *arguments]) == 0
     return Path("out.expert").read_bytes()
+
+
+def payloads_by(base: str) -> list[bytes]:
+    """At a quality, which the length of the manifest does not change."""
+    assert run(["pack", "adapter", "-o", "out.expert", "--quality", "0.9", "--force", "--base", base]) == 0
+    return [part.payload_sha256 for part in open_expert(Path("out.expert")).manifest.parts]
 
 
 def test_a_module_whose_output_the_rest_ignores_has_a_small_gradient(base: Path, tmp_path: Path) -> None:
@@ -137,7 +144,8 @@ def test_packing_by_a_file_and_by_the_folder_is_the_same_and_other_than_without(
     by_file = bytes_of_pack("--base", "base.json")
     assert "modules weighed by how much" in capsys.readouterr().out
     by_folder = bytes_of_pack("--base", str(base))
-    assert by_file == by_folder != plain
+    assert payloads_by("base.json") == payloads_by(str(base)) != payloads_by("none")
+    assert len({plain, by_file, by_folder}) == 3, "beside the payloads, a folder lets the file name its base"
     assert cache_path(weights_digest(base)).exists()
     assert run(["unpack", "out.expert", "-o", "back"]) == 0
     assert set(load_file("back/adapter_model.safetensors")) == set(load_file("adapter/adapter_model.safetensors"))
