@@ -9,13 +9,16 @@ QUICK := tests/core tests/proto tests/fuzz/test_corpus.py tests/docs/test_blocks
 	tests/client/checkpoints tests/client/packing tests/client/merging tests/client/exchange tests/server/aggregation tests/server/chunks \
 	tests/server/policy
 
-.PHONY: demo serving fuzz gpu test quick check lint types contracts generated format clean
+.PHONY: demo serving fuzz gpu test test-long quick check lint types contracts generated format clean
 
 demo: .venv/demo
 	$(BIN)/compeft demo $(ARGS)
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-long: .venv/dev
+	COMPEFT_TEST_LONG=1 $(BIN)/python -m pytest -n auto -m long $(ARGS)
 
 gpu:
 	PYTHONPATH=.:proto:server:client $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)

@@ -2,6 +2,7 @@
 start whole federations run one after the other, whatever the number of workers.
 """
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -26,6 +27,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("e2e") and group_of(item.nodeid) != "e2e":
             raise pytest.UsageError(f"{item.nodeid} is marked e2e: add its file to ALONE in tests/conftest.py")
+    if not os.environ.get("COMPEFT_TEST_LONG"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: make test-long runs it"))
     items.sort(key=lambda item: group_of(item.nodeid) != "e2e")
 
 
