@@ -131,7 +131,7 @@ def products(given: Given) -> Figures:
     """A LoRA packed as products: read and applied to a model on the device (cold), and applied again from memory (warm)."""
     from compeft_client.models import pool_benchmark
 
-    model = pool_benchmark._model(2 if given.quick else 64).to(given.device)
+    model = pool_benchmark.bert_with_lora(2 if given.quick else 64).to(given.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         generator = torch.Generator().manual_seed(0)

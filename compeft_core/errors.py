@@ -5,7 +5,8 @@
     │   ├── NotFiniteError       a parameter or a scale is NaN or infinite
     │   └── LayoutMismatchError  names, shapes or sizes disagree
     ├── FormatError              bytes that are not what they claim to be: do not trust their source
-    └── LimitError               more than a stated cap: raise the cap or send less
+    ├── LimitError               more than a stated cap: raise the cap or send less
+    └── SecureSumError           somebody left the protocol of a secure sum
 
 The packages above core add their branches to this tree; none of them raises a bare exception. A message is one line: it names
 the thing, the two values that disagree and, where there is one, the way out.
@@ -46,3 +47,9 @@ class LimitError(CompeftError):
     """More than a stated cap."""
 
     code = "limit_exceeded"
+
+
+class SecureSumError(CompeftError):
+    """Somebody left the protocol of a secure sum, or too few are left."""
+
+    code = "secure_sum"

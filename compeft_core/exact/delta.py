@@ -61,7 +61,7 @@ def decode_exact(blob: bytes, old: NDArray[Any], *, workers: int = 1) -> NDArray
 
 
 def check_exact(blob: bytes, words: int) -> None:
-    """Check that bytes are cut into the blocks of so many words. What is in a block can be checked only against the old words.
+    """Check that bytes are cut into the blocks of this number of words. The words themselves cannot be checked without the old ones.
 
     Errors: FormatError.
     """

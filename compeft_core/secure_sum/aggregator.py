@@ -12,9 +12,9 @@ from random import Random
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from compeft_core.errors import FormatError
+from compeft_core.errors import FormatError, SecureSumError
 from compeft_core.secure_sum import messages as m
-from compeft_core.secure_sum.client import FEWEST, SecureSumError
+from compeft_core.secure_sum.client import FEWEST
 from compeft_core.secure_sum.graph import neighbours_of, threshold
 from compeft_core.secure_sum.masks import Words, mask_of, unpack
 from compeft_core.secure_sum.shamir import join, lagrange

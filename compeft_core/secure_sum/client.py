@@ -12,7 +12,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from compeft_core.errors import CompeftError, FormatError
+from compeft_core.errors import FormatError, SecureSumError
 from compeft_core.secure_sum import messages as m
 from compeft_core.secure_sum.graph import neighbours_of, threshold
 from compeft_core.secure_sum.masks import Words, mask_of, pack
@@ -20,12 +20,6 @@ from compeft_core.secure_sum.shamir import SHARE_BYTES, Random, split
 
 FEWEST = 3
 """Fewest clients of a sum: of two, each could subtract its own."""
-
-
-class SecureSumError(CompeftError):
-    """Somebody left the protocol of a secure sum, or too few are left."""
-
-    code = "secure_sum"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,15 @@ CompeftError
 
 import grpc
 
-from compeft_core.errors import CompeftError, FormatError, InputError, LayoutMismatchError, LimitError, NotFiniteError
+from compeft_core.errors import (
+    CompeftError,
+    FormatError,
+    InputError,
+    LayoutMismatchError,
+    LimitError,
+    NotFiniteError,
+    SecureSumError,
+)
 
 
 class TrustError(CompeftError):
@@ -199,6 +207,7 @@ STATUS: dict[type[CompeftError], grpc.StatusCode] = {
     NotFiniteError: grpc.StatusCode.INVALID_ARGUMENT,
     LayoutMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     FormatError: grpc.StatusCode.INVALID_ARGUMENT,
+    SecureSumError: grpc.StatusCode.FAILED_PRECONDITION,
     LimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TrustError: grpc.StatusCode.UNAUTHENTICATED,
     SignatureError: grpc.StatusCode.UNAUTHENTICATED,

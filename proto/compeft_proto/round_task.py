@@ -133,7 +133,7 @@ def task_from_values(values: Mapping[str, object]) -> RoundTask:
         weighted_by=_get(values, "weighted-by", str),
         centred=_names(values, "centred"),
         measure_uncompressed=_get(values, "measure-uncompressed", bool),
-        privacy=privacy_from_text(_get({"privacy": "", **values}, "privacy", str)),
+        privacy=privacy_from_text(_get(values, "privacy", str)),
     )
 
 

@@ -15,7 +15,7 @@ from benchmarks.lora_averaging import METHODS
 from compeft_client.models.adapter import adapter_arrays, load_adapter
 from tests.server.dashboard.test_pages import ALL
 
-pytestmark = pytest.mark.xdist_group("benchmarks")
+pytestmark = [pytest.mark.xdist_group("benchmarks"), pytest.mark.long]
 RUNS: dict[str, tuple[str, list[str]]] = {
     "blending": ("--quick --steps 2", ["blend, packed", "blend, unpacked", "the task's own expert"]),
     "catch_up": ("--quick", ["chosen form", " 3       5%", " 3      20%"]),

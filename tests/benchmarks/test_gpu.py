@@ -11,6 +11,7 @@ pytestmark = pytest.mark.xdist_group("benchmarks")
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "gpu.md"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_every_part_runs_and_is_in_the_page_and_the_json(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from benchmarks.federated.report import outcomes_of
 from tests.examples.language_rounds import app_of
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.xdist_group("benchmarks"),
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]

@@ -52,6 +52,7 @@ def test_a_connection_doubles_its_window_each_round_trip_until_the_link_is_full_
     assert start.admit(5.0, 5.0, FIRST_WINDOW) == pytest.approx(5.1)
 
 
+@pytest.mark.long
 def test_the_benchmark_runs_all_arms_and_its_stages_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--size", "20000", "--clients", "2", "--mbit", "100"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

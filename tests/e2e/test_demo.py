@@ -54,6 +54,7 @@ def test_one_federated_round_trains_merges_returns_and_reports(tmp_path: Path) -
     assert processes_of(folder) == []
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_demo_of_a_language_model_reports_both_arms(tmp_path: Path) -> None:
     folder = tmp_path / "run"

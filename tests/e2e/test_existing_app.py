@@ -31,6 +31,7 @@ RAY_DID_NOT_START = (
 NO_RAY = importlib.util.find_spec("ray") is None and os.environ.get("CI") != "true"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(NO_RAY, reason="Flower's simulation needs ray: pip install 'flwr[simulation]'")
 @pytest.mark.timeout(2 * 600)
 def test_the_commands_of_the_page_simulate_the_app_with_an_installed_wheel_and_nothing_else(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from compeft_server.reports.figures.build import read_report
 from tests.e2e.installed import install_wheel
 from tests.e2e.test_existing_app import NO_RAY, simulated_by_the_page
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2 * 600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(2 * 600)]
 ROOT = Path(__file__).parents[2]
 PAGE, APPS = ROOT / "docs" / "fine-tune-a-language-model.md", ROOT / "examples" / "language-model"
 CLIENTS, ROUNDS = 4, 2

@@ -10,7 +10,7 @@ from compeft_server.reports.figures.build import read_report
 from tests.e2e.flower_runs import FlowerRuns, environment, left_of
 from tests.e2e.test_existing_app import traffic
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(900)]
 APP = Path(__file__).parent / "steady_app"
 CLIENTS, ROUNDS = 2, 2
 

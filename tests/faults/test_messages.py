@@ -53,7 +53,7 @@ def test_the_same_envelope_again_gets_the_same_receipt_and_counts_once(world: Wo
     sealed, payload = sent_by(client)
     messages = [xp.SubmitRequest(envelope=sealed), xp.SubmitRequest(data=payload)]
     first, second = submit_raw(world, messages[:1]), submit_raw(world, messages)
-    assert first == second
+    assert [reply.answer for reply in first] == [reply.answer for reply in second]
     assert world.close_round().accepted == 1
     assert isinstance(submit_raw(world, messages), ReplayError)
     assert world.ledger.head(EXPERT) == 1

@@ -94,7 +94,7 @@ def test_one_client_that_fails_does_not_end_the_run_and_is_named_in_its_last_lin
 
     run(world, one_fails, 2)
     assert head(world) == 2
-    assert "client at node 1001 failed in rounds 1, 2: OSError('disk of site B is full')" in caplog.messages[-1]
+    assert "client at node 1001 failed in rounds 1, 2: OSError: disk of site B is full" in caplog.messages[-1]
 
 
 def test_arrays_that_are_not_finite_are_no_update_and_the_tensor_is_named(world: World) -> None:

@@ -10,12 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
+from flwr.app.message.message import make_message
+from flwr.serverapp.exception import AggregationError
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.logger import FLOWER_LOGGER
 
 from compeft_server.flower.run_health import RunStoppedError
 
+FAILURES = (AggregationError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a strategy may end a probe with: it needs more than FedAvg does, so it is not one that only watches."""
+PROBE = Metadata(0, "probe", 1, 2, "", "0", 0.0, 3600.0, "train")
+"""Of a made-up reply: one outside any run, so that a strategy may be wrapped before Flower says which run it is."""
 PLACEHOLDER = {"merged-at-the-aggregator": np.zeros(1, np.float32)}
 """What the replies carry for a strategy whose average of them nobody reads."""
 
@@ -43,8 +49,11 @@ def only_watches(inner: FedAvg) -> bool:
         probed = copy.deepcopy(inner)
     except (TypeError, copy.Error):
         return False
-    with _silent():
-        own, plain = probed.aggregate_train(0, _replies(inner)), FedAvg.aggregate_train(inner, 0, _replies(inner))
+    try:
+        with _silent():
+            own, plain = probed.aggregate_train(0, _replies(inner)), FedAvg.aggregate_train(inner, 0, _replies(inner))
+    except FAILURES:
+        return False
     return _same(own[0], plain[0]) and own[1] == plain[1]
 
 
@@ -54,8 +63,7 @@ def _replies(inner: FedAvg) -> list[Message]:
     for weight, values in ((1, (1.0, -4.0, 0.0)), (3, (2.0, 8.0, 1e-3))):
         arrays = ArrayRecord({"probe": Array(np.array(values, np.float32))})
         content = RecordDict({inner.arrayrecord_key: arrays, "metrics": MetricRecord({inner.weighted_by_key: weight})})
-        asked = Message(RecordDict(), 1, "train")
-        made.append(Message(content, reply_to=asked))
+        made.append(make_message(PROBE, content))
     return made
 
 

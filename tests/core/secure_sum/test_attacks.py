@@ -5,8 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compeft_core.errors import FormatError
-from compeft_core.secure_sum.client import SecureSumError
+from compeft_core.errors import FormatError, SecureSumError
 from compeft_core.secure_sum.messages import Agreement, Masked
 from tests.core.secure_sum.world import Group, refused
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from compeft_core.errors import SecureSumError
 from compeft_core.secure_sum import messages as m
 from compeft_core.secure_sum.aggregator import SumAggregator
-from compeft_core.secure_sum.client import Identity, SecureSumError, SumClient
+from compeft_core.secure_sum.client import Identity, SumClient
 from compeft_core.secure_sum.quantise import Quantiser
 
 SESSION = bytes(range(32))

@@ -79,7 +79,7 @@ def test_filters_work_without_a_reload_and_are_in_the_address(told: Served, page
     page.evaluate("window.stayed = true")
     page.get_by_label("State").select_option("open")
     expect(page.locator("#live")).to_contain_text("2 rounds")
-    page.get_by_label("Expert").select_option("topic/news")
+    page.get_by_role("combobox", name="Expert").select_option("topic/news")
     expect(page.locator("#live")).to_contain_text("1 round")
     assert page.evaluate("window.stayed")
     assert "state=open" in page.url
