@@ -93,4 +93,6 @@ def _wait(engine: Engine) -> None:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(1)
     end = engine.log.read_text(errors="replace")[-3000:]
-    raise RuntimeError(f"vLLM did not come up within {PATIENCE_S:.0f} s: {end}")
+    code = engine.process.poll()
+    how = f"did not come up within {PATIENCE_S:.0f} s" if code is None else f"ended with exit code {code} before it served"
+    raise RuntimeError(f"vLLM {how}: {end}")
