@@ -66,7 +66,7 @@ def small_layout(size: int) -> Layout:
 
 
 def dense_layout(payload_bytes: int) -> Layout:
-    """A layout whose payload is about so many bytes, nearly all of them dense."""
+    """A layout whose payload has about this number of bytes, nearly all of them dense."""
     return layout_of({"a.lora_A": (8, 500), "head": (payload_bytes // 2000, 1000)}, dense=["head"])
 
 

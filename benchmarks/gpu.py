@@ -6,7 +6,7 @@ peak memory and what compression adds to an epoch. Writes one JSON and a Markdow
 fails is in the table as failed, and the exit code is 1.
 
     python -m benchmarks.gpu --model /models/SmolLM2-135M-Instruct
-    python -m benchmarks.gpu --device cpu --quick --out /tmp/gpu        the same code at small sizes, without a GPU
+    python -m benchmarks.gpu --device cpu --quick --out FOLDER           the same code at small sizes, without a GPU
 """
 
 import argparse

@@ -93,7 +93,7 @@ def federation_of(seed: int, rows: int, test_rows: int | None) -> Federation:
 
 
 def leaning(examples: Examples, rows: int, label: int, seed: int) -> Examples:
-    """So many rows, LEANING of them with this label."""
+    """Draw `rows` examples, the share LEANING of them with this label."""
     order = np.random.default_rng(seed).permutation(len(examples))
     many = [row for row in order if examples.labels[row] == label][: round(LEANING * rows)]
     few = [row for row in order if examples.labels[row] != label][: rows - len(many)]

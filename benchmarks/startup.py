@@ -138,7 +138,7 @@ def _address(process: subprocess.Popen[str]) -> str:
 
 
 def start_s(data: Path, starts: int) -> tuple[float, float]:
-    """Seconds and processor seconds of a start, the medians of so many."""
+    """Median seconds and processor seconds of several starts."""
     taken = []
     for _ in range(starts):
         with serving(data) as (_, seconds, used):

@@ -1,4 +1,4 @@
-"""Plain technical English in every string of the product: docstrings, errors and help say what a value is and what was expected."""
+"""Plain technical English in every string of the code: docstrings, errors and help say what a value is and what was expected."""
 
 import ast
 import re
@@ -8,8 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("compeft_core", "proto/compeft_proto", "server/compeft_server", "client/compeft_client")
-FILES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py")) if "_pb2" not in file.name]
-REFUSED = re.compile(r"\b(?:is|are) (?:no(?! longer)|none)\b|\bso many\b|\bwhat there is\b", re.IGNORECASE)
+FOLDERS = (*PACKAGES, "benchmarks", "examples")
+FILES = [file for package in FOLDERS for file in sorted((ROOT / package).rglob("*.py")) if "_pb2" not in file.name]
+REFUSED = re.compile(r"\b(?:is|are) (?:no(?! longer)|none)\b|\bso (?:many|much)\b|\bwhat there is\b", re.IGNORECASE)
 """'x is no address' for 'invalid address x', 'there are none', 'as many as there are': write what is expected instead."""
 
 

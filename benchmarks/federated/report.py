@@ -18,7 +18,7 @@ MARGIN = 0.005
 
 
 def outcomes_of(path: Path) -> list[Outcome]:
-    """The lines of a file of results; none if there is no file."""
+    """The rows of a file of results; an empty list without the file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

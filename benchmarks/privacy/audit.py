@@ -59,7 +59,7 @@ def _figures(scores: np.ndarray, inside: np.ndarray, part: float, multiplier: fl
 
 
 def lower_bound(canaries: int, guesses: int, right: int) -> float:
-    """The largest epsilon that is refuted at CONFIDENCE by so many right guesses; 0 if none is."""
+    """The largest epsilon that this number of right guesses refutes at CONFIDENCE; 0 if it refutes no epsilon."""
     low, high = 0.0, 20.0
     if _p_value(canaries, guesses, right, low) > 1 - CONFIDENCE:
         return 0.0
@@ -70,7 +70,7 @@ def lower_bound(canaries: int, guesses: int, right: int) -> float:
 
 
 def _p_value(canaries: int, guesses: int, right: int, epsilon: float) -> float:
-    """How likely so many right guesses are at most if the mechanism is (epsilon, DELTA)-private: theorem 5.2 of the paper."""
+    """An upper bound of the probability of so large a number of right guesses if the mechanism is (epsilon, DELTA)-private: theorem 5.2."""
     q = 1 / (1 + np.exp(-epsilon))
     tails = np.cumsum(binom.pmf(right - np.arange(1, right + 1), guesses, q))
     alpha = float((tails / np.arange(1, right + 1)).max(initial=0.0))

@@ -76,8 +76,8 @@ def measured_sum(clients: int, gone: int, size: int, density: float, value_bits:
 
 
 def flower_bytes_up(clients: int, size: int) -> int:
-    """Bytes that a client of Flower's SecAgg+ sends in one round of so many clients: what its own functions return in each stage, all
-    clients neighbours of each other. The masked vector is made among three clients: its bytes do not depend on how many masks are in it.
+    """Bytes that a client of Flower's SecAgg+ sends in one round: what its own functions return in each stage, all
+    `clients` neighbours of each other. The masked vector is made among three clients: its bytes do not depend on how many masks are in it.
     """
     return sum(_flower_round(clients, 1)) + _flower_round(SHARING, size)[2]
 

@@ -65,7 +65,7 @@ class TrainingResult:
 
 
 def multiplier_for(epsilon: float, rounds: int) -> float:
-    """The noise multiplier of each of so many rounds that spends `epsilon` at DELTA in all."""
+    """The noise multiplier of a round at which all rounds together spend `epsilon` at DELTA."""
     low, high = 0.01, 1000.0
     for _ in range(60):
         middle = (low * high) ** 0.5

@@ -104,7 +104,7 @@ class SlowStart:
         self._window = self._left = FIRST_WINDOW
 
     def admit(self, begin: float, now: float, count: int) -> float:
-        """When so many bytes may leave that could leave at `begin`."""
+        """The time at which `begin` and this number of bytes let the last byte leave."""
         if now - self._last_s > PAUSE_S:
             self._window = self._left = FIRST_WINDOW
             self._turn_s = begin + self._link.round_trip_s
@@ -143,8 +143,8 @@ class Proxy:
 
 
 class Links:
-    """The links of some clients to one target: their addresses, and what has passed on each since the last question. Without a pipe there
-    are no links in between, and no marks.
+    """The links of some clients to one target: their addresses, and what has passed on each since the last question. Without a pipe the
+    connections are direct and nothing is marked.
     """
 
     def __init__(self, pipe: Connection | None, addresses: list[str]) -> None:

@@ -191,6 +191,6 @@ def _choices(places: Sequence[int], needed: int) -> Iterator[tuple[int, ...]]:
     if len(places) < needed:
         return
     yield tuple(places[:needed])
-    order = Random(needed)  # noqa: S311  # which shares are tried first is no secret
+    order = Random(needed)  # noqa: S311  # the order in which shares are tried is public
     for _ in range(TRIES - 1):
         yield tuple(sorted(order.sample(places, needed)))

@@ -61,7 +61,7 @@ class LongStorm(Storm):
     strikes: Counter[str] = field(default_factory=Counter)
 
     def go_on(self, hours: float) -> Counted:
-        """Rounds for so many hours, then two quiet ones; then everything is checked."""
+        """Run rounds for `hours`, then two rounds without faults, then check everything."""
         self.round(0)
         early, give_up = self._held(), time.monotonic() + 3600 * hours
         attacker = self.site.enrol("attacker")

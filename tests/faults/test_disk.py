@@ -40,7 +40,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(data: Path, leave: int) -> Path:
-    """A file that leaves so many bytes free, or none if somebody else is writing."""
+    """A file that leaves this number of bytes free, or None if somebody else is writing."""
     filler = data / "filler"
     with suppress(OSError):
         filler.write_bytes(bytes(shutil.disk_usage(data).free - leave))

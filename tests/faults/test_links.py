@@ -13,7 +13,7 @@ from tests.rounds.conftest import EXPERT, World, synced_by, trained
 
 
 class Throttle(Relay):
-    """A link that lets so many bytes a second pass towards `target`."""
+    """A link that passes a number of bytes a second to `target`."""
 
     def __init__(self, target: str, bytes_per_s: int) -> None:
         self._rate = bytes_per_s

@@ -38,7 +38,7 @@ FRAMING = 20_000
 
 
 class Cutter(Relay):
-    """A link that cuts the next connection after so many bytes in one direction; None lets everything pass."""
+    """A link that cuts the next connection after a number of bytes in one direction; None lets everything pass."""
 
     def __init__(self, target: str) -> None:
         self.up_limit: int | None = None
@@ -55,7 +55,7 @@ class Cutter(Relay):
 
 
 def cut(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
-    """Pass so many bytes, then end both."""
+    """Pass a number of bytes, then close both connections."""
     passed = 0
     with suppress(OSError):
         while (limit is None or passed < limit) and (data := source.recv(16384)):

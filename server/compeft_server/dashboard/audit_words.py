@@ -38,7 +38,7 @@ SENTENCES: Mapping[str, Sentence] = {
     "retire": lambda s, f: f"{s} was retired" if not f("version") else f"Version {f('version')} of {s} was retired",
     "fetch": lambda s, f: f"{f('keyid')} was given version {f('version')} of {s} ({f('reason')})",
     "unretire": lambda s, f: (
-        f"{s} is no longer retired" if not f("version") else f"Version {f('version')} of {s} is no longer retired"
+        f"{s} was restored to use" if not f("version") else f"Version {f('version')} of {s} was restored to use"
     ),
     "open round": lambda s, f: sentence(f"{_round(f)} of {s} was opened"),
     "close round": lambda s, f: sentence(f"{_round(f)} of {s} was closed"),

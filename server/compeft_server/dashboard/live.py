@@ -11,7 +11,7 @@ from compeft_server.ledger.lookups.totals import Summaries
 EVERY_S = 1.0
 """How often the ledger is looked at, however many pages are open."""
 QUIET_S = 15.0
-"""After so much silence a comment is sent, so that proxies keep the connection."""
+"""Seconds of silence after which a comment is sent, so that proxies keep the connection."""
 LONGEST_S = 3600.0
 MAX_LISTENERS = 64
 

@@ -34,7 +34,7 @@ FULL_MS = 10_000
 
 
 class LedgerGoneError(UnreachableError):
-    """The file of the ledger is no longer the one that was opened."""
+    """The ledger file was deleted or replaced after it was opened."""
 
     code = "ledger_gone"
 

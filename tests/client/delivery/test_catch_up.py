@@ -94,7 +94,7 @@ def versions_of(world: World) -> Versions:
 
 
 def fetched(world: World, name: str, calls: int = 1) -> int:
-    """Payload bytes that a client has fetched in its last call, of so many; a call is recorded just after it has ended."""
+    """Payload bytes that a client has fetched in its last call, once `calls` are recorded; a call is recorded just after it has ended."""
     member = next(m for m in world.ledger.members() if m.name == name)
     found = lambda: [t for t in world.ledger.transfers(EXPERT) if t.keyid == member.public.keyid]  # noqa: E731
     world._wait(lambda: len(found()) == calls)

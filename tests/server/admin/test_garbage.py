@@ -182,7 +182,7 @@ def test_chunks_that_are_claimed_while_they_are_collected_are_never_lost(tmp_pat
 
 
 class Halfway(Relay):
-    """A link that holds a connection up after so many bytes, until it is told to go on."""
+    """A link that stops a connection after a number of bytes, until it is told to go on."""
 
     def __init__(self, target: str) -> None:
         self.hold_after: int | None = None

@@ -168,7 +168,7 @@ def _quality(story: Story, keyids: list[str], number: int, at_ms: int) -> list[d
 
 
 def refuse(ledger: Ledger, count: int, now_ms: int, code: str = "bad_signature") -> None:
-    """Turn away so many submissions."""
+    """Refuse a number of submissions."""
     for number in range(count):
         reason = f"key {number:032x} did not make this signature <script>alert(1)</script>"
         ledger.record_refusal(Refusal(now_ms + number, f"ipv4:192.0.2.{number % 250}:4000", "sentiment", 3, code, reason))

@@ -32,7 +32,7 @@ print(ended)
 
 
 def parent(folder: Path, times: int, way: str, shell: str) -> subprocess.Popen[str]:
-    """A process that runs `shell` as its child, by `start` or `run`, until it is interrupted; so many times. $0 is the folder."""
+    """A process that runs `shell` as its child, by `start` or `run`, until it is interrupted, `times` times. $0 is the folder."""
     (folder / "file").touch()
     command = [sys.executable, "-c", PARENT, str(folder), str(times), way, shell]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)

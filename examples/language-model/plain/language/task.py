@@ -54,7 +54,7 @@ def encoded(tokenizer: PreTrainedTokenizerBase, text: str, answer: str, tokens: 
 
 
 def train(model: PeftModel, rows: Sequence[Row], settings: Settings) -> float:
-    """AdamW on the adapter; the mean loss over all answer tokens of the last epoch, 0.0 where there are no rows."""
+    """AdamW on the adapter; the mean loss over all answer tokens of the last epoch, 0.0 without rows."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=0.0)
     torch.manual_seed(settings.seed)
