@@ -46,7 +46,7 @@ def written_whole(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     finally:
@@ -54,7 +54,8 @@ def written_whole(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Errors: OSError."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -10,9 +10,8 @@ sentiment@sha256:1a2b3c4d... by its digest alone, 16 to 64 hexadecimal digits
 import re
 from dataclasses import dataclass
 
-from compeft_client.delivery.pull import Reference
+from compeft_client.delivery.pull import Reference, reference_of
 from compeft_core.errors import InputError
-from compeft_proto.name_checks import typed_name
 
 SHORT = 8
 """Hexadecimal digits of a digest in a fixed name."""
@@ -42,19 +41,15 @@ class ModelName:
 
 def model_name_of(text: str) -> ModelName:
     """The name that a request gave. Errors: InputError."""
-    expert, at, place = text.partition("@")
-    typed_name(expert, "expert")
-    if at and not place:
-        raise InputError(f"{text!r} ends with @: write {expert}@7 for a version, {expert}@stable for a channel")
-    if place.isascii() and place.isdigit():
-        return ModelName(expert, int(place))
+    found = reference_of(text)
+    expert, place = found.expert, found.channel
     if fixed := FIXED.fullmatch(place):
         return ModelName(expert, int(fixed[1]), digest=fixed[2])
     if digest := DIGEST.fullmatch(place):
         return ModelName(expert, digest=digest[1])
     if ":" in place:
         raise InputError(f"invalid digest in {text[:100]!a}: expected {expert}@sha256: and 16 to 64 hexadecimal digits")
-    return ModelName(expert, channel=place)
+    return ModelName(expert, found.version, place)
 
 
 def fixed_name(expert: str, version: int, digest: bytes) -> str:

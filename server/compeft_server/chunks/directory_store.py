@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from compeft_proto.durable_files import sync_folder
 from compeft_server.chunks.partial_uploads import Parts
 from compeft_server.chunks.store import StoredChunk, checked, in_parts, missing
 
@@ -129,7 +130,7 @@ class DirectoryStore:
         with self._locked(fcntl.LOCK_SH):
             os.utime(source)
             source.replace(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
@@ -144,12 +145,4 @@ class DirectoryStore:
 def _make_folder(folder: Path) -> None:
     if not folder.exists():
         folder.mkdir(exist_ok=True)
-        _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(folder.parent)
