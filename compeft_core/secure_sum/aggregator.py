@@ -5,7 +5,7 @@ by name: a share that does not fit is told by the mask key's public half, or the
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -170,12 +170,12 @@ class SumAggregator:
             return hashlib.sha256(secret).digest() == self.shared[of].commitment
         return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw() == self.adverts[of].mask_key
 
-    def _expect(self, step: int, sender: bytes, allowed: object, known: object) -> None:
+    def _expect(self, step: int, sender: bytes, allowed: Container[bytes], known: Container[bytes]) -> None:
         if self._step != step:
             raise SecureSumError(f"a message of step {step} from {sender.hex()} in step {self._step}")
-        if sender not in allowed:  # type: ignore[operator]
+        if sender not in allowed:
             raise SecureSumError(f"a message of step {step} from {sender.hex()}, which takes no part in it")
-        if sender in known:  # type: ignore[operator]
+        if sender in known:
             raise SecureSumError(f"a second message of step {step} from {sender.hex()}")
 
     def _end(self, step: int, present: Sequence[bytes] | Mapping[bytes, object] | set[bytes]) -> None:

@@ -219,9 +219,9 @@ class Conductor:
         answer: dsse.PayloadType[dsse.N],
     ) -> dsse.N:
         key = self._connection.key
-        command.keyid, command.nonce = key.keyid, secrets.token_bytes(NONCE_BYTES)  # type: ignore[attr-defined]
+        command.keyid, command.nonce = key.keyid, secrets.token_bytes(NONCE_BYTES)  # type: ignore[attr-defined]  # as below
         command.issued_at_ms = now_ms()  # type: ignore[attr-defined]  # every command has these four
-        command.head_size = asked = self._connection.head_size()  # type: ignore[attr-defined]
+        command.head_size = asked = self._connection.head_size()  # type: ignore[attr-defined]  # as below
         found = self._connection.command(dsse.seal(key, kind, command), answer)
         self._connection.follow_log(asked, found.head)  # type: ignore[attr-defined]  # and every answer this one
         return found

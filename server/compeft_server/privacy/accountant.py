@@ -84,4 +84,4 @@ def _dp_accounting() -> ModuleType:
         import dp_accounting
     except ModuleNotFoundError as error:
         raise InputError("the account of private rounds needs dp-accounting: pip install 'compeft[privacy]'") from error
-    return dp_accounting  # type: ignore[no-any-return]
+    return dp_accounting  # type: ignore[no-any-return]  # dp_accounting ships no types

@@ -241,7 +241,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
         while self._owed:
             moved = self._owed.pop()
             try:
-                await self._do(self._writing, lambda moved=moved: self._ledger.record_transfer(moved))  # type: ignore[misc]
+                await self._do(self._writing, lambda moved=moved: self._ledger.record_transfer(moved))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             except Exception as error:  # noqa: BLE001  # whatever the database raises
                 self._owed.append(moved)
                 log.error("what a call moved is still not recorded", error=repr(error))
@@ -266,7 +266,7 @@ class ExchangeService(rpc.ExpertExchangeServicer):
             arrived = time.monotonic()
             if before is not None:
                 call.transfer = flowed(call.transfer, len(data), arrived - before)
-            here = await self._do(self._writing, lambda data=data: self._aggregator.receive(upload, ref, data))  # type: ignore[misc]
+            here = await self._do(self._writing, lambda data=data: self._aggregator.receive(upload, ref, data))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             before = arrived
 
     async def _send(self, call: _Call, reply: xp.SubmitReply | xp.SyncReply) -> None:
