@@ -158,7 +158,7 @@ def test_training_is_what_signed_updates_say_of_it(world: World, capsys: pytest.
         said[kind] = capsys.readouterr().out
     stated = json.loads(said["json"])["training"]
     assert stated == {"updates": 2, "mean_seconds": 3.0, "peak_gpu_bytes": 3 * 10**9, "peak_host_bytes": 10**9}
-    words = "Training, as 2 updates say: 3.00 s on average, at most 3.00 GB on the GPU and 1.00 GB of the process."
+    words = "Training, as 2 updates state: 3.00 s on average, at most 3.00 GB on the GPU and 1.00 GB of the process."
     assert all(words in " ".join(said[kind].split()) for kind in ("html", "md", "text"))
 
 

@@ -58,9 +58,9 @@ function bytesChart(host, table) {
   const bars = uPlot.paths.bars({ size: [1, width, 2] });
   const wire = up.map((value, i) => value + down[i]);
   const label = (_, value) => bytes(value);
-  const series = [{ label: "at", value: (_, value) => (value === null ? "–" : FORMAT.format(new Date(1000 * value))) }, { label: "dense bf16 would have moved", fill: colour("--line"), paths: bars, points: { show: false }, value: label }];
+  const series = [{ label: "time", value: (_, value) => (value === null ? "–" : FORMAT.format(new Date(1000 * value))) }, { label: "dense bf16 would have moved", fill: colour("--line"), paths: bars, points: { show: false }, value: label }];
   series.push({ label: "on the wire", fill: colour("--synced"), paths: bars, points: { show: false }, value: label });
-  if (table.dataset.scale === "linear") series.push({ label: "of it deliveries", fill: colour("--dense"), paths: bars, points: { show: false }, value: label });
+  if (table.dataset.scale === "linear") series.push({ label: "deliveries, part of these", fill: colour("--dense"), paths: bars, points: { show: false }, value: label });
   const made = options(host, 260, series, bytes, range);
   const smallest = Math.min(...wire.filter((value) => value > 0), ...dense.filter((value) => value > 0));
   made.scales.y = table.dataset.scale === "log" ? { distr: 3, range: (_, __, high) => [10 ** Math.floor(Math.log10(smallest)), 10 ** Math.ceil(Math.log10(high))] } : { range: (_, __, high) => [0, high * 1.05] };
@@ -73,7 +73,7 @@ function metricChart(host, tables, range) {
   const colours = ["--synced", "--dense", "--base", "--text"];
   const percent = tables[0].dataset.name.startsWith("accuracy");
   const format = (value) => (value === null || value === undefined ? "–" : percent ? `${(100 * value).toFixed(1)} %` : String(Number(value.toPrecision(4))));
-  const series = [{ label: "at", value: (_, value) => (value === null ? "–" : FORMAT.format(new Date(1000 * value))) }];
+  const series = [{ label: "time", value: (_, value) => (value === null ? "–" : FORMAT.format(new Date(1000 * value))) }];
   const data = [moments];
   tables.forEach((table, i) => {
     const [at, values] = cells(table);

@@ -158,8 +158,10 @@ JAPANESE = {
     "without a file": "ファイル読み込みなし",
     "decoding": "復号",
     "device memory": "装置メモリー",
-    "no GPU": "GPU なし",
-    "Training, as {updates} update(s) say: {seconds} on average, at most {gpu} on the GPU and {host} of the process.": (
+    "Training, as {updates} update(s) state: {seconds} on average without a GPU, at most {host} of the process.": (
+        "学習：更新 {updates} 件の申告によると、GPU なしで平均 {seconds}、プロセスは最大 {host}です。"
+    ),
+    "Training, as {updates} update(s) state: {seconds} on average, at most {gpu} on the GPU and {host} of the process.": (
         "学習：更新 {updates} 件の申告によると、平均 {seconds}、GPU は最大 {gpu}、プロセスは最大 {host}です。"
     ),
     "client": "クライアント",

@@ -104,10 +104,13 @@ def pool_cells(pool: MeasuredPool) -> tuple[str, ...]:
 def training_words(training: TrainingUse, say: Say = ENGLISH) -> str:
     """What updates say of their training, in a sentence."""
     seconds = "–" if training.mean_seconds is None else human_seconds(training.mean_seconds)
-    gpu = human_bytes(training.peak_gpu_bytes) if training.peak_gpu_bytes else str(say("no GPU"))
     host = human_bytes(training.peak_host_bytes) if training.peak_host_bytes else "–"
-    words = "Training, as {updates} update(s) say: {seconds} on average, at most {gpu} on the GPU and {host} of the process."
-    return str(say(words, updates=training.updates, seconds=seconds, gpu=gpu, host=host))
+    values = {"updates": training.updates, "seconds": seconds, "host": host}
+    if not training.peak_gpu_bytes:
+        words = "Training, as {updates} update(s) state: {seconds} on average without a GPU, at most {host} of the process."
+        return str(say(words, **values))
+    words = "Training, as {updates} update(s) state: {seconds} on average, at most {gpu} on the GPU and {host} of the process."
+    return str(say(words, gpu=human_bytes(training.peak_gpu_bytes), **values))
 
 
 def uncompressed_name(score: Score | None, say: Say = ENGLISH) -> str:
